@@ -1,0 +1,43 @@
+//! The two clocks. Everything else takes `now` as an argument, so that pure parts can be
+//! tested without waiting; only loops and writers of records call these functions.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970-01-01 UTC; for rows, records and expiry.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one reader of the wall clock"
+)]
+pub fn wall_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Milliseconds since the process started, never going back; for waits, deadlines and ages.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one reader of the monotonic clock"
+)]
+pub fn tick_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `YYYY-MM-DD HH:MM:SS.mmm` in UTC, the form in which SQLite rows keep times.
+pub fn utc_text(ms: i64) -> String {
+    chrono::DateTime::from_timestamp_millis(ms).map_or_else(String::new, |t| {
+        t.format("%Y-%m-%d %H:%M:%S%.3f").to_string()
+    })
+}
+
+/// `YYYY-MM-DD HH:MM:SS` in the server's time zone, the form of log records.
+pub fn local_text(ms: i64) -> String {
+    chrono::DateTime::from_timestamp_millis(ms).map_or_else(String::new, |t| {
+        t.with_timezone(&chrono::Local)
+            .format("%Y-%m-%d %H:%M:%S")
+            .to_string()
+    })
+}

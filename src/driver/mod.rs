@@ -1,0 +1,23 @@
+//! Device drivers: a closed set, one folder or file each. They own sessions and bytes, know
+//! nothing of events or schemes, and give back a reply or a `Failure` with scope and class.
+
+pub mod mikrotik;
+pub mod sessions;
+
+use std::collections::BTreeMap;
+
+/// One row of a device's answer; values that are not UTF-8 are kept with `\xNN` escapes.
+pub type Row = BTreeMap<String, String>;
+
+/// What a device answered to one command.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// Rows of a table, in the order in which they came.
+    pub rows: Vec<Row>,
+    /// `=ret=` of RouterOS (the `.id` of an added row).
+    pub ret: Option<String>,
+    /// The answer as text, for drivers that speak text.
+    pub text: String,
+    /// A session was opened for this command.
+    pub new_session: bool,
+}

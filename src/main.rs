@@ -1,0 +1,3 @@
+//! Entry point of `nas_event_daemon`.
+
+fn main() {}

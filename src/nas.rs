@@ -1,0 +1,299 @@
+//! The words for a network access server: one settings row, its secrets, its forks, and the
+//! name of its log file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Number of a NAS in the billing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct NasId(pub i64);
+
+impl fmt::Display for NasId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What the daemon does with a NAS's events (`nas.mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Commands are sent.
+    Active,
+    /// Everything is expanded, ordered, rendered and logged; nothing is sent.
+    Observe,
+    /// The NAS is skipped; its events stay ready.
+    Off,
+}
+
+impl Mode {
+    /// Reads the column; NULL and empty mean `active`.
+    pub fn parse(text: Option<&str>) -> Result<Self, String> {
+        match text.map(str::trim).unwrap_or_default() {
+            "" | "active" => Ok(Self::Active),
+            "observe" => Ok(Self::Observe),
+            "off" => Ok(Self::Off),
+            other => Err(format!(
+                "mode is '{other}', expected active, observe or off"
+            )),
+        }
+    }
+
+    /// The word in the column.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Observe => "observe",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// What becomes of an event whose failure is neither "done" nor "try later".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// Kept in `events_dead`, visible, can be retried.
+    Dead,
+    /// Deferred like a time-out.
+    Retry,
+    /// Done with result `dropped`.
+    Drop,
+}
+
+impl OnError {
+    /// Reads a column or a key; NULL and empty mean "not set here".
+    pub fn parse(text: Option<&str>) -> Result<Option<Self>, String> {
+        match text.map(str::trim).unwrap_or_default() {
+            "" => Ok(None),
+            "dead" => Ok(Some(Self::Dead)),
+            "retry" => Ok(Some(Self::Retry)),
+            "drop" => Ok(Some(Self::Drop)),
+            other => Err(format!(
+                "on_error is '{other}', expected dead, retry or drop"
+            )),
+        }
+    }
+}
+
+/// How many events of one NAS run at once: 1 to 100.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Forks(u16);
+
+impl Forks {
+    /// The default of the original's documentation is silent; five suits the RouterOS API.
+    pub const DEFAULT: Self = Self(5);
+    /// Hard cap, as in the original.
+    pub const MAX: u16 = 100;
+
+    /// Clamps to 1..=100 and says so if the value was outside.
+    pub fn clamped(wanted: i64) -> (Self, Option<String>) {
+        let forks = u16::try_from(wanted.clamp(1, i64::from(Self::MAX))).unwrap_or(1);
+        let warning = (i64::from(forks) != wanted)
+            .then(|| format!("forks={wanted} is outside 1..100, {forks} is used"));
+        (Self(forks), warning)
+    }
+
+    /// The number itself.
+    pub fn get(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// One row of the billing's `nas`, checked. Secrets are apart, in [`NasSecret`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Nas {
+    /// Primary key.
+    pub id: NasId,
+    /// Free text; only ever a log file name after [`log_file_names`].
+    pub name: String,
+    /// Management address or host name.
+    pub ip: String,
+    /// `nas.mode`.
+    pub mode: Mode,
+    /// Slots.
+    pub forks: Forks,
+    /// Said once in the daemon log when `forks` was outside its range.
+    pub forks_warning: Option<String>,
+    /// Scheme directory: absolute, or relative to `oss/local`, `oss/core`, the shipped schemes.
+    pub oss_path: Option<String>,
+    /// Old-style script, executed with the cmd as its first argument.
+    pub script_name: Option<String>,
+    /// RouterOS API, TCP; 8728 if not set (8729 with `api_tls`).
+    pub api_port: Option<u16>,
+    /// RouterOS API over TLS.
+    pub api_tls: bool,
+    /// SSH, TCP; 22 if not set.
+    pub ssh_port: Option<u16>,
+    /// NULL = refused with a hint, `tofu` = learned, else the pinned key.
+    pub ssh_host_key: Option<String>,
+    /// Telnet, TCP; 23 if not set.
+    pub telnet_port: Option<u16>,
+    /// RADIUS CoA, UDP; 3799 if not set (RFC 5176 section 2).
+    pub coa_port: Option<u16>,
+    /// Base URL of an HTTP device.
+    pub http_url: Option<String>,
+    /// Device sessions kept at once, 1..=100; 3 if not set.
+    pub max_sessions: Option<u16>,
+    /// Commands per second, no limit if not set.
+    pub max_rate: Option<f64>,
+    /// Deadline of one attempt; the driver's or the script's default if not set.
+    pub timeout: Option<Duration>,
+    /// Overrides the scheme's and the global `on_error`.
+    pub on_error: Option<OnError>,
+    /// JSON object that overrides the scheme's `[vars]`.
+    pub vars: Map<String, Value>,
+}
+
+/// A row that cannot be served, and why. It affects that NAS alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadNas {
+    /// Primary key.
+    pub id: NasId,
+    /// As far as it could be read.
+    pub ip: String,
+    /// For `Skip nas … reason=…`.
+    pub reason: String,
+}
+
+/// Operator's settings that live in our `nas_state`, beside the billing's row.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NasState {
+    /// Nothing is started until this wall time (ms); `i64::MAX` = until resumed.
+    pub paused_until_ms: Option<i64>,
+    /// Why, in the operator's words.
+    pub pause_reason: String,
+    /// Overrides `nas.forks`.
+    pub forks: Option<i64>,
+}
+
+/// Credentials, joined at the start of an attempt; never stored with an event.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct NasSecret {
+    /// Login for API, SSH and telnet.
+    pub login: String,
+    /// Its password.
+    pub password: String,
+    /// Cisco-like `enable`.
+    pub enable_password: String,
+    /// Shared secret of RADIUS CoA.
+    pub coa_secret: String,
+    /// Private key, OpenSSH format.
+    pub ssh_key: String,
+}
+
+impl fmt::Debug for NasSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NasSecret(***)")
+    }
+}
+
+impl NasSecret {
+    /// Texts that must never appear in a transcript.
+    pub fn texts(&self) -> Vec<String> {
+        [
+            &self.password,
+            &self.enable_password,
+            &self.coa_secret,
+            &self.ssh_key,
+        ]
+        .into_iter()
+        .filter(|s| !s.is_empty())
+        .cloned()
+        .collect()
+    }
+}
+
+/// Longest name part of a log file; file systems allow 255 bytes for the whole name.
+const LOG_NAME_MAX: usize = 120;
+
+/// `<name>_<ip>.log` for each NAS: only `A-Z a-z 0-9 . _ -`, never hidden, never two alike
+/// (also where letter case does not count). What had to be changed ends in `_id<id>`.
+pub fn log_file_names<'a>(
+    nases: impl Iterator<Item = (NasId, &'a str, &'a str)>,
+) -> BTreeMap<NasId, String> {
+    let mut rows: Vec<_> = nases.collect();
+    rows.sort_by_key(|row| row.0);
+    let mut taken = BTreeSet::new();
+    let mut names = BTreeMap::new();
+    for (id, name, ip) in rows {
+        let (name_part, name_changed) = safe_part(name);
+        let (ip_part, ip_changed) = safe_part(ip);
+        let plain = format!("{name_part}_{ip_part}");
+        let alike = taken.contains(&plain.to_ascii_lowercase());
+        let file = if name_changed || ip_changed || alike {
+            format!("{plain}_id{id}")
+        } else {
+            plain
+        };
+        taken.insert(file.to_ascii_lowercase());
+        names.insert(id, format!("{file}.log"));
+    }
+    names
+}
+
+fn safe_part(text: &str) -> (String, bool) {
+    let mut safe: String = text
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+                c
+            } else {
+                '_'
+            }
+        })
+        .take(LOG_NAME_MAX)
+        .collect();
+    if safe.starts_with('.') || safe.starts_with('-') {
+        safe.replace_range(0..1, "_");
+    }
+    if safe.is_empty() {
+        safe.push_str("nas");
+    }
+    let changed = safe != text;
+    (safe, changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_names_stay_and_others_become_distinct() {
+        let rows = [
+            (NasId(1), "Test_NAS", "10.90.185.2"),
+            (NasId(2), "../../etc/passwd", "10.0.0.1"),
+            (NasId(3), "test_nas", "10.90.185.2"),
+            (NasId(4), "a/b", "10.0.0.9"),
+            (NasId(5), "a b", "10.0.0.9"),
+            (NasId(6), "", "fe80::1"),
+        ];
+        let names = log_file_names(rows.into_iter());
+        assert_eq!(names[&NasId(1)], "Test_NAS_10.90.185.2.log");
+        assert_eq!(names[&NasId(2)], "_._.._etc_passwd_10.0.0.1_id2.log");
+        assert_eq!(names[&NasId(3)], "test_nas_10.90.185.2_id3.log");
+        assert_eq!(names[&NasId(4)], "a_b_10.0.0.9_id4.log");
+        assert_eq!(names[&NasId(5)], "a_b_10.0.0.9_id5.log");
+        let distinct: BTreeSet<_> = names.values().collect();
+        assert_eq!(distinct.len(), names.len());
+        assert!(
+            names
+                .values()
+                .all(|n| !n.contains('/') && !n.starts_with('.'))
+        );
+    }
+
+    #[test]
+    fn forks_are_clamped_with_a_warning() {
+        assert_eq!(Forks::clamped(101).0.get(), 100);
+        assert!(Forks::clamped(101).1.is_some());
+        assert_eq!(Forks::clamped(-5).0.get(), 1);
+        assert_eq!(Forks::clamped(7), (Forks(7), None));
+    }
+}

@@ -1,0 +1,303 @@
+//! The durable log: every promise of the daemon about events, in domain words. SQLite and
+//! PostgreSQL keep it alike (`tests/store_contract.rs` runs the same body on both). The
+//! database is the log, not the scheduler: `dispatch::lanes` decides what may run, the store
+//! makes each transition a compare-and-set on (id, state, epoch, try).
+
+pub mod postgres;
+pub mod rows;
+pub mod sqlite;
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+pub use rows::{AccountFlags, Counts, EventRow, Expansion, Filter, SqlAnswer, Token, WhereIs};
+
+use crate::attempt::DoneResult;
+use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
+use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+
+/// What can go wrong with the database.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The URL, the file or the server cannot be opened.
+    #[error("cannot open the database {url}")]
+    Open {
+        /// Without a password.
+        url: String,
+        /// Cause.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// Our own tables cannot be brought up to date.
+    #[error("cannot migrate the database {url}")]
+    Migrate {
+        /// Without a password.
+        url: String,
+        /// Cause.
+        #[source]
+        source: sqlx::migrate::MigrateError,
+    },
+    /// The billing's tables lack something that the daemon reads.
+    #[error("the billing's tables do not fit: {0}")]
+    Billing(String),
+    /// Another daemon holds the database.
+    #[error("the database is owned by {holder}, seen alive {seen_ms} ms ago")]
+    Owned {
+        /// `host pid=…`.
+        holder: String,
+        /// Age of its last sign of life.
+        seen_ms: i64,
+    },
+    /// A statement failed; may work later.
+    #[error("{doing}")]
+    Sql {
+        /// What was being done.
+        doing: &'static str,
+        /// Cause.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The request itself makes no sense.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Short form.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// One writer turn: settles before starts, one transaction. Settling A and starting B of the
+/// same lane is allowed in one turn; B executes only after the commit.
+#[derive(Debug, Clone, Default)]
+pub struct Turn {
+    /// Ownership epoch; nothing is written if it is not the current one.
+    pub epoch: i64,
+    /// Finished attempts, and waiting events that expired.
+    pub settles: Vec<Settle>,
+    /// Events to mark `running`.
+    pub starts: Vec<EventId>,
+}
+
+/// One event's way out of `running` (or out of waiting, if `try_count` is none).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settle {
+    /// Event.
+    pub id: EventId,
+    /// Try that was claimed; the compare-and-set. `None` = the event was not running
+    /// (expired or superseded while it waited).
+    pub try_count: Option<u32>,
+    /// Where it goes.
+    pub to: SettleTo,
+    /// Exit code, trap category or HTTP status; 0 = none.
+    pub code: i32,
+    /// Duration of the attempt, ms.
+    pub ms: i64,
+    /// Error text, without secrets.
+    pub error: Option<String>,
+}
+
+/// Destination of a settled event.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SettleTo {
+    /// `events_done`.
+    Done {
+        /// Result word.
+        result: DoneResult,
+        /// Answer of an interactive command.
+        answer: Option<String>,
+        /// Hash of the scheme.
+        scheme_hash: String,
+    },
+    /// Back to the stack, state `deferred`, not before this wall time.
+    Deferred {
+        /// Wall time, ms.
+        until_ms: i64,
+        /// It may have been applied.
+        possible_duplicate: bool,
+    },
+    /// `events_dead`.
+    Dead {
+        /// Why, in one line.
+        reason: String,
+    },
+    /// Back to `ready`; the try is not counted.
+    Ready {
+        /// It may have been applied.
+        possible_duplicate: bool,
+    },
+}
+
+/// What a turn really changed. What is missing here was fenced or is gone.
+#[derive(Debug, Clone, Default)]
+pub struct Turned {
+    /// Settled ids.
+    pub settled: Vec<EventId>,
+    /// Started events with everything an attempt needs.
+    pub started: Vec<Started>,
+}
+
+/// A started event, as it stands in the row that is now `running`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Started {
+    /// Event.
+    pub id: EventId,
+    /// Command.
+    pub cmd: String,
+    /// Account.
+    pub user: Option<UserId>,
+    /// Abonent.
+    pub abonent: Option<i64>,
+    /// Service.
+    pub usluga: Option<i64>,
+    /// Variables.
+    pub params: Params,
+    /// Number of this try, from 1.
+    pub try_count: u32,
+    /// May have been executed before.
+    pub possible_duplicate: bool,
+}
+
+/// What `post` did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Posted {
+    /// New rows, ids in the order of the events.
+    New(Vec<EventId>),
+    /// The same idempotency key came before with the same body: its ids.
+    Again(Vec<EventId>),
+    /// The same key came with another body.
+    Conflict,
+}
+
+/// Guards one `post` against being done twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Chosen by the producer; kept 24 h.
+    pub key: String,
+    /// SHA-256 of the body, hex.
+    pub body_hash: String,
+}
+
+/// Everything that the daemon and its tools ask of a database.
+#[async_trait]
+pub trait Store: Send + Sync {
+    // -- start-up ---------------------------------------------------------------------------
+
+    /// Checks the billing's tables and views: one text per missing thing. Empty = fine.
+    async fn check_billing(&self) -> Result<Vec<String>>;
+
+    /// Becomes the owner (scope `all`) and returns the new epoch, or [`Error::Owned`] while the
+    /// last holder has been seen within `stale_ms`.
+    async fn own(&self, holder: &str, stale_ms: i64) -> Result<i64>;
+
+    /// Renews the sign of life. `false` = somebody else is the owner now.
+    async fn still_own(&self, epoch: i64) -> Result<bool>;
+
+    /// Gives the ownership up, so that the next daemon need not wait.
+    async fn disown(&self, epoch: i64) -> Result<()>;
+
+    /// Returns what an older epoch left `running` to `ready`, flagged `possible_duplicate`,
+    /// with one more death. `max_deaths` deaths = dead. Returns (returned, buried).
+    async fn recover(&self, epoch: i64, max_deaths: u32) -> Result<(u64, u64)>;
+
+    // -- intake -----------------------------------------------------------------------------
+
+    /// Puts events onto the compact stack: one transaction, all or nothing.
+    async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted>;
+
+    // -- expansion --------------------------------------------------------------------------
+
+    /// Expands up to `limit` compact events (lowest ids first) in one transaction. `cmds` are
+    /// the commands outside the catalogue that loaded schemes define.
+    async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion>;
+
+    /// Lets rows with an error be tried at once (settings changed).
+    async fn retry_expansion(&self) -> Result<u64>;
+
+    // -- dispatch ---------------------------------------------------------------------------
+
+    /// Waiting events of one NAS with `id >= from`, ordered by id.
+    async fn load(&self, nas: NasId, from: EventId, limit: usize) -> Result<Vec<Waiting>>;
+
+    /// The first waiting events of one lane, ordered by id.
+    async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>>;
+
+    /// NASes that have anything on the main stack.
+    async fn stacked_nases(&self) -> Result<Vec<NasId>>;
+
+    /// One writer turn.
+    async fn turn(&self, turn: &Turn) -> Result<Turned>;
+
+    // -- settings ---------------------------------------------------------------------------
+
+    /// Every row of `nas`, checked one by one.
+    async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>>;
+
+    /// Operator's settings.
+    async fn nas_states(&self) -> Result<BTreeMap<NasId, NasState>>;
+
+    /// Replaces the operator's settings of one NAS.
+    async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()>;
+
+    /// Credentials of one NAS; empty ones if there is no row.
+    async fn secret(&self, nas: NasId) -> Result<NasSecret>;
+
+    // -- looks and operators' changes -------------------------------------------------------
+
+    /// Numbers for `event_count.sh`, `stack count` and the metrics.
+    async fn counts(&self) -> Result<Counts>;
+
+    /// Events of one place, newest first, at most `filter.limit`.
+    async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>>;
+
+    /// One event, wherever it is.
+    async fn event(&self, id: EventId) -> Result<Option<EventRow>>;
+
+    /// Posts a dead event anew at its lane's tail with fresh PARAMS and marks it `retried_as`.
+    /// Skips it (`None`) if it is not dead, was retried already, or its lane has a later
+    /// state-changing event that is waiting or done.
+    async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>>;
+
+    /// Removes an event that is not running: to `events_done` with result `dropped`.
+    async fn drop_event(&self, id: EventId, why: &str) -> Result<bool>;
+
+    /// Flags of the accounts of a NAS (or of one account), for `resync`.
+    async fn account_flags(
+        &self,
+        nas: Option<NasId>,
+        user: Option<UserId>,
+    ) -> Result<Vec<AccountFlags>>;
+
+    /// Deletes at most `limit` done events finished before `before_ms`.
+    async fn prune_done(&self, before_ms: i64, limit: usize) -> Result<u64>;
+
+    // -- access -----------------------------------------------------------------------------
+
+    /// Stores a token by its SHA-256.
+    async fn add_token(&self, token: &Token) -> Result<()>;
+
+    /// Finds a token by its SHA-256.
+    async fn token(&self, hash: &str) -> Result<Option<Token>>;
+
+    /// Appends to the audit table.
+    async fn audit(&self, who: &str, what: &str, detail: &str) -> Result<()>;
+
+    /// Runs an operator's own statement; `nas_secret` and `token` are never readable, and
+    /// nothing can be changed unless `write`.
+    async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer>;
+}
+
+/// The URL without its password, for messages.
+pub fn shown_url(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if at > scheme => {
+            let user = url.get(scheme + 3..at).unwrap_or_default();
+            let user = user.split(':').next().unwrap_or_default();
+            format!(
+                "{}://{user}{}",
+                url.get(..scheme).unwrap_or_default(),
+                url.get(at..).unwrap_or_default()
+            )
+        }
+        _ => url.to_owned(),
+    }
+}

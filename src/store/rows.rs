@@ -1,0 +1,155 @@
+//! What the store hands out: rows for tools, counts, filters.
+
+use serde::Serialize;
+
+use crate::event::{EventId, Params, Waiting};
+
+/// Result of one expansion batch.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Expansion {
+    /// Now on the main stack, in the order in which they were expanded.
+    pub moved: Vec<Waiting>,
+    /// Rows that got an `error`, with it.
+    pub failed: Vec<(EventId, String)>,
+    /// Rows that went to dead (reason `overtaken`).
+    pub overtaken: usize,
+    /// The batch was as large as its limit: there may be more.
+    pub full: bool,
+}
+
+/// Numbers of the stacks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Rows of the compact stack.
+    pub compact: i64,
+    /// Those of them that carry an `error`.
+    pub unexpandable: i64,
+    /// (event_type, rows) of the main stack, by name.
+    pub main: Vec<(String, i64)>,
+    /// (nas_id, state, rows) of the main stack.
+    pub by_nas: Vec<(i64, String, i64)>,
+    /// Rows of `events_dead`.
+    pub dead: i64,
+    /// Age of the oldest waiting row, seconds.
+    pub oldest_s: i64,
+}
+
+/// Where an event stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhereIs {
+    /// `events_stack_compact`
+    Compact,
+    /// `events_stack`
+    Stack,
+    /// `events_dead`
+    Dead,
+    /// `events_done`
+    Done,
+}
+
+/// One event for people: every column that they ask for, times in wall ms.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EventRow {
+    /// Number.
+    pub id: EventId,
+    /// Which table.
+    pub place: WhereIs,
+    /// compact, ready, running, deferred, held, dead, or the result of a done event.
+    pub state: String,
+    /// Command.
+    pub cmd: String,
+    /// Account.
+    pub user_id: Option<i64>,
+    /// Abonent.
+    pub abonent_id: Option<i64>,
+    /// NAS, as far as it is known.
+    pub nas_id: Option<i64>,
+    /// Who posted it.
+    pub source: Option<String>,
+    /// Bulk call.
+    pub batch_id: Option<String>,
+    /// Accepted at.
+    pub event_date_ms: i64,
+    /// Tries burnt.
+    pub try_count: i64,
+    /// Deferred until.
+    pub next_try_ms: Option<i64>,
+    /// Finished, died.
+    pub ended_ms: Option<i64>,
+    /// May have been executed twice.
+    pub possible_duplicate: bool,
+    /// Last code.
+    pub code: Option<i64>,
+    /// Last error, reason of death, or why it cannot be expanded.
+    pub error: Option<String>,
+    /// Duration of the last attempt, ms.
+    pub ms: Option<i64>,
+    /// Answer of an interactive command.
+    pub answer: Option<String>,
+    /// Variables, while the event is on the stack or dead.
+    pub params: Option<Params>,
+    /// The event that a retry of this one became.
+    pub retried_as: Option<i64>,
+    /// Short hash of the scheme.
+    pub scheme_hash: Option<String>,
+}
+
+/// Which events to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// compact, ready, running, deferred, held, dead, done; none = compact + main stack.
+    pub state: Option<String>,
+    /// Only this NAS.
+    pub nas: Option<i64>,
+    /// Only this account.
+    pub user: Option<i64>,
+    /// Only this command.
+    pub cmd: Option<String>,
+    /// Only this bulk call.
+    pub batch: Option<String>,
+    /// Keyset paging: ids below this one.
+    pub before: Option<i64>,
+    /// At most this many, 1..=1000.
+    pub limit: usize,
+}
+
+/// What the billing says an account shall have (states of the vendor's state model).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AccountFlags {
+    /// Account.
+    pub user_id: i64,
+    /// Its NAS.
+    pub nas_id: Option<i64>,
+    /// Moved to trash.
+    pub deleted: bool,
+    /// At least one traffic service without admin block.
+    pub accept: bool,
+    /// No paid traffic service: "no money" page.
+    pub redirect: bool,
+    /// Has a speed to set.
+    pub rated: bool,
+}
+
+/// An API token; the secret itself is never stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Token {
+    /// Operator's name for it.
+    pub name: String,
+    /// viewer, support, operator or admin.
+    pub scope: String,
+    /// SHA-256 of the secret, hex.
+    #[serde(skip)]
+    pub hash: String,
+}
+
+/// Answer of an operator's own statement.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SqlAnswer {
+    /// Column names.
+    pub columns: Vec<String>,
+    /// Values as canonical text; none = NULL.
+    pub rows: Vec<Vec<Option<String>>>,
+    /// Rows changed by a writing statement.
+    pub changed: u64,
+}
