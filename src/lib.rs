@@ -25,6 +25,7 @@ pub mod clock;
 pub mod config;
 pub mod event;
 pub mod nas;
+pub mod shell;
 
 // the ground
 pub mod logs;
