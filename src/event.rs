@@ -258,6 +258,59 @@ impl Params {
     }
 }
 
+impl Params {
+    /// PARAMS of an event: the account's row, overlaid by the service's row, overlaid by the
+    /// event's own object. Names of the event's own object are checked; a bad one is named.
+    pub fn overlaid(
+        account: Map<String, Value>,
+        service: Option<Map<String, Value>>,
+        own: Option<&Map<String, Value>>,
+    ) -> Result<Self, String> {
+        let mut all = account;
+        all.extend(service.unwrap_or_default());
+        for (name, value) in own.into_iter().flatten() {
+            if !is_name(name) {
+                let shown: String = name.chars().take(80).collect();
+                return Err(format!(
+                    "params: {shown:?} is no variable name (^[a-z][a-z0-9_]{{0,63}}$)"
+                ));
+            }
+            if refused_name(name) {
+                return Err(format!(
+                    "params: {name} is refused: secrets and proxies are no variables"
+                ));
+            }
+            all.insert(name.clone(), canonical(value));
+        }
+        Ok(Self(all))
+    }
+}
+
+/// Names that never become variables: they would leak secrets or steer programs.
+pub fn refused_name(name: &str) -> bool {
+    name.ends_with("_proxy")
+        || ["psw", "password", "secret"]
+            .iter()
+            .any(|part| name.contains(part))
+}
+
+/// The form in which PARAMS keep a value: NULL is empty, booleans are 1 and 0, whole numbers
+/// stay numbers, other numbers are plain decimal text.
+fn canonical(value: &Value) -> Value {
+    match value {
+        Value::Null => Value::String(String::new()),
+        Value::Bool(b) => Value::from(i64::from(*b)),
+        Value::Number(n) if n.is_f64() => {
+            let f = n.as_f64().unwrap_or_default();
+            let text = format!("{f:.10}");
+            let text = text.trim_end_matches('0').trim_end_matches('.');
+            text.parse::<i64>()
+                .map_or_else(|_| Value::String(text.to_owned()), Value::from)
+        }
+        Value::Number(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => value.clone(),
+    }
+}
+
 /// Canonical text of one JSON value.
 pub fn value_text(value: &Value) -> String {
     match value {

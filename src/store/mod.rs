@@ -3,11 +3,14 @@
 //! database is the log, not the scheduler: `dispatch::lanes` decides what may run, the store
 //! makes each transition a compare-and-set on (id, state, epoch, try).
 
+mod billing;
+mod nas_row;
 pub mod postgres;
 pub mod rows;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -48,6 +51,12 @@ pub enum Error {
         holder: String,
         /// Age of its last sign of life.
         seen_ms: i64,
+    },
+    /// A later owner has taken over; this process must stop.
+    #[error("epoch {epoch} is over: another daemon owns the database now")]
+    Fenced {
+        /// Ours.
+        epoch: i64,
     },
     /// A statement failed; may work later.
     #[error("{doing}")]
@@ -284,6 +293,15 @@ pub trait Store: Send + Sync {
     /// Runs an operator's own statement; `nas_secret` and `token` are never readable, and
     /// nothing can be changed unless `write`.
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer>;
+}
+
+/// Opens and migrates the database behind `url`.
+pub async fn connect(url: &str) -> Result<Arc<dyn Store>> {
+    if url.starts_with("sqlite:") {
+        Ok(Arc::new(sqlite::Sqlite::open(url).await?))
+    } else {
+        Err(Error::Refused("PostgreSQL comes next".to_owned()))
+    }
 }
 
 /// The URL without its password, for messages.

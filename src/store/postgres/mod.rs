@@ -1,1 +1,1 @@
-//! (to be written)
+//! PostgreSQL: production. (to be written)

@@ -1,1 +1,281 @@
-//! (to be written)
+//! SQLite: the embedded default. WAL, `synchronous=FULL`, one writer connection behind a fair
+//! queue, a few `query_only` readers. Every write begins with `BEGIN IMMEDIATE`: a deferred
+//! transaction that upgrades fails at once, whatever the busy timeout says.
+
+mod billing;
+mod compact;
+mod expand;
+mod look;
+mod nas;
+mod owner;
+mod stack;
+
+use std::borrow::Cow;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{
+    ConnectOptions, Connection, SqlSafeStr, Sqlite as Db, SqliteConnection, SqlitePool, Transaction,
+};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{
+    AccountFlags, Counts, Error, EventRow, Expansion, Filter, Idempotency, Posted, Result,
+    SqlAnswer, Store, Token, Turn, Turned, shown_url,
+};
+use crate::clock;
+use crate::event::{Cmd, CompactEvent, EventId, UserId, Waiting};
+use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+
+/// How long a write waits for another process that holds the lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Readers at once: REST, tools, PARAMS of the next turn.
+const READERS: u32 = 4;
+/// Page cache of one connection, KiB; the hot stacks fit.
+const CACHE_KIB: i64 = 16 * 1024;
+/// After this much uninterrupted writing the lock is left free for a moment, so that other
+/// processes get their inserts in (SQLite's back-off would starve them), ms.
+const WRITE_STRETCH_MS: u64 = 25;
+/// The moment itself.
+const WRITE_GAP: Duration = Duration::from_millis(1);
+
+/// The embedded store.
+pub struct Sqlite {
+    writer: Mutex<Writer>,
+    readers: SqlitePool,
+    billing: std::sync::RwLock<billing::Shape>,
+}
+
+struct Writer {
+    conn: SqliteConnection,
+    stretch_from: u64,
+    known_cmds: Vec<Cmd>,
+}
+
+/// Maps a failed statement to what was being done.
+fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+    move |source| Error::Sql { doing, source }
+}
+
+impl Sqlite {
+    /// Opens (creates) the file, migrates our tables, creates the sample billing where none of
+    /// its names exists.
+    pub async fn open(url: &str) -> Result<Self> {
+        let fail = |source| Error::Open {
+            url: shown_url(url),
+            source,
+        };
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(fail)?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("cache_size", format!("-{CACHE_KIB}"))
+            .pragma("temp_store", "memory")
+            .statement_cache_capacity(200)
+            .disable_statement_logging();
+        let mut conn = SqliteConnection::connect_with(&options)
+            .await
+            .map_err(fail)?;
+        migrator()
+            .run_direct(None, &mut conn, false)
+            .await
+            .map_err(|source| Error::Migrate {
+                url: shown_url(url),
+                source,
+            })?;
+        billing::create_sample(&mut conn).await?;
+        let shape = billing::Shape::read(&mut conn).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .test_before_acquire(false)
+            .connect_with(options.create_if_missing(false).pragma("query_only", "on"))
+            .await
+            .map_err(fail)?;
+        compact::create_catalogue(&mut conn).await?;
+        let writer = Writer {
+            conn,
+            stretch_from: clock::tick_ms(),
+            known_cmds: Vec::new(),
+        };
+        Ok(Self {
+            writer: Mutex::new(writer),
+            readers,
+            billing: std::sync::RwLock::new(shape),
+        })
+    }
+
+    /// The writer, in turn; leaves the database free for a moment after a long stretch.
+    async fn write(&self) -> MutexGuard<'_, Writer> {
+        let mut writer = self.writer.lock().await;
+        let now = clock::tick_ms();
+        if now.saturating_sub(writer.stretch_from) >= WRITE_STRETCH_MS {
+            tokio::time::sleep(WRITE_GAP).await;
+            writer.stretch_from = clock::tick_ms();
+        }
+        writer
+    }
+
+    fn shape(&self) -> billing::Shape {
+        self.billing.read().map(|s| s.clone()).unwrap_or_default()
+    }
+}
+
+impl Writer {
+    async fn begin(&mut self) -> Result<Transaction<'_, Db>> {
+        self.conn
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(sql("begin a write transaction"))
+    }
+}
+
+fn migrator() -> Migrator {
+    let files: [(i64, &str, &str); 1] = [(
+        1,
+        "events",
+        include_str!("../../../migrations/sqlite/0001_events.sql"),
+    )];
+    Migrator::with_migrations(
+        files
+            .into_iter()
+            .map(|(version, name, text)| {
+                let text = sqlx::AssertSqlSafe(text.to_owned()).into_sql_str();
+                Migration::new(
+                    version,
+                    Cow::Owned(name.to_owned()),
+                    MigrationType::Simple,
+                    text,
+                    false,
+                )
+            })
+            .collect(),
+    )
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn check_billing(&self) -> Result<Vec<String>> {
+        let shape = {
+            let mut writer = self.write().await;
+            billing::Shape::read(&mut writer.conn).await?
+        };
+        let missing = shape.missing();
+        if let Ok(mut kept) = self.billing.write() {
+            *kept = shape;
+        }
+        Ok(missing)
+    }
+
+    async fn own(&self, holder: &str, stale_ms: i64) -> Result<i64> {
+        owner::own(self, holder, stale_ms).await
+    }
+
+    async fn still_own(&self, epoch: i64) -> Result<bool> {
+        owner::still_own(self, epoch).await
+    }
+
+    async fn disown(&self, epoch: i64) -> Result<()> {
+        owner::disown(self, epoch).await
+    }
+
+    async fn recover(&self, epoch: i64, max_deaths: u32) -> Result<(u64, u64)> {
+        owner::recover(self, epoch, max_deaths).await
+    }
+
+    async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted> {
+        compact::post(self, events, guard).await
+    }
+
+    async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
+        expand::expand(self, limit, cmds).await
+    }
+
+    async fn retry_expansion(&self) -> Result<u64> {
+        compact::retry_expansion(self).await
+    }
+
+    async fn load(&self, nas: NasId, from: EventId, limit: usize) -> Result<Vec<Waiting>> {
+        stack::load(self, nas, from, limit).await
+    }
+
+    async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>> {
+        stack::refill(self, nas, user, limit).await
+    }
+
+    async fn stacked_nases(&self) -> Result<Vec<NasId>> {
+        stack::stacked_nases(self).await
+    }
+
+    async fn turn(&self, turn: &Turn) -> Result<Turned> {
+        stack::turn(self, turn).await
+    }
+
+    async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>> {
+        nas::nases(self).await
+    }
+
+    async fn nas_states(&self) -> Result<std::collections::BTreeMap<NasId, NasState>> {
+        nas::states(self).await
+    }
+
+    async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()> {
+        nas::set_state(self, nas, state).await
+    }
+
+    async fn secret(&self, nas: NasId) -> Result<NasSecret> {
+        nas::secret(self, nas).await
+    }
+
+    async fn counts(&self) -> Result<Counts> {
+        look::counts(self).await
+    }
+
+    async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>> {
+        look::events(self, filter).await
+    }
+
+    async fn event(&self, id: EventId) -> Result<Option<EventRow>> {
+        look::event(self, id).await
+    }
+
+    async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {
+        compact::retry_dead(self, id).await
+    }
+
+    async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {
+        look::drop_event(self, id, why).await
+    }
+
+    async fn account_flags(
+        &self,
+        nas: Option<NasId>,
+        user: Option<UserId>,
+    ) -> Result<Vec<AccountFlags>> {
+        nas::account_flags(self, nas, user).await
+    }
+
+    async fn prune_done(&self, before_ms: i64, limit: usize) -> Result<u64> {
+        look::prune_done(self, before_ms, limit).await
+    }
+
+    async fn add_token(&self, token: &Token) -> Result<()> {
+        owner::add_token(self, token).await
+    }
+
+    async fn token(&self, hash: &str) -> Result<Option<Token>> {
+        owner::token(self, hash).await
+    }
+
+    async fn audit(&self, who: &str, what: &str, detail: &str) -> Result<()> {
+        owner::audit(self, who, what, detail).await
+    }
+
+    async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {
+        look::sql_statement(self, statement, write).await
+    }
+}

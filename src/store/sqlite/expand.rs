@@ -1,0 +1,443 @@
+//! Expansion: one statement moves the plain rows of a batch with their PARAMS; what it leaves
+//! (services, own variables, addresses of NASes, mistakes) is taken row by row.
+
+use serde_json::{Map, Value, json};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite as Db, Transaction};
+
+use super::stack::{WAITING, waiting};
+use super::{Sqlite, Writer, billing, compact, sql};
+use crate::event::{Cmd, EventId, Params, Waiting};
+use crate::store::{Error, Expansion, Result};
+
+/// Failed rows looked at again in one batch; they never fill it.
+const AGAIN_PER_BATCH: i64 = 50;
+
+/// A row that needs no overlay and names its NAS by id or not at all.
+const PLAIN: &str = "c.user_id is not null and c.params is null and c.usluga_id is null
+  and c.params_complete = 0 and c.nas_ip is null";
+
+pub(super) async fn expand(store: &Sqlite, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
+    let shape = store.shape();
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let idle: (bool,) = sqlx::query_as(
+        "select not exists (select 1 from events_stack_compact where error is null)
+           and not exists (select 1 from events_stack_compact where error is not null
+             and next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now'))",
+    )
+    .fetch_one(&store.readers)
+    .await
+    .map_err(sql("look for compact events"))?;
+    if idle.0 {
+        return Ok(Expansion::default());
+    }
+    let mut writer = store.write().await;
+    if writer.known_cmds != cmds {
+        compact::add_to_catalogue(&mut writer.conn, cmds).await?;
+        writer.known_cmds = cmds.to_vec();
+    }
+    match batch(&mut writer, &shape, limit, true).await {
+        Err(Error::Sql { source, .. }) if is_row_trouble(&source) => {
+            // One row of the billing's view breaks the statement: take the batch row by row.
+            batch(&mut writer, &shape, limit, false).await
+        }
+        other => other,
+    }
+}
+
+/// Errors that a single row can cause, as opposed to a locked, full or broken database.
+fn is_row_trouble(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|e| {
+        // 1 SQLITE_ERROR (a function refused its argument), 18 TOOBIG, 19 CONSTRAINT, 20 MISMATCH;
+        // extended codes carry the primary one in the low byte (sqlite.org, "Result Codes").
+        e.code()
+            .and_then(|c| c.parse::<i64>().ok())
+            .is_some_and(|c| matches!(c & 0xff, 1 | 18 | 19 | 20))
+    })
+}
+
+async fn batch(
+    writer: &mut Writer,
+    shape: &billing::Shape,
+    limit: i64,
+    at_once: bool,
+) -> Result<Expansion> {
+    let mut tx = writer.begin().await?;
+    let text = format!(
+        "select c.id, ({PLAIN}) as plain from events_stack_compact c
+         where c.error is null order by c.id limit ?1"
+    );
+    let fresh: Vec<(i64, bool)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(sql("pick compact events"))?;
+    let mut out = Expansion {
+        full: i64::try_from(fresh.len()).unwrap_or(i64::MAX) >= limit,
+        ..Expansion::default()
+    };
+    let mut slow: Vec<i64> = Vec::new();
+    if at_once && let (Some(first), Some(last)) = (fresh.first(), fresh.last()) {
+        out.moved = plain_rows(&mut tx, shape, first.0, last.0).await?;
+        let moved: std::collections::HashSet<i64> = out.moved.iter().map(|w| w.id.0).collect();
+        slow.extend(
+            fresh
+                .iter()
+                .map(|row| row.0)
+                .filter(|id| !moved.contains(id)),
+        );
+    } else {
+        slow.extend(fresh.iter().map(|row| row.0));
+    }
+    let again: Vec<(i64,)> = sqlx::query_as(
+        "select id from events_stack_compact where error is not null
+           and next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now') order by next_expand_at limit ?1",
+    )
+    .bind(AGAIN_PER_BATCH)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(sql("pick failed compact events"))?;
+    slow.extend(again.into_iter().map(|row| row.0));
+    for id in slow {
+        one(&mut tx, shape, id, &mut out).await?;
+    }
+    tx.commit().await.map_err(sql("commit an expansion"))?;
+    out.moved.sort_by_key(|w| w.id);
+    Ok(out)
+}
+
+async fn plain_rows(
+    tx: &mut Transaction<'_, Db>,
+    shape: &billing::Shape,
+    first: i64,
+    last: i64,
+) -> Result<Vec<Waiting>> {
+    let params = &shape.params;
+    let text = format!(
+        "insert into events_stack (id, event_type, user_id, abonent_id, nas_id, acct_session_id, params,
+           class, event_date, owner_script, owner_function, source, batch_id, expires_at)
+         select c.id, c.cmd, c.user_id, ifnull(c.abonent_id, p.abonent_id), n.id, c.acct_session_id,
+           case when c.acct_session_id is null then {params}
+             else json_set({params}, '$.acct_session_id', c.acct_session_id) end,
+           k.class, c.created_at, c.owner_script, c.owner_function, c.source, c.batch_id,
+           ifnull(c.expires_at, case when k.ttl_s is not null then
+             strftime('%Y-%m-%d %H:%M:%f', c.created_at, '+' || k.ttl_s || ' seconds') end)
+         from events_stack_compact c
+           cross join catalogue k on k.cmd = c.cmd
+           cross join event_params p on p.user_id = c.user_id
+           cross join nas n on n.id = ifnull(c.nas_id, p.nas_id)
+         where c.id between ?1 and ?2 and c.error is null and {PLAIN}
+         returning {WAITING}"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(first)
+        .bind(last)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(sql("expand a batch"))?;
+    let moved: Vec<Waiting> = rows.iter().map(waiting).collect::<Result<_>>()?;
+    let ids: Vec<i64> = moved.iter().map(|w| w.id.0).collect();
+    sqlx::query("delete from events_stack_compact where id in (select value from json_each(?1))")
+        .bind(json!(ids).to_string())
+        .execute(&mut **tx)
+        .await
+        .map_err(sql("take expanded rows off the compact stack"))?;
+    Ok(moved)
+}
+
+/// One row: expands it, or writes why not.
+async fn one(
+    tx: &mut Transaction<'_, Db>,
+    shape: &billing::Shape,
+    id: i64,
+    out: &mut Expansion,
+) -> Result<()> {
+    let row = sqlx::query("select * from events_stack_compact where id = ?1")
+        .bind(id)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(sql("read a compact event"))?;
+    let Some(row) = row else { return Ok(()) };
+    let tries: i64 = row
+        .try_get("expand_tries")
+        .map_err(sql("read a compact event"))?;
+    sqlx::query("savepoint one_row")
+        .execute(&mut **tx)
+        .await
+        .map_err(sql("expand one row"))?;
+    let trouble = match moved(tx, shape, &row, tries).await {
+        Ok(Ok(Some(waiting))) => {
+            out.moved.push(waiting);
+            None
+        }
+        Ok(Ok(None)) => {
+            out.overtaken += 1;
+            None
+        }
+        Ok(Err(reason)) => Some(reason),
+        Err(Error::Sql { doing, source }) if is_row_trouble(&source) => {
+            Some(format!("{doing}: {source}"))
+        }
+        Err(other) => return Err(other),
+    };
+    let end = if trouble.is_some() {
+        "rollback to one_row"
+    } else {
+        "release one_row"
+    };
+    sqlx::query(end)
+        .execute(&mut **tx)
+        .await
+        .map_err(sql("expand one row"))?;
+    if let Some(reason) = trouble {
+        sqlx::query(
+            "update events_stack_compact set error = ?2, expand_tries = expand_tries + 1,
+               next_expand_at = strftime('%Y-%m-%d %H:%M:%f', 'now',
+                 '+' || min(60, 1 << min(expand_tries, 6)) || ' seconds')
+             where id = ?1",
+        )
+        .bind(id)
+        .bind(&reason)
+        .execute(&mut **tx)
+        .await
+        .map_err(sql("write why a row cannot be expanded"))?;
+        out.failed.push((EventId(id), reason));
+    }
+    Ok(())
+}
+
+/// `Ok(Some)` = expanded, `Ok(None)` = overtaken and dead, `Err(text)` = cannot be expanded.
+async fn moved(
+    tx: &mut Transaction<'_, Db>,
+    shape: &billing::Shape,
+    row: &SqliteRow,
+    tries: i64,
+) -> Result<std::result::Result<Option<Waiting>, String>> {
+    let field = |name: &'static str| {
+        row.try_get::<Option<i64>, _>(name)
+            .map_err(sql("read a compact event"))
+    };
+    let text = |name: &'static str| {
+        row.try_get::<Option<String>, _>(name)
+            .map_err(sql("read a compact event"))
+    };
+    let id = field("id")?.unwrap_or_default();
+    let name = text("cmd")?.unwrap_or_default();
+    let user = field("user_id")?;
+    let usluga = field("usluga_id")?;
+    let complete = field("params_complete")?.unwrap_or_default() != 0;
+    let known: Option<(i64, Option<f64>)> =
+        sqlx::query_as("select class, ttl_s from catalogue where cmd = ?1")
+            .bind(&name)
+            .fetch_optional(&mut **tx)
+            .await
+            .map_err(sql("look a cmd up"))?;
+    let Some((class, ttl_s)) = known else {
+        let why = Cmd::parse(&name).err().unwrap_or_else(|| {
+            format!(
+                "unknown cmd {name}: it is neither in the catalogue nor defined by a loaded scheme"
+            )
+        });
+        return Ok(Err(why));
+    };
+    let own: Option<Map<String, Value>> = match text("params")? {
+        None => None,
+        Some(t) => match serde_json::from_str(&t) {
+            Ok(map) => Some(map),
+            Err(e) => return Ok(Err(format!("params is not a JSON object: {e}"))),
+        },
+    };
+    let mut account = Map::new();
+    let mut service = None;
+    if let Some(user) = user {
+        let found = object(
+            tx,
+            &shape.params,
+            "event_params p where p.user_id = ?1 limit 2",
+            user,
+            None,
+        )
+        .await?;
+        match found.as_slice() {
+            [one] => account = one.clone(),
+            [] if complete => {}
+            [] => return Ok(Err(format!("user_id {user} has no row in event_params"))),
+            _ => {
+                return Ok(Err(format!(
+                    "user_id {user} has several rows in event_params"
+                )));
+            }
+        }
+        if let Some(usluga) = usluga {
+            let from = "event_usluga s where s.user_id = ?1 and s.usluga_id = ?2 limit 2";
+            let found = object(tx, &shape.usluga, from, user, Some(usluga)).await?;
+            match found.into_iter().next() {
+                Some(one) => service = Some(one),
+                None if complete => {}
+                None => {
+                    return Ok(Err(format!(
+                        "user_id {user} has no row for usluga_id {usluga} in event_usluga"
+                    )));
+                }
+            }
+        }
+    }
+    let account_nas = account.get("nas_id").and_then(Value::as_i64);
+    let account_abonent = account.get("abonent_id").and_then(Value::as_i64);
+    let mut params = match Params::overlaid(account, service, own.as_ref()) {
+        Ok(params) => params,
+        Err(why) => return Ok(Err(why)),
+    };
+    if let Some(session) = text("acct_session_id")? {
+        params
+            .0
+            .insert("acct_session_id".to_owned(), Value::String(session));
+    }
+    if let Some(usluga) = usluga {
+        params.0.insert("usluga_id".to_owned(), Value::from(usluga));
+    }
+    let nas = match choose_nas(tx, field("nas_id")?, text("nas_ip")?, account_nas).await? {
+        Ok(nas) => nas,
+        Err(why) => return Ok(Err(why)),
+    };
+    if tries > 0
+        && class != 0
+        && let Some(user) = user
+    {
+        let (overtaken,): (bool,) = sqlx::query_as(
+            "select exists (select 1 from events_stack where nas_id = ?1 and user_id = ?2 and id > ?3 and class > 0)
+               or exists (select 1 from events_done where user_id = ?2 and nas_id = ?1 and id > ?3
+                 and event_type not in (select cmd from catalogue where class = 0))",
+        )
+        .bind(nas)
+        .bind(user)
+        .bind(id)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(sql("look for later events of the lane"))?;
+        if overtaken {
+            bury_overtaken(tx, id, nas, class, &params).await?;
+            return Ok(Ok(None));
+        }
+    }
+    let text = format!(
+        "insert into events_stack (id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
+           params, class, event_date, owner_script, owner_function, source, batch_id, expires_at, own_params,
+           params_complete)
+         select id, cmd, user_id, ifnull(abonent_id, ?2), ?3, usluga_id, acct_session_id, ?4, ?5, created_at,
+           owner_script, owner_function, source, batch_id,
+           ifnull(expires_at, case when ?6 is not null then
+             strftime('%Y-%m-%d %H:%M:%f', created_at, '+' || ?6 || ' seconds') end),
+           params, params_complete
+         from events_stack_compact where id = ?1 returning {WAITING}"
+    );
+    let inserted = sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(id)
+        .bind(account_abonent)
+        .bind(nas)
+        .bind(Value::Object(params.0).to_string())
+        .bind(class)
+        .bind(ttl_s)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(sql("expand one row"))?;
+    let waiting = waiting(&inserted)?;
+    take_off(tx, id).await?;
+    Ok(Ok(Some(waiting)))
+}
+
+async fn take_off(tx: &mut Transaction<'_, Db>, id: i64) -> Result<()> {
+    sqlx::query("delete from events_stack_compact where id = ?1")
+        .bind(id)
+        .execute(&mut **tx)
+        .await
+        .map_err(sql("take a row off the compact stack"))?;
+    Ok(())
+}
+
+async fn bury_overtaken(
+    tx: &mut Transaction<'_, Db>,
+    id: i64,
+    nas: i64,
+    class: i64,
+    params: &Params,
+) -> Result<()> {
+    sqlx::query(
+        "insert into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
+           params, class, event_date, owner_script, owner_function, source, batch_id, expires_at, last_error,
+           own_params, params_complete, reason)
+         select id, cmd, user_id, abonent_id, ?2, usluga_id, acct_session_id, ?4, ?3, created_at, owner_script,
+           owner_function, source, batch_id, expires_at, error, params, params_complete, 'overtaken'
+         from events_stack_compact where id = ?1",
+    )
+    .bind(id)
+    .bind(nas)
+    .bind(class)
+    .bind(Value::Object(params.0.clone()).to_string())
+    .execute(&mut **tx)
+    .await
+    .map_err(sql("bury an overtaken row"))?;
+    take_off(tx, id).await
+}
+
+/// The event's `nas_id`, else its `nas_ip`, else the account's.
+async fn choose_nas(
+    tx: &mut Transaction<'_, Db>,
+    id: Option<i64>,
+    ip: Option<String>,
+    account: Option<i64>,
+) -> Result<std::result::Result<i64, String>> {
+    if id.is_none()
+        && let Some(ip) = ip.filter(|ip| !ip.trim().is_empty())
+    {
+        let found: Vec<(i64,)> =
+            sqlx::query_as("select id from nas where ip = ?1 order by id limit 2")
+                .bind(ip.trim())
+                .fetch_all(&mut **tx)
+                .await
+                .map_err(sql("look a NAS up by address"))?;
+        return Ok(match found.as_slice() {
+            [(id,)] => Ok(*id),
+            [] => Err(format!("nas_ip {ip} is no NAS's address")),
+            _ => Err(format!(
+                "nas_ip {ip} belongs to several NASes: name the nas_id"
+            )),
+        });
+    }
+    let Some(id) = id.or(account) else {
+        return Ok(Err(
+            "the account has no NAS, and the event names neither nas_id nor nas_ip".to_owned(),
+        ));
+    };
+    let found: Option<(i64,)> = sqlx::query_as("select id from nas where id = ?1")
+        .bind(id)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(sql("look a NAS up"))?;
+    Ok(found
+        .map(|(id,)| id)
+        .ok_or_else(|| format!("nas_id {id} is not in table nas")))
+}
+
+/// Canonical rows of a view as maps.
+async fn object(
+    tx: &mut Transaction<'_, Db>,
+    expression: &str,
+    from: &'static str,
+    user: i64,
+    usluga: Option<i64>,
+) -> Result<Vec<Map<String, Value>>> {
+    let text = format!("select {expression} from {from}");
+    let mut query = sqlx::query_as::<_, (String,)>(sqlx::AssertSqlSafe(text)).bind(user);
+    if let Some(usluga) = usluga {
+        query = query.bind(usluga);
+    }
+    let rows = query
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(sql("read the billing's view"))?;
+    Ok(rows
+        .into_iter()
+        .map(|(t,)| serde_json::from_str(&t).unwrap_or_default())
+        .collect())
+}

@@ -1,0 +1,286 @@
+//! Looks for tools and people, dropping events, pruning history, the operator's own SQL.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Column, Row, TypeInfo, ValueRef};
+
+use super::{Sqlite, sql};
+use crate::clock;
+use crate::event::{EventId, Params};
+use crate::store::{Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs};
+
+/// Most rows that `events` returns in one call.
+const LIST_MAX: usize = 1_000;
+
+const COMPACT: &str = "select id, 'compact' as place, 'compact' as state, cmd, user_id, abonent_id, nas_id,
+  source, batch_id, cast(round(unixepoch(created_at, 'subsec') * 1000) as integer) as event_ms, expand_tries as tries,
+  cast(round(unixepoch(next_expand_at, 'subsec') * 1000) as integer) as next_ms, null as ended_ms, 0 as dup, null as code,
+  error, null as ms, null as answer, params, null as retried_as, null as hash from events_stack_compact";
+const STACK: &str = "select id, 'stack' as place, state, event_type as cmd, user_id, abonent_id, nas_id,
+  source, batch_id, cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as event_ms, try_count as tries,
+  cast(round(unixepoch(next_try_at, 'subsec') * 1000) as integer) as next_ms, null as ended_ms, possible_duplicate as dup,
+  last_code as code, last_error as error, null as ms, null as answer, params, null as retried_as, null as hash
+  from events_stack";
+const DEAD: &str = "select id, 'dead' as place, 'dead' as state, event_type as cmd, user_id, abonent_id, nas_id,
+  source, batch_id, cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as event_ms, try_count as tries,
+  null as next_ms, cast(round(unixepoch(died_at, 'subsec') * 1000) as integer) as ended_ms, possible_duplicate as dup,
+  last_code as code, reason as error, null as ms, null as answer, params, retried_as, null as hash from events_dead";
+const DONE: &str = "select id, 'done' as place, result as state, event_type as cmd, user_id, abonent_id, nas_id,
+  source, batch_id, cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as event_ms, attempts as tries,
+  null as next_ms, cast(round(unixepoch(finished_at, 'subsec') * 1000) as integer) as ended_ms, possible_duplicate as dup,
+  code, error, ms, answer, null as params, null as retried_as, scheme_hash as hash from events_done";
+
+fn event_row(row: &SqliteRow) -> Result<EventRow> {
+    let read = || -> std::result::Result<EventRow, sqlx::Error> {
+        let place: String = row.try_get("place")?;
+        let params: Option<String> = row.try_get("params")?;
+        Ok(EventRow {
+            id: EventId(row.try_get("id")?),
+            place: match place.as_str() {
+                "compact" => WhereIs::Compact,
+                "stack" => WhereIs::Stack,
+                "dead" => WhereIs::Dead,
+                _ => WhereIs::Done,
+            },
+            state: row.try_get("state")?,
+            cmd: row.try_get("cmd")?,
+            user_id: row.try_get("user_id")?,
+            abonent_id: row.try_get("abonent_id")?,
+            nas_id: row.try_get("nas_id")?,
+            source: row.try_get("source")?,
+            batch_id: row.try_get("batch_id")?,
+            event_date_ms: row.try_get::<Option<i64>, _>("event_ms")?.unwrap_or(0),
+            try_count: row.try_get("tries")?,
+            next_try_ms: row.try_get("next_ms")?,
+            ended_ms: row.try_get("ended_ms")?,
+            possible_duplicate: row.try_get::<i64, _>("dup")? != 0,
+            code: row.try_get("code")?,
+            error: row.try_get("error")?,
+            ms: row.try_get("ms")?,
+            answer: row.try_get("answer")?,
+            params: params.map(|p| Params(serde_json::from_str(&p).unwrap_or_default())),
+            retried_as: row.try_get("retried_as")?,
+            scheme_hash: row.try_get("hash")?,
+        })
+    };
+    read().map_err(sql("read an event"))
+}
+
+pub(super) async fn counts(store: &Sqlite) -> Result<Counts> {
+    let (compact, unexpandable, dead): (i64, i64, i64) = sqlx::query_as(
+        "select (select count(*) from events_stack_compact),
+           (select count(*) from events_stack_compact where error is not null),
+           (select count(*) from events_dead where retried_as is null)",
+    )
+    .fetch_one(&store.readers)
+    .await
+    .map_err(sql("count events"))?;
+    let main = sqlx::query_as(
+        "select event_type, count(*) from events_stack group by event_type order by event_type",
+    )
+    .fetch_all(&store.readers)
+    .await
+    .map_err(sql("count events by type"))?;
+    let by_nas = sqlx::query_as(
+        "select nas_id, state, count(*) from events_stack group by nas_id, state order by nas_id, state",
+    )
+    .fetch_all(&store.readers)
+    .await
+    .map_err(sql("count events by NAS"))?;
+    let (oldest_s,): (i64,) = sqlx::query_as(
+        "select ifnull(cast(max(0, unixepoch('now') - unixepoch(min(oldest))) as integer), 0) from (
+           select min(event_date) as oldest from (select event_date from events_stack order by id limit 100)
+           union all select min(created_at) from (select created_at from events_stack_compact order by id limit 100))",
+    )
+    .fetch_one(&store.readers)
+    .await
+    .map_err(sql("find the oldest event"))?;
+    Ok(Counts {
+        compact,
+        unexpandable,
+        main,
+        by_nas,
+        dead,
+        oldest_s,
+    })
+}
+
+pub(super) async fn events(store: &Sqlite, filter: &Filter) -> Result<Vec<EventRow>> {
+    let source = match filter.state.as_deref() {
+        None => format!("{COMPACT} union all {STACK}"),
+        Some("compact") => COMPACT.to_owned(),
+        Some("ready" | "running" | "deferred" | "held") => STACK.to_owned(),
+        Some("dead") => DEAD.to_owned(),
+        Some("done" | "observed" | "expired" | "superseded" | "not_implemented" | "dropped") => {
+            DONE.to_owned()
+        }
+        Some("all") => format!("{COMPACT} union all {STACK} union all {DEAD} union all {DONE}"),
+        Some(other) => {
+            return Err(Error::Refused(format!(
+                "state {other:?} is unknown: use compact, ready, running, deferred, held, dead, done or all"
+            )));
+        }
+    };
+    let word = filter
+        .state
+        .as_deref()
+        .filter(|s| !matches!(*s, "done" | "all"));
+    let text = format!(
+        "select * from ({source}) where (?1 is null or state = ?1) and (?2 is null or nas_id = ?2)
+           and (?3 is null or user_id = ?3) and (?4 is null or cmd = ?4) and (?5 is null or batch_id = ?5)
+           and (?6 is null or id < ?6) order by id desc limit ?7"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(word)
+        .bind(filter.nas)
+        .bind(filter.user)
+        .bind(&filter.cmd)
+        .bind(&filter.batch)
+        .bind(filter.before)
+        .bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100))
+        .fetch_all(&store.readers)
+        .await
+        .map_err(sql("list events"))?;
+    rows.iter().map(event_row).collect()
+}
+
+pub(super) async fn event(store: &Sqlite, id: EventId) -> Result<Option<EventRow>> {
+    for source in [STACK, DONE, COMPACT, DEAD, DONE] {
+        let text = format!("select * from ({source}) where id = ?1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(text))
+            .bind(id.0)
+            .fetch_optional(&store.readers)
+            .await
+            .map_err(sql("look an event up"))?;
+        if let Some(row) = row {
+            return event_row(&row).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+pub(super) async fn drop_event(store: &Sqlite, id: EventId, why: &str) -> Result<bool> {
+    let columns =
+        "id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id, event_date,
+      owner_script, owner_function, source, batch_id";
+    let mut writer = store.write().await;
+    let mut tx = writer.begin().await?;
+    for (table, condition, cmd, date) in [
+        (
+            "events_stack",
+            "state in ('ready', 'deferred', 'held')",
+            "event_type",
+            "event_date",
+        ),
+        (
+            "events_dead",
+            "retried_as is null",
+            "event_type",
+            "event_date",
+        ),
+        ("events_stack_compact", "true", "cmd", "created_at"),
+    ] {
+        let from = columns
+            .replace("event_type", cmd)
+            .replace("event_date", date);
+        let text = format!(
+            "insert into events_done ({columns}, result, error)
+             select {from}, 'dropped', ?2 from {table} where id = ?1 and {condition}"
+        );
+        let moved = sqlx::query(sqlx::AssertSqlSafe(text))
+            .bind(id.0)
+            .bind(why)
+            .execute(&mut *tx)
+            .await
+            .map_err(sql("drop an event"))?;
+        if moved.rows_affected() == 1 {
+            let text = format!("delete from {table} where id = ?1");
+            sqlx::query(sqlx::AssertSqlSafe(text))
+                .bind(id.0)
+                .execute(&mut *tx)
+                .await
+                .map_err(sql("drop an event"))?;
+            tx.commit().await.map_err(sql("drop an event"))?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+pub(super) async fn prune_done(store: &Sqlite, before_ms: i64, limit: usize) -> Result<u64> {
+    let mut writer = store.write().await;
+    let done = sqlx::query(
+        "delete from events_done where id in (select id from events_done order by id limit ?2)
+           and finished_at < ?1",
+    )
+    .bind(clock::utc_text(before_ms))
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .execute(&mut writer.conn)
+    .await
+    .map_err(sql("delete old done events"))?;
+    Ok(done.rows_affected())
+}
+
+/// Tables that no operator's statement may read.
+const HIDDEN: [&str; 2] = ["nas_secret", "token"];
+
+pub(super) async fn sql_statement(
+    store: &Sqlite,
+    statement: &str,
+    write: bool,
+) -> Result<SqlAnswer> {
+    let lower = statement.to_ascii_lowercase();
+    if HIDDEN.iter().any(|table| lower.contains(table)) {
+        return Err(Error::Refused(format!(
+            "the tables {} are never readable here",
+            HIDDEN.join(" and ")
+        )));
+    }
+    let text = sqlx::AssertSqlSafe(statement.to_owned());
+    let mut answer = SqlAnswer::default();
+    if write {
+        let mut writer = store.write().await;
+        let done = sqlx::raw_sql(text)
+            .execute(&mut writer.conn)
+            .await
+            .map_err(sql("run the statement"))?;
+        answer.changed = done.rows_affected();
+        return Ok(answer);
+    }
+    let rows = sqlx::raw_sql(text)
+        .fetch_all(&store.readers)
+        .await
+        .map_err(sql("run the statement"))?;
+    if let Some(first) = rows.first() {
+        answer.columns = first
+            .columns()
+            .iter()
+            .map(|c| c.name().to_owned())
+            .collect();
+    }
+    for row in &rows {
+        let mut values = Vec::with_capacity(row.len());
+        for i in 0..row.len() {
+            values.push(value_text(row, i).map_err(sql("read a value"))?);
+        }
+        answer.rows.push(values);
+    }
+    Ok(answer)
+}
+
+fn value_text(row: &SqliteRow, i: usize) -> std::result::Result<Option<String>, sqlx::Error> {
+    let raw = row.try_get_raw(i)?;
+    if raw.is_null() {
+        return Ok(None);
+    }
+    let kind = raw.type_info().name().to_owned();
+    Ok(Some(match kind.as_str() {
+        "INTEGER" | "BOOLEAN" => row.try_get_unchecked::<i64, _>(i)?.to_string(),
+        "REAL" => row.try_get_unchecked::<f64, _>(i)?.to_string(),
+        "BLOB" => row
+            .try_get_unchecked::<Vec<u8>, _>(i)?
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect(),
+        _ => row.try_get_unchecked::<String, _>(i)?,
+    }))
+}

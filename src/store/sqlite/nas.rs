@@ -1,0 +1,168 @@
+//! NAS settings, their secrets, the operator's state of each, and the flags of accounts.
+
+use std::collections::BTreeMap;
+
+use sqlx::Row;
+
+use super::{Sqlite, sql};
+use crate::clock;
+use crate::event::UserId;
+use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use crate::store::billing::NAS_OPTIONAL;
+use crate::store::nas_row::nas_from;
+use crate::store::{AccountFlags, Result};
+
+const NAS_TEXTS: &[&str] = &["name", "ip", "forks", "oss_path", "script_name"];
+
+pub(super) async fn nases(store: &Sqlite) -> Result<Vec<std::result::Result<Nas, BadNas>>> {
+    let shape = store.shape();
+    let columns: Vec<String> = NAS_TEXTS
+        .iter()
+        .chain(NAS_OPTIONAL)
+        .map(|name| match shape.column("nas", name) {
+            plain if plain == *name => format!("cast(\"{name}\" as text) as \"{name}\""),
+            null => null,
+        })
+        .collect();
+    let text = format!(
+        "select cast(id as integer) as id, {} from nas order by 1",
+        columns.join(", ")
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+        .fetch_all(&store.readers)
+        .await
+        .map_err(sql("read the NAS settings"))?;
+    let mut nases = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let id: i64 = row.try_get("id").map_err(sql("read a NAS id"))?;
+        nases.push(nas_from(id, |name| {
+            row.try_get::<Option<String>, _>(name).ok().flatten()
+        }));
+    }
+    Ok(nases)
+}
+
+pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> {
+    let rows: Vec<(i64, Option<i64>, String, Option<i64>)> = sqlx::query_as(
+        "select nas_id, case when paused_until = 'until resumed' then 9223372036854775807
+             else cast(round(unixepoch(paused_until, 'subsec') * 1000) as integer) end, pause_reason, forks
+         from nas_state",
+    )
+    .fetch_all(&store.readers)
+    .await
+    .map_err(sql("read the NAS states"))?;
+    Ok(rows
+        .into_iter()
+        .map(|(id, paused_until_ms, pause_reason, forks)| {
+            (
+                NasId(id),
+                NasState {
+                    paused_until_ms,
+                    pause_reason,
+                    forks,
+                },
+            )
+        })
+        .collect())
+}
+
+pub(super) async fn set_state(store: &Sqlite, nas: NasId, state: &NasState) -> Result<()> {
+    let until = match state.paused_until_ms {
+        None => None,
+        Some(i64::MAX) => Some("until resumed".to_owned()),
+        Some(ms) => Some(clock::utc_text(ms)),
+    };
+    let mut writer = store.write().await;
+    sqlx::query(
+        "insert into nas_state (nas_id, paused_until, pause_reason, forks) values (?1, ?2, ?3, ?4)
+         on conflict (nas_id) do update set paused_until = excluded.paused_until,
+           pause_reason = excluded.pause_reason, forks = excluded.forks",
+    )
+    .bind(nas.0)
+    .bind(until)
+    .bind(&state.pause_reason)
+    .bind(state.forks)
+    .execute(&mut writer.conn)
+    .await
+    .map_err(sql("write a NAS state"))?;
+    Ok(())
+}
+
+pub(super) async fn secret(store: &Sqlite, nas: NasId) -> Result<NasSecret> {
+    let shape = store.shape();
+    let column = |name: &str| match shape.column("nas_secret", name) {
+        plain if plain == name => format!("ifnull(cast(\"{name}\" as text), '')"),
+        _ => "''".to_owned(),
+    };
+    let text = format!(
+        "select {}, {}, {}, {}, {} from nas_secret where nas_id = ?1",
+        column("login"),
+        column("password"),
+        column("enable_password"),
+        column("coa_secret"),
+        column("ssh_key")
+    );
+    let row: Option<(String, String, String, String, String)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(text))
+            .bind(nas.0)
+            .fetch_optional(&store.readers)
+            .await
+            .map_err(sql("read the credentials of a NAS"))?;
+    Ok(row.map_or_else(
+        NasSecret::default,
+        |(login, password, enable_password, coa_secret, ssh_key)| NasSecret {
+            login,
+            password,
+            enable_password,
+            coa_secret,
+            ssh_key,
+        },
+    ))
+}
+
+pub(super) async fn account_flags(
+    store: &Sqlite,
+    nas: Option<NasId>,
+    user: Option<UserId>,
+) -> Result<Vec<AccountFlags>> {
+    let shape = store.shape();
+    let c = |name: &str, default: &str| match shape.column("users", name) {
+        plain if plain == name => format!("ifnull(\"{name}\", {default})"),
+        _ => default.to_owned(),
+    };
+    let nas_id = match shape.column("users", "nas_id") {
+        plain if plain == "nas_id" => "nas_id",
+        _ => "null",
+    };
+    let text = format!(
+        "select id, {nas_id}, {} <> 0, {} <> 0, {} <> 0, {} <> 0 or {} <> 0 or {} <> 0 or {} <> 0
+         from users where (?1 is null or {nas_id} = ?1) and (?2 is null or id = ?2) order by id",
+        c("deleted", "0"),
+        c("accept", "1"),
+        c("redirect", "0"),
+        c("rate_in", "0"),
+        c("rate_out", "0"),
+        c("ceil_in", "0"),
+        c("ceil_out", "0")
+    );
+    let rows: Vec<(i64, Option<i64>, bool, bool, bool, bool)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(text))
+            .bind(nas.map(|n| n.0))
+            .bind(user.map(|u| u.0))
+            .fetch_all(&store.readers)
+            .await
+            .map_err(sql("read the flags of accounts"))?;
+    Ok(rows
+        .into_iter()
+        .map(
+            |(user_id, nas_id, deleted, accept, redirect, rated)| AccountFlags {
+                user_id,
+                nas_id,
+                deleted,
+                accept,
+                redirect,
+                rated,
+            },
+        )
+        .collect())
+}

@@ -1,0 +1,295 @@
+//! The main stack: loading ids, and the writer turn that moves events between states.
+
+use serde_json::{Map, Value, json};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite as Db, Transaction};
+
+use super::{Sqlite, sql};
+use crate::event::{Class, EventId, Params, UserId, Waiting};
+use crate::nas::NasId;
+use crate::store::{Error, Result, Settle, SettleTo, Started, Turn, Turned};
+
+/// Columns that `Waiting` needs, times as wall ms.
+pub(super) const WAITING: &str = "id, nas_id, user_id, class, try_count, deaths,
+  cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as since_ms,
+  ifnull(cast(round(unixepoch(next_try_at, 'subsec') * 1000) as integer), 0) as next_try_ms,
+  ifnull(cast(round(unixepoch(expires_at, 'subsec') * 1000) as integer), 0) as expires_ms";
+
+pub(super) fn waiting(row: &SqliteRow) -> Result<Waiting> {
+    let read = || -> std::result::Result<Waiting, sqlx::Error> {
+        Ok(Waiting {
+            id: EventId(row.try_get("id")?),
+            nas: NasId(row.try_get("nas_id")?),
+            user: row.try_get::<Option<i64>, _>("user_id")?.map(UserId),
+            class: Class::from_number(row.try_get("class")?),
+            since_ms: row.try_get::<Option<i64>, _>("since_ms")?.unwrap_or(0),
+            next_try_ms: row.try_get("next_try_ms")?,
+            expires_ms: row.try_get("expires_ms")?,
+            tries: u32::try_from(row.try_get::<i64, _>("try_count")?).unwrap_or(0),
+            deaths: u32::try_from(row.try_get::<i64, _>("deaths")?).unwrap_or(0),
+        })
+    };
+    read().map_err(sql("read a waiting event"))
+}
+
+pub(super) async fn load(
+    store: &Sqlite,
+    nas: NasId,
+    from: EventId,
+    limit: usize,
+) -> Result<Vec<Waiting>> {
+    let text = format!(
+        "select {WAITING} from events_stack
+         where nas_id = ?1 and id >= ?2 and state in ('ready', 'deferred') order by id limit ?3"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(nas.0)
+        .bind(from.0)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&store.readers)
+        .await
+        .map_err(sql("load waiting events"))?;
+    rows.iter().map(waiting).collect()
+}
+
+pub(super) async fn refill(
+    store: &Sqlite,
+    nas: NasId,
+    user: Option<UserId>,
+    limit: usize,
+) -> Result<Vec<Waiting>> {
+    let text = format!(
+        "select {WAITING} from events_stack
+         where nas_id = ?1 and user_id is ?2 and state in ('ready', 'deferred') order by id limit ?3"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(nas.0)
+        .bind(user.map(|u| u.0))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&store.readers)
+        .await
+        .map_err(sql("refill a lane"))?;
+    rows.iter().map(waiting).collect()
+}
+
+pub(super) async fn stacked_nases(store: &Sqlite) -> Result<Vec<NasId>> {
+    // A loose index scan: `distinct` would read every row of a stack of millions.
+    let rows: Vec<(i64,)> = sqlx::query_as(
+        "with recursive found(nas_id) as (
+           select min(nas_id) from events_stack
+           union all
+           select (select min(nas_id) from events_stack e where e.nas_id > found.nas_id)
+           from found where found.nas_id is not null)
+         select nas_id from found where nas_id is not null",
+    )
+    .fetch_all(&store.readers)
+    .await
+    .map_err(sql("list the NASes of the main stack"))?;
+    Ok(rows.into_iter().map(|(id,)| NasId(id)).collect())
+}
+
+pub(super) async fn turn(store: &Sqlite, turn: &Turn) -> Result<Turned> {
+    // PARAMS are read before the write transaction, on another connection: they never change
+    // once written, and the writer stays short.
+    let mut started = if turn.starts.is_empty() {
+        Vec::new()
+    } else {
+        read_starts(store, &turn.starts).await?
+    };
+    let mut writer = store.write().await;
+    let mut tx = writer.begin().await?;
+    let owner: Option<(i64,)> = sqlx::query_as("select epoch from owner where scope = 'all'")
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(sql("check the ownership"))?;
+    if owner != Some((turn.epoch,)) {
+        return Err(Error::Fenced { epoch: turn.epoch });
+    }
+    let settled = settle(&mut tx, turn).await?;
+    if !started.is_empty() {
+        let marked = mark(&mut tx, turn).await?;
+        started.retain_mut(|s| match marked.get(&s.id.0) {
+            Some(try_count) => {
+                s.try_count = *try_count;
+                true
+            }
+            None => false,
+        });
+    }
+    tx.commit().await.map_err(sql("commit a turn"))?;
+    Ok(Turned { settled, started })
+}
+
+async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Started>> {
+    let ids = json!(ids).to_string();
+    let rows = sqlx::query(
+        "select id, event_type, user_id, abonent_id, usluga_id, params, try_count, possible_duplicate
+         from events_stack where id in (select value from json_each(?1))",
+    )
+    .bind(ids)
+    .fetch_all(&store.readers)
+    .await
+    .map_err(sql("read PARAMS"))?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let read = || -> std::result::Result<Started, sqlx::Error> {
+            let text: &str = row.try_get("params")?;
+            Ok(Started {
+                id: EventId(row.try_get("id")?),
+                cmd: row.try_get("event_type")?,
+                user: row.try_get::<Option<i64>, _>("user_id")?.map(UserId),
+                abonent: row.try_get("abonent_id")?,
+                usluga: row.try_get("usluga_id")?,
+                params: Params(
+                    serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default(),
+                ),
+                try_count: u32::try_from(row.try_get::<i64, _>("try_count")?).unwrap_or(0),
+                possible_duplicate: row.try_get::<i64, _>("possible_duplicate")? != 0,
+            })
+        };
+        found.push(read().map_err(sql("read PARAMS"))?);
+    }
+    Ok(found)
+}
+
+async fn mark(
+    tx: &mut Transaction<'_, Db>,
+    turn: &Turn,
+) -> Result<std::collections::HashMap<i64, u32>> {
+    let rows: Vec<(i64, i64)> = sqlx::query_as(
+        "update events_stack set state = 'running', epoch = ?2, try_count = try_count + 1,
+           started_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
+         where id in (select value from json_each(?1)) and state in ('ready', 'deferred')
+         returning id, try_count",
+    )
+    .bind(json!(turn.starts).to_string())
+    .bind(turn.epoch)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(sql("mark events running"))?;
+    Ok(rows
+        .into_iter()
+        .map(|(id, tries)| (id, u32::try_from(tries).unwrap_or(1)))
+        .collect())
+}
+
+/// The compare-and-set of a settle: claimed try of this epoch, or still waiting.
+const CLAIMED: &str = "e.id = j.value ->> '$.id'
+  and ((j.value ->> '$.try' is not null and e.state = 'running' and e.epoch = ?2
+        and e.try_count = j.value ->> '$.try')
+    or (j.value ->> '$.try' is null and e.state in ('ready', 'deferred', 'held')))";
+
+async fn settle(tx: &mut Transaction<'_, Db>, turn: &Turn) -> Result<Vec<EventId>> {
+    let mut done = Vec::new();
+    let mut dead = Vec::new();
+    let mut back = Vec::new();
+    for s in &turn.settles {
+        match &s.to {
+            SettleTo::Done { .. } => done.push(to_json(s)),
+            SettleTo::Dead { .. } => dead.push(to_json(s)),
+            SettleTo::Deferred { .. } | SettleTo::Ready { .. } => back.push(to_json(s)),
+        }
+    }
+    let mut ids = Vec::with_capacity(turn.settles.len());
+    if !done.is_empty() {
+        let text = format!(
+            "insert into events_done (id, event_type, user_id, abonent_id, nas_id, usluga_id,
+               acct_session_id, event_date, owner_script, owner_function, source, batch_id, result, code,
+               ms, answer, attempts, scheme_hash, error, possible_duplicate, started_at)
+             select e.id, e.event_type, e.user_id, e.abonent_id, e.nas_id, e.usluga_id, e.acct_session_id,
+               e.event_date, e.owner_script, e.owner_function, e.source, e.batch_id,
+               j.value ->> '$.result', j.value ->> '$.code', j.value ->> '$.ms', j.value ->> '$.answer',
+               e.try_count, j.value ->> '$.hash', j.value ->> '$.error', e.possible_duplicate, e.started_at
+             from json_each(?1) j cross join events_stack e where {CLAIMED}
+             returning id"
+        );
+        ids.extend(leave(tx, text, &Value::Array(done), turn.epoch).await?);
+    }
+    if !dead.is_empty() {
+        let text = format!(
+            "insert into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id,
+               acct_session_id, params, class, event_date, owner_script, owner_function, source, batch_id,
+               expires_at, try_count, deaths, epoch, started_at, possible_duplicate, last_code, last_error,
+               own_params, params_complete, reason)
+             select e.id, e.event_type, e.user_id, e.abonent_id, e.nas_id, e.usluga_id, e.acct_session_id,
+               e.params, e.class, e.event_date, e.owner_script, e.owner_function, e.source, e.batch_id,
+               e.expires_at, e.try_count, e.deaths, e.epoch, e.started_at, e.possible_duplicate,
+               j.value ->> '$.code', j.value ->> '$.error', e.own_params, e.params_complete,
+               j.value ->> '$.reason'
+             from json_each(?1) j cross join events_stack e where {CLAIMED}
+             returning id"
+        );
+        ids.extend(leave(tx, text, &Value::Array(dead), turn.epoch).await?);
+    }
+    for value in back {
+        // One by one: only failures come here, and each has its own time.
+        let text = format!(
+            "update events_stack as e set state = j.value ->> '$.state',
+               try_count = e.try_count - (j.value ->> '$.uncount'),
+               next_try_at = case when j.value ->> '$.until' is null then null
+                 else strftime('%Y-%m-%d %H:%M:%f', (j.value ->> '$.until') / 1000.0, 'unixepoch') end,
+               possible_duplicate = max(e.possible_duplicate, j.value ->> '$.dup'),
+               last_code = j.value ->> '$.code', last_error = j.value ->> '$.error'
+             from json_each(?1) j where {CLAIMED} returning id"
+        );
+        let rows: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+            .bind(Value::Array(vec![value]).to_string())
+            .bind(turn.epoch)
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(sql("put an event back"))?;
+        ids.extend(rows.into_iter().map(|(id,)| EventId(id)));
+    }
+    Ok(ids)
+}
+
+async fn leave(
+    tx: &mut Transaction<'_, Db>,
+    insert: String,
+    settles: &Value,
+    epoch: i64,
+) -> Result<Vec<EventId>> {
+    let rows: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(insert))
+        .bind(settles.to_string())
+        .bind(epoch)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(sql("settle events"))?;
+    let ids: Vec<EventId> = rows.into_iter().map(|(id,)| EventId(id)).collect();
+    sqlx::query("delete from events_stack where id in (select value from json_each(?1))")
+        .bind(json!(ids).to_string())
+        .execute(&mut **tx)
+        .await
+        .map_err(sql("settle events"))?;
+    Ok(ids)
+}
+
+fn to_json(s: &Settle) -> Value {
+    let mut value = json!({
+        "id": s.id, "try": s.try_count, "code": s.code, "ms": s.ms, "error": s.error,
+    });
+    let more = match &s.to {
+        SettleTo::Done {
+            result,
+            answer,
+            scheme_hash,
+        } => {
+            json!({"result": result.as_str(), "answer": answer, "hash": scheme_hash})
+        }
+        SettleTo::Dead { reason } => json!({"reason": reason}),
+        SettleTo::Deferred {
+            until_ms,
+            possible_duplicate,
+        } => {
+            json!({"state": "deferred", "until": until_ms, "uncount": 0, "dup": i64::from(*possible_duplicate)})
+        }
+        SettleTo::Ready { possible_duplicate } => {
+            json!({"state": "ready", "until": null, "uncount": i64::from(s.try_count.is_some()),
+                "dup": i64::from(*possible_duplicate)})
+        }
+    };
+    if let (Value::Object(value), Value::Object(more)) = (&mut value, more) {
+        value.extend(more);
+    }
+    value
+}

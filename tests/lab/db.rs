@@ -1,0 +1,107 @@
+//! Throw-away databases: an SQLite file in a temporary directory, or a database of its own on
+//! the server that `scripts/test` started (`NED_TEST_PG`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nas_event_daemon::store::{Store, connect};
+use sqlx::Connection;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+/// A fresh, migrated database; SQLite files vanish with it.
+pub struct Db {
+    pub store: Arc<dyn Store>,
+    pub url: String,
+    pub kind: Kind,
+    _dir: Option<tempfile::TempDir>,
+}
+
+/// A fresh database without our tables in it.
+pub async fn fresh_url(kind: Kind) -> (String, Option<tempfile::TempDir>) {
+    match kind {
+        Kind::Sqlite => {
+            let dir = tempfile::tempdir().unwrap();
+            (
+                format!("sqlite://{}/ned.db", dir.path().display()),
+                Some(dir),
+            )
+        }
+        Kind::Postgres => {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let server = std::env::var("NED_TEST_PG").expect(
+                "NED_TEST_PG is not set: run the tests by scripts/test, which starts a server",
+            );
+            let name = format!(
+                "t{}_{}",
+                std::process::id(),
+                NUMBER.fetch_add(1, Ordering::Relaxed)
+            );
+            let mut conn = sqlx::PgConnection::connect(&server).await.unwrap();
+            let statement = sqlx::AssertSqlSafe(format!("create database {name}"));
+            sqlx::raw_sql(statement).execute(&mut conn).await.unwrap();
+            let base = server.rsplit_once('/').unwrap().0;
+            (format!("{base}/{name}"), None)
+        }
+    }
+}
+
+impl Db {
+    pub async fn new(kind: Kind) -> Self {
+        let (url, dir) = fresh_url(kind).await;
+        let store = connect(&url).await.unwrap();
+        Self {
+            store,
+            url,
+            kind,
+            _dir: dir,
+        }
+    }
+
+    /// Runs a statement as a foreign program would.
+    pub async fn sql(&self, statement: &str) {
+        run_sql(&self.url, statement).await;
+    }
+
+    /// A view with a column of every type.
+    pub async fn replace_params_view(&self) {
+        self.sql("drop view event_params").await;
+        self.sql(match self.kind {
+            Kind::Sqlite => {
+                "create table every (t_null text, t_true boolean, t_false boolean, t_int integer, t_big integer,
+                   t_dec numeric(10,2), t_whole real, t_text text, t_time timestamp, t_date date, t_list json, t_map json, t_digits text);
+                 insert into every values (null, true, false, -42, 9007199254740993, 50.50, 50.0, 'it''s \"q\" ' || char(10) || '$(x) юзер',
+                   '2026-01-02T03:04:05.678Z', '2026-01-02', '[\"10.88.0.1\", \"2001:db8::/56\"]', '{\"a\": 1}', '007');
+                 create view event_params as select u.id as user_id, u.abonent_id, u.nas_id, e.* from users u, every e"
+            }
+            Kind::Postgres => {
+                "create table every (t_null text, t_true boolean, t_false boolean, t_int integer, t_big bigint,
+                   t_dec numeric(10,2), t_whole double precision, t_text text, t_time timestamptz, t_date date, t_list jsonb, t_map json, t_digits text,
+                   t_inet inet, t_net inet);
+                 insert into every values (null, true, false, -42, 9007199254740993, 50.50, 50.0, 'it''s \"q\" ' || chr(10) || '$(x) юзер',
+                   '2026-01-02T03:04:05.678Z', '2026-01-02', '[\"10.88.0.1\", \"2001:db8::/56\"]', '{\"a\": 1}', '007', '10.0.0.1/32', '10.0.0.0/24');
+                 create view event_params as select u.id as user_id, u.abonent_id, u.nas_id, e.* from users u, every e"
+            }
+        })
+        .await;
+        self.store.check_billing().await.unwrap();
+    }
+}
+
+/// Runs statements over a connection of its own.
+pub async fn run_sql(url: &str, statement: &str) {
+    let text = sqlx::AssertSqlSafe(statement.to_owned());
+    if url.starts_with("sqlite") {
+        let mut conn = sqlx::SqliteConnection::connect(url).await.unwrap();
+        sqlx::raw_sql(text).execute(&mut conn).await.unwrap();
+        conn.close().await.unwrap();
+    } else {
+        let mut conn = sqlx::PgConnection::connect(url).await.unwrap();
+        sqlx::raw_sql(text).execute(&mut conn).await.unwrap();
+        conn.close().await.unwrap();
+    }
+}
