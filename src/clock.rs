@@ -16,14 +16,19 @@ pub fn wall_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Milliseconds since the process started, never going back; for waits, deadlines and ages.
+/// What `tick_ms` says at the start of the process: 30 days, so that the age of an event that
+/// was accepted before fits below it.
+const TICK_START: u64 = 30 * 86_400_000;
+
+/// Milliseconds, never going back; for waits, deadlines and ages.
 #[expect(
     clippy::disallowed_methods,
     reason = "the one reader of the monotonic clock"
 )]
 pub fn tick_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
-    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
+    let run = START.get_or_init(Instant::now).elapsed();
+    TICK_START.saturating_add(u64::try_from(run.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// `YYYY-MM-DD HH:MM:SS.mmm` in UTC, the form in which SQLite rows keep times.

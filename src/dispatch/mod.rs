@@ -1,1 +1,5 @@
-//! (to be written)
+//! Dispatch: decides which event runs where and when, runs it, settles it.
+
+pub mod lanes;
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //! conditions.
 
 #![allow(
+    unreachable_pub,
     dead_code,
     clippy::allow_attributes,
     clippy::unwrap_used,
@@ -11,6 +12,7 @@
     reason = "each test file uses its part; a failed step fails the test"
 )]
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
