@@ -452,7 +452,7 @@ impl Breaker {
             Evidence::Permanent { text } => {
                 self.look_back(user, false);
                 self.equal_answers(user, &text)
-                    .then(|| (Gate::Parked { by_answers: true }, text))
+                    .then_some((Gate::Parked { by_answers: true }, text))
             }
             Evidence::ScriptDefer => {
                 self.look_back(user, true);
