@@ -405,6 +405,7 @@ async fn a_turn_settles_and_starts_in_one_transaction(db: Db) {
         epoch,
         settles: vec![done(first, 1)],
         starts: next.clone(),
+        ..Turn::default()
     };
     let turned = db.store.turn(&turn).await.unwrap();
     assert_eq!(turned.settled, vec![first]);

@@ -386,6 +386,34 @@ impl Lanes {
         ids
     }
 
+    /// Forgets what waits for a NAS that is no longer served; it stays in the store.
+    pub fn drop_nas(&mut self, nas: NasId) {
+        self.fail_interactive(nas);
+        let owners: Vec<Owner> = self
+            .lanes
+            .iter()
+            .filter(|(_, all)| all.iter().any(|l| l.nas == nas))
+            .map(|(owner, _)| *owner)
+            .collect();
+        for owner in owners {
+            let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
+                continue;
+            };
+            let gone = lane.queue.len();
+            for item in lane.queue.drain(..) {
+                self.expiring
+                    .remove(&(item.expires_ms, item.id, nas, owner));
+            }
+            lane.more = matches!(lane.head, Head::Out(_));
+            self.forget(nas, gone);
+            self.renew_head(nas, owner, 0);
+        }
+        if let Some(queue) = self.nases.get_mut(&nas) {
+            queue.overflow = None;
+            queue.dark = true;
+        }
+    }
+
     /// What should be read from the store now.
     pub fn wanted(&mut self) -> Vec<Wanted> {
         let mut wanted = Vec::new();

@@ -1,1 +1,87 @@
-//! (to be written)
+//! Expansion: moves compact events to the main stack with their PARAMS, in batches, each one
+//! transaction, and hands what was moved to dispatch. Rows that cannot be expanded keep their
+//! error, are tried again with back-off (1 → 60 s) and never stand in the way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::event::{Cmd, Waiting};
+use crate::store::Store;
+
+/// Rows of one batch; SQLite's one writer also settles and starts, so it takes fewer.
+pub const BATCH_SQLITE: usize = 500;
+/// Rows of one batch on PostgreSQL.
+pub const BATCH_POSTGRES: usize = 1_000;
+/// First and longest wait after the database refused a batch.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(2);
+
+/// The loop and what it needs.
+pub struct Expander {
+    /// Both stacks.
+    pub store: Arc<dyn Store>,
+    /// Notified by the doors, so that what enters through us need not wait for the poll.
+    pub wake: Arc<Notify>,
+    /// `dispatch.poll_interval`, for rows inserted by others.
+    pub poll: Duration,
+    /// Rows of one batch.
+    pub batch: usize,
+    /// Commands that loaded schemes define.
+    pub cmds: watch::Receiver<Vec<Cmd>>,
+    /// Moved events go here.
+    pub moved: mpsc::Sender<Vec<Waiting>>,
+}
+
+impl Expander {
+    /// Runs until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut wait = RETRY_FIRST;
+        while !stop.is_cancelled() {
+            let cmds = self.cmds.borrow_and_update().clone();
+            let pause = match self.store.expand(self.batch, &cmds).await {
+                Ok(out) => {
+                    wait = RETRY_FIRST;
+                    for (id, why) in &out.failed {
+                        tracing::warn!("event={id} cannot be expanded: {why}");
+                    }
+                    if out.overtaken > 0 {
+                        tracing::warn!(
+                            "{} events were overtaken before they could be expanded: dead",
+                            out.overtaken
+                        );
+                    }
+                    let moved = out.moved.len();
+                    if moved > 0 {
+                        metrics::counter!("nas_event_daemon_events_expanded_total")
+                            .increment(u64::try_from(moved).unwrap_or(0));
+                        if self.moved.send(out.moved).await.is_err() {
+                            return;
+                        }
+                    }
+                    if out.full { Duration::ZERO } else { self.poll }
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        "expansion stopped, again in {wait:?}: {}",
+                        crate::store::chain(&error)
+                    );
+                    let pause = wait;
+                    wait = (wait * 2).min(RETRY_LAST);
+                    pause
+                }
+            };
+            if pause.is_zero() {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}

@@ -77,7 +77,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// One writer turn: settles before starts, one transaction. Settling A and starting B of the
 /// same lane is allowed in one turn; B executes only after the commit.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Turn {
     /// Ownership epoch; nothing is written if it is not the current one.
     pub epoch: i64,
@@ -85,6 +85,9 @@ pub struct Turn {
     pub settles: Vec<Settle>,
     /// Events to mark `running`.
     pub starts: Vec<EventId>,
+    /// The same turn went out before and its answer was lost: a start that is `running` under
+    /// this epoch was ours, and its try is not counted again.
+    pub again: bool,
 }
 
 /// One event's way out of `running` (or out of waiting, if `try_count` is none).
@@ -318,4 +321,15 @@ pub fn shown_url(url: &str) -> String {
         }
         _ => url.to_owned(),
     }
+}
+
+/// An error with its causes, one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        text.push_str(&format!(": {e}"));
+        cause = e.source();
+    }
+    text
 }

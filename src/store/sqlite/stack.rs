@@ -157,13 +157,16 @@ async fn mark(
     turn: &Turn,
 ) -> Result<std::collections::HashMap<i64, u32>> {
     let rows: Vec<(i64, i64)> = sqlx::query_as(
-        "update events_stack set state = 'running', epoch = ?2, try_count = try_count + 1,
+        "update events_stack set state = 'running', epoch = ?2,
+           try_count = try_count + (state <> 'running'),
            started_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
-         where id in (select value from json_each(?1)) and state in ('ready', 'deferred')
+         where id in (select value from json_each(?1))
+           and (state in ('ready', 'deferred') or (?3 and state = 'running' and epoch = ?2))
          returning id, try_count",
     )
     .bind(json!(turn.starts).to_string())
     .bind(turn.epoch)
+    .bind(turn.again)
     .fetch_all(&mut **tx)
     .await
     .map_err(sql("mark events running"))?;

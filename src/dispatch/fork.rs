@@ -1,0 +1,305 @@
+//! One attempt: runs the job, asks the breaker and `settle` what it means, writes the logs,
+//! tells the scheduler. Runs in a task of the scheduler's `JoinSet`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Finished;
+use super::breaker::{Breaker, Change, Evidence, Ticket};
+use super::settle::{self, Facts};
+use crate::attempt::{
+    ANSWER_MAX, Failure, Job, Line, LineKind, Outcome, Report, Transcript, Verdict,
+};
+use crate::clock;
+use crate::config;
+use crate::event::UserId;
+use crate::logs::line::{End, Key, Records, result_word};
+use crate::logs::{Logs, NasLog};
+use crate::scheme::Execute;
+use crate::store::SettleTo;
+
+/// An executor must end by its own deadline plus the grace of killing a process group; this
+/// much later the attempt is given up, whatever it does.
+const LAST_RESORT: Duration = Duration::from_secs(15);
+/// Longest error text kept with an event, bytes.
+const ERROR_MAX: usize = 1_000;
+
+/// What an attempt needs beside the job.
+#[derive(Clone)]
+pub struct Fork {
+    /// The NAS's scheme.
+    pub execute: Arc<dyn Execute>,
+    /// The NAS's breaker.
+    pub breaker: Arc<Mutex<Breaker>>,
+    /// Given by the breaker at the start.
+    pub ticket: Ticket,
+    /// All logs.
+    pub logs: Logs,
+    /// The NAS's log.
+    pub log: NasLog,
+    /// `[dispatch]`.
+    pub config: Arc<config::Dispatch>,
+    /// Directory of the classic result files, if set.
+    pub result_dir: Option<std::path::PathBuf>,
+    /// A remark for the log, such as `cross_nas_overtake`.
+    pub remark: Option<&'static str>,
+}
+
+/// The records of one attempt on their way to the logs.
+struct Book {
+    logs: Logs,
+    log: NasLog,
+    account: Option<(Option<i64>, UserId)>,
+    records: Records,
+    out: Vec<u8>,
+}
+
+impl Book {
+    fn write(&mut self) {
+        self.logs.write(&self.log, self.account, &self.out);
+        self.out.clear();
+    }
+}
+
+impl Fork {
+    /// Runs the job to its end.
+    pub async fn run(self, job: Job) -> Finished {
+        let began = clock::tick_ms();
+        let owned = (job.event, job.user, job.cmd.clone(), job.try_count);
+        let key = || Key {
+            event: owned.0,
+            user: owned.1,
+            cmd: owned.2.as_str(),
+            try_count: owned.3,
+        };
+        let account = job.user.map(|user| (job.abonent, user));
+        let mut book = Book {
+            logs: self.logs.clone(),
+            log: self.log.clone(),
+            account,
+            records: self.logs.records(),
+            out: Vec::with_capacity(512),
+        };
+        book.records.start(&mut book.out, clock::wall_ms(), &key());
+        if let Some(remark) = self.remark {
+            let line = Line {
+                at_ms: clock::wall_ms(),
+                kind: LineKind::Answer,
+                text: remark.to_owned(),
+            };
+            book.records.line(&mut book.out, &key(), &line);
+        }
+        let book = Arc::new(Mutex::new(book));
+        let sink_book = Arc::clone(&book);
+        let sink_key = owned.clone();
+        let mut transcript = Transcript::new(
+            job.secret.texts(),
+            Box::new(move |lines: Vec<Line>| {
+                let key = Key {
+                    event: sink_key.0,
+                    user: sink_key.1,
+                    cmd: sink_key.2.as_str(),
+                    try_count: sink_key.3,
+                };
+                let mut book = sink_book.lock().unwrap_or_else(PoisonError::into_inner);
+                let book = &mut *book;
+                for line in &lines {
+                    book.records.line(&mut book.out, &key, line);
+                }
+                book.write();
+            }),
+        );
+        let mut report = self.attempt(&job, &mut transcript).await;
+        redact(&mut report, &transcript);
+        let error = error_text(&report);
+        let rest = transcript.into_rest();
+        let ms = i64::try_from(clock::tick_ms().saturating_sub(began)).unwrap_or(i64::MAX);
+        let (outcome, change) = self.judge(&job, &report);
+        let code = code_of(&report);
+        let (to, due) = self.destination(&job, &outcome, report);
+        {
+            let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
+            let book = &mut *book;
+            for line in &rest {
+                book.records.line(&mut book.out, &key(), line);
+            }
+            let next_try_ms = match &to {
+                SettleTo::Deferred { until_ms, .. } => Some(*until_ms),
+                SettleTo::Done { .. } | SettleTo::Dead { .. } | SettleTo::Ready { .. } => None,
+            };
+            let end = End {
+                result: result_word(&outcome),
+                code,
+                ms,
+                next_try_ms,
+                error: error.as_deref(),
+            };
+            book.records
+                .end(&mut book.out, clock::wall_ms(), &key(), &end);
+            book.write();
+        }
+        self.tell(&job, change);
+        Finished {
+            id: job.event,
+            user: job.user,
+            nas: job.nas.id,
+            try_count: job.try_count,
+            to,
+            due,
+            code,
+            ms,
+            error,
+        }
+    }
+
+    async fn attempt(&self, job: &Job, transcript: &mut Transcript) -> Report {
+        let limit = job.deadline + LAST_RESORT;
+        match tokio::time::timeout(limit, self.execute.run(job, transcript)).await {
+            Ok(report) => report,
+            Err(_) => Report::of(Verdict::Failed(Failure::timeout(format!(
+                "the attempt did not end within its deadline of {:?}",
+                job.deadline
+            )))),
+        }
+    }
+
+    fn judge(&self, job: &Job, report: &Report) -> (Outcome, Option<Change>) {
+        let policy = self.execute.policy();
+        let script = self.execute.identity().kind != "native";
+        let evidence = Evidence::of(report, policy, script);
+        let facts = Facts {
+            try_count: job.try_count,
+            class: job.class,
+            max_tries: self.config.max_tries,
+            retry_base: self.config.retry_base,
+            policy,
+            on_error: settle::on_error(job.nas.on_error, policy, self.config.on_error),
+        };
+        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = breaker.is_free(self.ticket, &evidence);
+        let outcome = match settle::settle(report, &facts) {
+            // A probe's failure is the NAS's, not the event's.
+            Outcome::Deferred(_) if free => Outcome::Released,
+            other => other,
+        };
+        let jitter = random();
+        let change = breaker.ended(clock::tick_ms(), self.ticket, job.user, evidence, jitter);
+        (outcome, change)
+    }
+
+    fn destination(&self, job: &Job, outcome: &Outcome, report: Report) -> (SettleTo, u64) {
+        let possible_duplicate = settle::possible_duplicate(&report);
+        match outcome {
+            Outcome::Done(result) => {
+                let mut answer = report.answer;
+                if let Some(text) = &mut answer {
+                    cut(text, ANSWER_MAX);
+                    self.classic_result(job, text);
+                }
+                (
+                    SettleTo::Done {
+                        result: *result,
+                        answer,
+                        scheme_hash: report.scheme_hash,
+                    },
+                    0,
+                )
+            }
+            Outcome::Deferred(wait) => {
+                let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                let until_ms =
+                    clock::wall_ms().saturating_add(i64::try_from(wait).unwrap_or(i64::MAX));
+                (
+                    SettleTo::Deferred {
+                        until_ms,
+                        possible_duplicate,
+                    },
+                    clock::tick_ms().saturating_add(wait),
+                )
+            }
+            Outcome::Dead(reason) => {
+                let mut reason = reason.clone();
+                cut(&mut reason, ERROR_MAX);
+                (SettleTo::Dead { reason }, 0)
+            }
+            Outcome::Released => (SettleTo::Ready { possible_duplicate }, 0),
+        }
+    }
+
+    /// The original's contract: the answer of a diagnostic in `<dir>/<user_id>_<cmd>`, written
+    /// under another name and renamed, so that a reader never sees half of it.
+    fn classic_result(&self, job: &Job, text: &str) {
+        let (Some(dir), Some(user)) = (&self.result_dir, job.user) else {
+            return;
+        };
+        let path = dir.join(format!("{user}_{}", job.cmd));
+        let part = dir.join(format!(".{user}_{}.{}", job.cmd, job.event));
+        if let Err(e) = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &path)) {
+            tracing::warn!(path = %path.display(), error = %e, "compat.result_dir: the answer was not written");
+        }
+    }
+
+    fn tell(&self, job: &Job, change: Option<Change>) {
+        let (id, ip) = (job.nas.id, &job.nas.ip);
+        match change {
+            None => {}
+            Some(Change::Opened { reason }) => {
+                tracing::warn!(
+                    "NAS does not obey, its events wait nasid={id} nas_ip={ip} reason={reason:?}"
+                );
+            }
+            Some(Change::Parked { reason }) => {
+                tracing::error!(
+                    "NAS is parked until its settings change, probed every 5 minutes nasid={id} nas_ip={ip} reason={reason:?}"
+                );
+            }
+            Some(Change::Closed) => {
+                tracing::info!("NAS obeys again nasid={id} nas_ip={ip}");
+            }
+        }
+    }
+}
+
+fn redact(report: &mut Report, transcript: &Transcript) {
+    if let Verdict::Failed(failure) = &mut report.verdict {
+        failure.text = transcript.redacted(std::mem::take(&mut failure.text));
+    }
+    report.answer = report.answer.take().map(|a| transcript.redacted(a));
+}
+
+fn error_text(report: &Report) -> Option<String> {
+    match &report.verdict {
+        Verdict::Done | Verdict::Observed | Verdict::NotImplemented | Verdict::Exit(0) => None,
+        Verdict::Exit(code) => Some(format!("the script ended with code {code}")),
+        Verdict::Failed(failure) => {
+            let mut text = failure.text.clone();
+            cut(&mut text, ERROR_MAX);
+            Some(text)
+        }
+    }
+}
+
+fn code_of(report: &Report) -> i32 {
+    match &report.verdict {
+        Verdict::Done | Verdict::Observed | Verdict::NotImplemented => 0,
+        Verdict::Exit(code) => *code,
+        Verdict::Failed(failure) => failure.code,
+    }
+}
+
+fn cut(text: &mut String, max: usize) {
+    if text.len() > max {
+        let mut end = max;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+}
+
+/// For the jitter of probes only; a failure of the source means no jitter.
+pub(super) fn random() -> u32 {
+    let mut bytes = [0; 4];
+    let _ = getrandom::fill(&mut bytes);
+    u32::from_le_bytes(bytes)
+}

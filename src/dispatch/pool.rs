@@ -1,0 +1,147 @@
+//! One NAS as the scheduler serves it: its slots, its breaker, its executor.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::breaker::{Breaker, Start};
+use crate::logs::NasLog;
+use crate::nas::{Nas, NasSecret};
+use crate::scheme::Execute;
+
+/// Durations kept for the 95th percentile of `status`.
+const DURATIONS: usize = 200;
+
+/// Everything that an attempt on this NAS needs; replaced as a whole when settings change.
+#[derive(Clone)]
+pub struct Served {
+    /// Settings row, with the operator's overrides applied.
+    pub nas: Arc<Nas>,
+    /// Credentials.
+    pub secret: Arc<NasSecret>,
+    /// Its scheme.
+    pub execute: Arc<dyn Execute>,
+    /// Hash over the scheme's files, so that a changed scheme is noticed.
+    pub scheme_hash: String,
+    /// Name of its log file.
+    pub log_name: String,
+    /// Nothing starts before this wall time (ms).
+    pub paused_until_ms: Option<i64>,
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Served(nas {}, scheme {})",
+            self.nas.id, self.scheme_hash
+        )
+    }
+}
+
+impl PartialEq for Served {
+    fn eq(&self, other: &Self) -> bool {
+        self.nas == other.nas
+            && self.secret == other.secret
+            && self.scheme_hash == other.scheme_hash
+            && self.log_name == other.log_name
+            && self.paused_until_ms == other.paused_until_ms
+    }
+}
+
+impl Served {
+    /// Whether a change from `old` to this may have mended the NAS.
+    pub fn may_mend(&self, old: &Self) -> bool {
+        self.secret != old.secret || self.scheme_hash != old.scheme_hash || {
+            let apart_from_forks = Nas {
+                forks: old.nas.forks,
+                forks_warning: None,
+                ..(*self.nas).clone()
+            };
+            apart_from_forks
+                != Nas {
+                    forks_warning: None,
+                    ..(*old.nas).clone()
+                }
+        }
+    }
+}
+
+/// A served NAS.
+pub struct Pool {
+    /// What attempts need.
+    pub served: Served,
+    /// Its log.
+    pub log: NasLog,
+    /// Shared with the forks, which tell it how attempts ended.
+    pub breaker: Arc<Mutex<Breaker>>,
+    /// Slots taken: a slot is freed by a result.
+    pub running: usize,
+    /// Not wanted any more: running events finish, nothing starts.
+    pub stopping: bool,
+    /// Finished attempts since the start, by result word.
+    pub done: u64,
+    /// Deferred attempts since the start.
+    pub deferred: u64,
+    /// Dead events since the start.
+    pub dead: u64,
+    durations: VecDeque<i64>,
+}
+
+impl Pool {
+    /// A NAS that starts being served.
+    pub fn new(served: Served, log: NasLog) -> Self {
+        Self {
+            served,
+            log,
+            breaker: Arc::new(Mutex::new(Breaker::new())),
+            running: 0,
+            stopping: false,
+            done: 0,
+            deferred: 0,
+            dead: 0,
+            durations: VecDeque::with_capacity(DURATIONS),
+        }
+    }
+
+    /// Free slots; none while more run than there are forks (shrinking).
+    pub fn free(&self) -> usize {
+        if self.stopping {
+            0
+        } else {
+            self.served.nas.forks.get().saturating_sub(self.running)
+        }
+    }
+
+    /// Whether the operator has paused it.
+    pub fn is_paused(&self, wall_ms: i64) -> bool {
+        self.served
+            .paused_until_ms
+            .is_some_and(|until| wall_ms < until)
+    }
+
+    /// What the breaker lets start.
+    pub fn may_start(&self, now: u64) -> Start {
+        self.breaker().may_start(now)
+    }
+
+    /// The breaker, whoever panicked while holding it.
+    pub fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the duration of an attempt, ms.
+    pub fn took(&mut self, ms: i64) {
+        if self.durations.len() >= DURATIONS {
+            self.durations.pop_front();
+        }
+        self.durations.push_back(ms);
+    }
+
+    /// The 95th percentile of the last attempts, ms; 0 without any.
+    pub fn p95_ms(&self) -> i64 {
+        let mut sorted: Vec<i64> = self.durations.iter().copied().collect();
+        sorted.sort_unstable();
+        let at = (sorted.len() * 95).div_ceil(100).saturating_sub(1);
+        sorted.get(at).copied().unwrap_or(0)
+    }
+}
