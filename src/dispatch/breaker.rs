@@ -16,9 +16,9 @@
 //! [`HEALTH_MS`] after the last recovery, from [`Breaker::tick`] or [`Breaker::ended`].
 //!
 //! Every attempt carries the [`Ticket`] that `started` gave it. The breaker counts eras: a new
-//! one begins when it opens, when it closes and when the settings change. What an attempt of an
-//! older era reports is stale: its failure changes nothing, its success still proves that the
-//! NAS lives.
+//! one begins when it closes and when the settings change. What an attempt of an older era
+//! reports is stale: its failure changes nothing, its success still proves that the NAS lives.
+//! The same holds, while it is open, for every attempt but the probe.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -418,7 +418,6 @@ impl Breaker {
             Gate::Open | Gate::Closed => self.step,
         };
         self.gate = gate;
-        self.era += 1;
         self.recovered = None;
         self.reason = reason;
         self.next = now.saturating_add(spread(step, jitter));

@@ -117,15 +117,15 @@ fn reopen_gives_all_descriptors_back() {
 }
 
 #[test]
-fn twenty_thousand_accounts_and_a_thousand_nases_need_few_descriptors() {
+fn twenty_thousand_accounts_and_two_hundred_nases_need_few_descriptors() {
     let (dir, logs) = logs();
-    let nases: Vec<_> = (0..1_000)
+    let nases: Vec<_> = (0..200)
         .map(|n| logs.nas_file(&format!("nas_{n}.log")))
         .collect();
     let mut most = 0;
     for account in 0..20_000_i64 {
-        let nas = &nases[usize::try_from(account).unwrap() % nases.len()];
-        logs.write(nas, Some((Some(account / 4), UserId(account))), b"x\n");
+        let nas = &nases[usize::try_from(account / 50).unwrap() % nases.len()];
+        logs.write(nas, Some((Some(account / 100), UserId(account))), b"x\n");
         if account % 500 == 499 {
             most = most.max(open_in(dir.path()));
         }
@@ -134,7 +134,18 @@ fn twenty_thousand_accounts_and_a_thousand_nases_need_few_descriptors() {
     assert_eq!(dropped(&logs), [0, 0, 0]);
     let all: usize = nases.iter().map(|n| read(logs.nas_path(n)).len()).sum();
     assert_eq!(all, 20_000 * 2);
-    assert_eq!(read(logs.account_path(Some(4_999), UserId(19_999))), "x\n");
+    assert_eq!(read(logs.account_path(Some(199), UserId(19_999))), "x\n");
+}
+
+#[test]
+fn the_file_used_longest_ago_is_given_up() {
+    let (dir, logs) = logs();
+    let write = |n: usize| logs.write(&logs.nas_file(&format!("{n}.log")), None, b"x\n");
+    (0..NAS_FILES_MAX).for_each(write);
+    write(0);
+    write(NAS_FILES_MAX);
+    assert_eq!(open_in(&dir.path().join("nas_event_daemon/0.log")), 1);
+    assert_eq!(open_in(&dir.path().join("nas_event_daemon/1.log")), 0);
 }
 
 #[test]

@@ -175,6 +175,12 @@ mod tests {
         assert!(kept.iter().all(|p| p.exists()));
         assert!(elsewhere.exists());
         assert!(root.join("abonents/4/event_9.log").is_symlink());
+        let all = before(root, i64::MAX, true).unwrap();
+        assert_eq!(
+            (all.files, all.failed),
+            (1, 0),
+            "only event_11.log, no links"
+        );
         assert!(!root.join("abonents/2").exists(), "empty directories go");
     }
 
