@@ -1,3 +1,11 @@
-//! Entry point of `nas_event_daemon`.
+//! Entry point: the shim branch, then the command line; the only place that ends the process.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if nas_event_daemon::scheme::shim::is_shim() {
+        let code = nas_event_daemon::scheme::shim::shim_main();
+        return ExitCode::from(u8::try_from(code).unwrap_or(70));
+    }
+    ExitCode::from(nas_event_daemon::cli::main())
+}

@@ -1,0 +1,101 @@
+//! Exit codes and error texts of our own commands.
+
+use std::io::Write;
+
+use crate::store::{self, chain};
+
+/// Done (also "nothing to do").
+pub const DONE: u8 = 0;
+/// Failed, the reason is on stderr.
+pub const FAILED: u8 = 1;
+/// Usage, or a confirmation is missing.
+pub const USAGE: u8 = 2;
+/// The configuration, the database's shape or a scheme is wrong.
+pub const BAD_CONFIG: u8 = 3;
+/// Daemon, server or database not reachable.
+pub const NOT_REACHABLE: u8 = 4;
+/// Not found.
+pub const NOT_FOUND: u8 = 5;
+/// Refused: wrong state, no right, another daemon owns the database.
+pub const REFUSED: u8 = 6;
+/// Timed out waiting; the work goes on.
+pub const TIMED_OUT: u8 = 7;
+/// Part of a bulk failed.
+pub const PART_FAILED: u8 = 8;
+/// A check says unhealthy, lint found something.
+pub const UNHEALTHY: u8 = 9;
+/// A bug.
+pub const BUG: u8 = 70;
+
+/// A verb that did not do what was asked.
+#[derive(Debug)]
+pub struct Failed {
+    /// Exit code.
+    pub code: u8,
+    /// What happened, where, why; `hint: …` on a line of its own.
+    pub text: String,
+}
+
+/// What a verb returns: an exit code of its own, or a failure with a text.
+pub type Outcome = Result<u8, Failed>;
+
+impl Failed {
+    /// With any code.
+    pub fn new(code: u8, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+
+    /// Bad configuration.
+    pub fn config(text: impl Into<String>) -> Self {
+        Self::new(BAD_CONFIG, text)
+    }
+}
+
+impl From<store::Error> for Failed {
+    fn from(error: store::Error) -> Self {
+        let (code, hint) = match &error {
+            store::Error::Open { .. } => (
+                NOT_REACHABLE,
+                "check database.url, that the server runs (or the directory exists and is writable), and the rights",
+            ),
+            store::Error::Migrate { .. } => {
+                (BAD_CONFIG, "the database may be newer than this program; restore the matching version")
+            }
+            store::Error::Billing(_) => {
+                (BAD_CONFIG, "docs/operate.md, \"The billing's tables\", lists what must be there")
+            }
+            store::Error::Owned { .. } | store::Error::Fenced { .. } => {
+                (REFUSED, "only one daemon may work on a database: stop the other one first")
+            }
+            store::Error::Refused(_) => (REFUSED, ""),
+            store::Error::Sql { .. } => (FAILED, "the database log says more"),
+        };
+        let mut text = chain(&error);
+        if !hint.is_empty() {
+            text.push_str("\nhint: ");
+            text.push_str(hint);
+        }
+        Self { code, text }
+    }
+}
+
+/// Writes the failure to stderr and gives the exit code.
+pub fn told(outcome: Outcome) -> u8 {
+    match outcome {
+        Ok(code) => code,
+        Err(failed) => {
+            let _ = writeln!(std::io::stderr(), "error: {}", failed.text);
+            failed.code
+        }
+    }
+}
+
+/// Writes a line to stdout; a reader that went away is no error.
+pub fn say(line: impl AsRef<str>) {
+    let _ = writeln!(std::io::stdout(), "{}", line.as_ref());
+}
+
+/// Writes a line to stderr.
+pub fn remark(line: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr(), "{}", line.as_ref());
+}
