@@ -1,6 +1,8 @@
 //! The RouterOS API (MikroTik manual, "API"): commands multiplexed by tags over few pooled
 //! connections.
 
+pub mod wire;
+
 use std::time::Duration;
 
 use crate::attempt::Failure;
