@@ -86,6 +86,12 @@ pub fn encode<'a>(
     Ok(())
 }
 
+/// Ends a sentence whose words are in `out` with its tag.
+pub fn end_with_tag(tag: u32, out: &mut Vec<u8>) {
+    codec::encode_word(format!(".tag={tag}").as_bytes(), out);
+    codec::encode_terminator(out);
+}
+
 /// Takes bytes as they come, however they are split, and gives back whole sentences.
 #[derive(Debug)]
 pub struct Decoder {
