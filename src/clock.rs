@@ -16,6 +16,18 @@ pub fn wall_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// Microseconds since 1970-01-01 UTC; for the journal of the simulators.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one reader of the wall clock"
+)]
+pub fn wall_us() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
 /// What `tick_ms` says at the start of the process: 30 days, so that the age of an event that
 /// was accepted before fits below it.
 const TICK_START: u64 = 30 * 86_400_000;

@@ -1,12 +1,32 @@
 //! The RouterOS API (MikroTik manual, "API"): commands multiplexed by tags over few pooled
 //! connections.
 
+pub mod answer;
+mod login;
+mod pool;
+mod session;
+pub mod wire;
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
 use crate::attempt::Failure;
+use crate::clock;
 use crate::driver::Reply;
+use crate::driver::mikrotik::pool::Pool;
+use crate::driver::mikrotik::session::Ended;
+use crate::driver::mikrotik::wire::Bounds;
 use crate::nas::NasId;
 use crate::shell;
+
+pub use session::{REPLY_MAX, ROWS_MAX};
+
+/// How often a command that was not sent moves on to another connection.
+const MOVES: usize = 3;
 
 /// One API sentence, still as data: nothing in a value can become another word.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +62,38 @@ impl Command {
         }
         words.join(" ")
     }
+
+    /// The sentence without its end. Refuses what would not arrive as it is meant.
+    fn encoded(&self) -> Result<Vec<u8>, String> {
+        if !self.path.starts_with('/') || self.path.contains(['=', '\n']) {
+            return Err(format!("{:?} is not a path of the API", self.path));
+        }
+        if let Some((key, _)) = self
+            .args
+            .iter()
+            .find(|(key, _)| key.is_empty() || key.contains('='))
+        {
+            return Err(format!("{key:?} is not the name of an argument"));
+        }
+        if let Some(query) = self.queries.iter().find(|q| !q.starts_with('?')) {
+            return Err(format!("the query word {query:?} does not begin with '?'"));
+        }
+        let mut words = vec![self.path.clone().into_bytes()];
+        words.extend(
+            self.args
+                .iter()
+                .map(|(key, value)| format!("={key}={value}").into_bytes()),
+        );
+        if !self.proplist.is_empty() {
+            words.push(format!("=.proplist={}", self.proplist.join(",")).into_bytes());
+        }
+        words.extend(self.queries.iter().map(|q| q.clone().into_bytes()));
+        let mut bytes = Vec::new();
+        wire::encode(words.iter().map(Vec::as_slice), Bounds::DRIVER, &mut bytes)?;
+        // The tag comes last, then the end.
+        bytes.pop();
+        Ok(bytes)
+    }
 }
 
 /// Where and as whom to log in.
@@ -57,6 +109,12 @@ pub struct Target {
     pub password: String,
 }
 
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}:{}", self.login, self.host, self.port)
+    }
+}
+
 /// Bounds of the pool of one NAS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -68,17 +126,76 @@ pub struct Limits {
     pub linger: Duration,
 }
 
-/// The pooled sessions of one NAS.
-pub struct Mikrotik {}
+/// Numbers for status pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Open connections.
+    pub connections: usize,
+    /// Commands that wait for their answer.
+    pub in_flight: usize,
+}
+
+/// The pooled sessions of one NAS. Dropping it closes them.
+pub struct Mikrotik {
+    pool: Arc<Pool>,
+    /// One task per connection; they end with this object.
+    tasks: Mutex<JoinSet<()>>,
+    /// Settings with which nothing can be sent.
+    broken: Option<Failure>,
+}
 
 impl Mikrotik {
     /// Nothing is connected before the first command.
-    pub fn new(_target: Target, _limits: Limits) -> Self {
-        Self {}
+    pub fn new(target: Target, limits: Limits) -> Self {
+        Self {
+            pool: Arc::new(Pool::new(target, limits)),
+            tasks: Mutex::default(),
+            broken: None,
+        }
     }
 
-    /// Sends one command and waits for its `!done`, at most `deadline` in all.
-    pub async fn talk(&self, _command: &Command, _deadline: Duration) -> Result<Reply, Failure> {
-        Err(Failure::transport("not written yet"))
+    /// One that answers every command with `failure`.
+    pub(crate) fn broken(target: Target, limits: Limits, failure: Failure) -> Self {
+        Self {
+            broken: Some(failure),
+            ..Self::new(target, limits)
+        }
+    }
+
+    /// Sends one command and waits for its `!done`, at most `deadline` in all. A command that
+    /// was certainly not sent moves to another connection; one that was is cancelled on the
+    /// router when its time is over.
+    pub async fn talk(&self, command: &Command, deadline: Duration) -> Result<Reply, Failure> {
+        if let Some(failure) = &self.broken {
+            return Err(failure.clone());
+        }
+        let words = command.encoded().map_err(Failure::permanent)?;
+        let start = clock::tick_ms();
+        let left = || {
+            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(start));
+            deadline.saturating_sub(gone)
+        };
+        let mut why = String::new();
+        for _ in 0..=MOVES {
+            let acquired = timeout(left(), self.pool.acquire(&self.tasks)).await;
+            let (slot, opened) = match acquired {
+                Ok(acquired) => acquired?,
+                Err(_) => return Err(self.pool.waited_in_vain(deadline)),
+            };
+            match slot.talk(&words, left()).await {
+                Ended::Reply(mut reply) => {
+                    reply.new_session = opened;
+                    return Ok(reply);
+                }
+                Ended::Failed(failure) => return Err(failure),
+                Ended::NotSent(text) => why = text,
+            }
+        }
+        Err(Failure::transport(format!("not sent: {why}")))
+    }
+
+    /// Connections and commands in flight now.
+    pub fn report(&self) -> Report {
+        self.pool.report()
     }
 }
