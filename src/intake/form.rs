@@ -6,13 +6,9 @@
 //! ends; nothing is searched for inside it, so `&`, `+`, `%` and `=` in a subscriber's name
 //! never cut or change a command. Anything else is form-decoded up to the next `&`.
 
-use std::fmt;
-
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// Deepest nesting of lists and objects in any JSON that a door reads.
-pub const DEPTH_MAX: usize = 32;
+use crate::intake::json::{first_json, shown, strict_json};
 
 /// Longest chain `method1 … methodN`: documented chains have three links.
 pub const CALLS_MAX: usize = 16;
@@ -86,8 +82,7 @@ pub enum FormError {
 
 /// Reads a body of any of the three shapes.
 pub fn read(body: &[u8]) -> Result<Form, FormError> {
-    let text =
-        std::str::from_utf8(body).map_err(|_| FormError::NotUtf8("the body".to_owned()))?;
+    let text = std::str::from_utf8(body).map_err(|_| FormError::NotUtf8("the body".to_owned()))?;
     let mut parts = Parts::default();
     if text.trim_ascii_start().starts_with('{') {
         read_object(text, &mut parts)?;
@@ -95,22 +90,6 @@ pub fn read(body: &[u8]) -> Result<Form, FormError> {
         read_pairs(text, &mut parts)?;
     }
     parts.finish()
-}
-
-/// Reads JSON strictly: one value, no key twice in one object, at most [`DEPTH_MAX`] deep.
-pub fn strict_json(text: &str) -> Result<Value, String> {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Strict>();
-    let value = match values.next() {
-        Some(Ok(Strict(value))) => value,
-        Some(Err(e)) => return Err(e.to_string()),
-        None => return Err("it is empty".to_owned()),
-    };
-    let rest = text.get(values.byte_offset()..).unwrap_or_default();
-    if rest.trim_ascii().is_empty() {
-        Ok(value)
-    } else {
-        Err(format!("{:?} follows its end", shown(rest.trim_ascii_start())))
-    }
 }
 
 /// What has been gathered of a body, by number.
@@ -168,7 +147,8 @@ impl Parts {
         let mut args = self.args.into_iter();
         let mut calls = Vec::new();
         for (index, method) in self.methods.into_iter().enumerate() {
-            let method = method.ok_or_else(|| FormError::Missing(format!("method{}", index + 1)))?;
+            let method =
+                method.ok_or_else(|| FormError::Missing(format!("method{}", index + 1)))?;
             let arg = args
                 .next()
                 .flatten()
@@ -276,13 +256,7 @@ fn read_raw(
     at: usize,
     parts: &mut Parts,
 ) -> Result<usize, FormError> {
-    let mut values = serde_json::Deserializer::from_str(value).into_iter::<Strict>();
-    let parsed = match values.next() {
-        Some(Ok(Strict(parsed))) => parsed,
-        Some(Err(e)) => return Err(not_json(name, e.to_string())),
-        None => return Err(not_json(name, "it is empty".to_owned())),
-    };
-    let length = values.byte_offset();
+    let (parsed, length) = first_json(value).map_err(|reason| not_json(name, reason))?;
     let after = value.get(length..).unwrap_or_default();
     let next = after.trim_ascii_start();
     if !next.is_empty() && !next.starts_with('&') {
@@ -296,12 +270,7 @@ fn read_raw(
     Ok(length)
 }
 
-fn read_encoded(
-    name: &str,
-    key: &Key,
-    encoded: &str,
-    parts: &mut Parts,
-) -> Result<(), FormError> {
+fn read_encoded(name: &str, key: &Key, encoded: &str, parts: &mut Parts) -> Result<(), FormError> {
     let text = decoded(encoded, name)?;
     let starts_json = text.trim_ascii_start().starts_with(['{', '[', '"']);
     let value = match key {
@@ -353,104 +322,6 @@ fn hex(digit: u8) -> Option<u8> {
         .and_then(|n| u8::try_from(n).ok())
 }
 
-/// The beginning of a text, for messages.
-fn shown(text: &str) -> String {
-    /// Enough to recognise the place, too little to repeat a subscriber's data.
-    const SHOWN_MAX: usize = 40;
-    text.chars().take(SHOWN_MAX).collect()
-}
-
-/// A JSON value without repeated keys and not nested deeper than [`DEPTH_MAX`].
-struct Strict(Value);
-
-impl<'de> serde::Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Depth(0).deserialize(deserializer).map(Self)
-    }
-}
-
-/// How many lists and objects are open around the value that is read.
-#[derive(Clone, Copy)]
-struct Depth(usize);
-
-impl Depth {
-    fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
-        if self.0 < DEPTH_MAX {
-            Ok(Self(self.0 + 1))
-        } else {
-            Err(E::custom(format_args!(
-                "nested deeper than {DEPTH_MAX} levels"
-            )))
-        }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Depth {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Depth {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
-        Ok(Value::Bool(v))
-    }
-
-    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
-        Ok(Value::from(v))
-    }
-
-    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
-        Ok(Value::from(v))
-    }
-
-    fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
-        Ok(Value::from(v))
-    }
-
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
-        Ok(Value::String(v.to_owned()))
-    }
-
-    fn visit_string<E>(self, v: String) -> Result<Value, E> {
-        Ok(Value::String(v))
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        let inner = self.deeper()?;
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(inner)? {
-            items.push(item);
-        }
-        Ok(Value::Array(items))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let inner = self.deeper()?;
-        let mut object = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value_seed(inner)?;
-            let short = shown(&key);
-            if object.insert(key, value).is_some() {
-                return Err(A::Error::custom(format_args!("key {short:?} is given twice")));
-            }
-        }
-        Ok(Value::Object(object))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -481,8 +352,7 @@ mod tests {
 
     #[test]
     fn the_documented_curl() {
-        let body =
-            r#"method1=objects.create&arg1={"user_id": 1424,"cmd":"user_redirect_cancel"}"#;
+        let body = r#"method1=objects.create&arg1={"user_id": 1424,"cmd":"user_redirect_cancel"}"#;
         let call = one(body);
         assert_eq!(call.method, "objects.create");
         assert_eq!(
@@ -518,11 +388,20 @@ mod tests {
             ("method1=a&method1=b", "method1 is given twice"),
             ("method1=a&arg1={}&arg1={}", "arg1 is given twice"),
             (r#"method1=a&arg1={"x":1,"x":2}"#, "\"x\" is given twice"),
-            (r#"{"method1":"a","method1":"b"}"#, "\"method1\" is given twice"),
+            (
+                r#"{"method1":"a","method1":"b"}"#,
+                "\"method1\" is given twice",
+            ),
             ("method1=a&arg1={\"x\":1", "arg1 is not JSON: EOF"),
             ("method1=a&arg1=x", "arg1 is not JSON"),
-            ("method1=a&arg1={}x", "follows the end of its JSON at byte 17"),
-            ("method1=a&arg1=%7B%7D%7B", "arg1 is not JSON: \"{\" follows"),
+            (
+                "method1=a&arg1={}x",
+                "follows the end of its JSON at byte 17",
+            ),
+            (
+                "method1=a&arg1=%7B%7D%7B",
+                "arg1 is not JSON: \"{\" follows",
+            ),
             ("method1=a&arg1=%7", "arg1 has a %"),
             ("method1=a&arg1=%zz", "arg1 has a %"),
             ("method1=a&arg1=%ff", "arg1 is not UTF-8"),
