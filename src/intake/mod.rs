@@ -1,1 +1,16 @@
-//! (to be written)
+//! The doors: the one way by which events from outside reach the compact stack. `form` reads
+//! the classic bodies, `compact` checks what they ask for, `classic` and `api` answer,
+//! `access` decides who may, `serve` owns the sockets, and `rest` puts them together.
+
+pub mod access;
+pub mod api;
+pub mod bulk;
+pub mod classic;
+pub mod compact;
+pub mod form;
+pub mod health;
+pub mod json;
+pub mod openapi;
+pub mod rest;
+pub mod serve;
+pub mod trail;

@@ -1,0 +1,571 @@
+//! `/api/v1/`: JSON in, JSON out, for programs and for our own command line. Errors are
+//! `{"error": {"code", "message", "hint"}}`; `/api/openapi.json` describes every path.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::clock;
+use crate::config;
+use crate::event::EventId;
+use crate::intake::access::{At, Operator, Support, Viewer};
+use crate::intake::rest::{self, Desk, Refusal};
+use crate::intake::{compact, health, json};
+use crate::nas::{Nas, NasId, NasState};
+use crate::store::{EventRow, Filter, WhereIs, shown_url};
+
+/// Longest `?wait=`; connections without a byte are cut at twice that.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Most events that one `?wait=` watches.
+const WAIT_EVENTS_MAX: usize = 16;
+/// First pause between two looks, and the longest: an interactive answer takes some 100 ms.
+const LOOK_FIRST: Duration = Duration::from_millis(10);
+const LOOK_LONGEST: Duration = Duration::from_millis(250);
+/// Most events of one page, and without `limit`.
+const PAGE_MAX: usize = 1000;
+const PAGE: usize = 100;
+/// Longest reason of a pause or a drop, characters.
+const WHY_MAX: usize = 500;
+
+/// States by which events are listed (design §2).
+const STATES: &[&str] = &[
+    "compact", "ready", "running", "deferred", "held", "dead", "done",
+];
+
+/// An extracted query, or the reason why it is none.
+type Asked<T> = Result<Query<T>, QueryRejection>;
+
+fn asked<T>(query: Asked<T>) -> Result<T, Refusal> {
+    match query {
+        Ok(Query(query)) => Ok(query),
+        Err(e) => Err(Refusal::malformed(format!(
+            "the query string: {}",
+            e.body_text()
+        ))),
+    }
+}
+
+/// Query of a post.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostQuery {
+    wait: Option<String>,
+}
+
+/// `POST /api/v1/events`: one event or `{"events": […]}`, all or nothing; 201 with the ids.
+pub async fn post(
+    State(desk): State<Desk>,
+    At(caller): Support,
+    query: Asked<PostQuery>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let wait = asked(query)?.wait;
+    let wait = wait.map(|text| wait_of(&text)).transpose()?;
+    let (parts, body) = request.into_parts();
+    let body = rest::whole_body(&parts.headers, body).await?;
+    let (wanted, many) = match read_json(&body)? {
+        Value::Object(mut map) if map.contains_key("events") => match map.remove("events") {
+            Some(Value::Array(list)) if map.is_empty() => (list, true),
+            Some(Value::Array(_)) => {
+                let text = "beside \"events\" there may be no other key".to_owned();
+                return Err(Refusal::malformed(text));
+            }
+            _ => return Err(Refusal::malformed("events is not a list".to_owned())),
+        },
+        one => (vec![one], false),
+    };
+    let events = {
+        let cmds = desk.doors.cmds.borrow();
+        let each = wanted.into_iter().enumerate().map(|(index, value)| {
+            compact::read(value, &caller.who, &cmds).map_err(|reason| {
+                let place = if many {
+                    format!("events[{index}]: ")
+                } else {
+                    String::new()
+                };
+                Refusal::malformed(format!("{place}{reason}"))
+            })
+        });
+        each.collect::<Result<Vec<_>, _>>()?
+    };
+    if wait.is_some() && events.len() > WAIT_EVENTS_MAX {
+        return Err(Refusal::malformed(format!(
+            "wait is for at most {WAIT_EVENTS_MAX} events"
+        )));
+    }
+    // The place is taken first: nothing is stored if nobody could wait for it.
+    let place = match wait {
+        Some(_) => Some(desk.waiters.try_acquire().map_err(|_| Refusal {
+            retry_after: Some(1),
+            ..Refusal::new(
+                429,
+                "too_many_waiting",
+                "too many callers are waiting for answers".to_owned(),
+                "nothing was stored; post without wait and ask for the event later",
+            )
+        })?),
+        None => None,
+    };
+    let guard = rest::idempotency(&parts.headers, &body)?;
+    let accepted = rest::accept(&desk, &caller, events, guard).await?;
+    let mut answer = json!({ "ids": accepted.ids });
+    if let Some(wait) = wait
+        && let Some(map) = answer.as_object_mut()
+    {
+        let (rows, complete) = settled(&desk, &accepted.ids, wait).await?;
+        map.insert("final".to_owned(), Value::from(complete));
+        map.insert("events".to_owned(), rows.iter().map(outcome).collect());
+    }
+    drop(place);
+    let mut answer = (StatusCode::CREATED, Json(answer)).into_response();
+    if accepted.again {
+        let yes = axum::http::HeaderValue::from_static("true");
+        answer.headers_mut().insert("idempotency-replayed", yes);
+    }
+    Ok(answer)
+}
+
+fn wait_of(text: &str) -> Result<Duration, Refusal> {
+    let wait =
+        config::parse_duration(text).map_err(|e| Refusal::malformed(format!("wait: {e}")))?;
+    if wait > WAIT_MAX {
+        return Err(Refusal::malformed(format!(
+            "wait is longer than {WAIT_MAX:?}"
+        )));
+    }
+    Ok(wait)
+}
+
+fn read_json(body: &[u8]) -> Result<Value, Refusal> {
+    let text = std::str::from_utf8(body)
+        .map_err(|_| Refusal::malformed("the body is not UTF-8".to_owned()))?;
+    json::strict_json(text).map_err(|e| Refusal::malformed(format!("the body is not JSON: {e}")))
+}
+
+/// Watches events until all are done or dead, or the time is over; `false` = over.
+async fn settled(
+    desk: &Desk,
+    ids: &[EventId],
+    wait: Duration,
+) -> Result<(Vec<EventRow>, bool), Refusal> {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    let until = clock::tick_ms().saturating_add(wait_ms);
+    let mut pause = LOOK_FIRST;
+    loop {
+        let mut rows = Vec::new();
+        for id in ids {
+            rows.extend(desk.doors.store.event(*id).await.map_err(Refusal::store)?);
+        }
+        let complete = rows.len() == ids.len() && rows.iter().all(is_final);
+        let left = until.saturating_sub(clock::tick_ms());
+        if complete || left == 0 {
+            return Ok((rows, complete));
+        }
+        tokio::time::sleep(pause.min(Duration::from_millis(left))).await;
+        pause = (pause * 2).min(LOOK_LONGEST);
+    }
+}
+
+fn is_final(row: &EventRow) -> bool {
+    match row.place {
+        WhereIs::Done | WhereIs::Dead => true,
+        WhereIs::Compact | WhereIs::Stack => false,
+    }
+}
+
+fn outcome(row: &EventRow) -> Value {
+    json!({
+        "id": row.id,
+        "place": row.place,
+        "state": row.state,
+        "code": row.code,
+        "error": row.error,
+        "ms": row.ms,
+        "answer": row.answer,
+    })
+}
+
+/// Query of a list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    state: Option<String>,
+    nas: Option<i64>,
+    user: Option<i64>,
+    cmd: Option<String>,
+    batch: Option<String>,
+    before: Option<i64>,
+    limit: Option<usize>,
+}
+
+/// `GET /api/v1/events`: newest first; `next_before` is the `before` of the next page.
+pub async fn list(
+    State(desk): State<Desk>,
+    At(_): Viewer,
+    query: Asked<ListQuery>,
+) -> Result<Json<Value>, Refusal> {
+    let query = asked(query)?;
+    if let Some(state) = &query.state
+        && !STATES.contains(&state.as_str())
+    {
+        return Err(Refusal::malformed(format!(
+            "state is none of: {}",
+            STATES.join(", ")
+        )));
+    }
+    let texts = [&query.cmd, &query.batch];
+    if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+        return Err(Refusal::malformed(
+            "the query holds a NUL character".to_owned(),
+        ));
+    }
+    let limit = query.limit.unwrap_or(PAGE);
+    if !(1..=PAGE_MAX).contains(&limit) {
+        return Err(Refusal::malformed(format!(
+            "limit is outside 1..{PAGE_MAX}"
+        )));
+    }
+    let filter = Filter {
+        state: query.state,
+        nas: query.nas,
+        user: query.user,
+        cmd: query.cmd,
+        batch: query.batch,
+        before: query.before,
+        limit,
+    };
+    let rows = desk.doors.store.events(&filter).await;
+    let rows = rows.map_err(Refusal::store)?;
+    let next = rows
+        .last()
+        .filter(|_| rows.len() >= limit)
+        .map(|row| row.id);
+    let events: Vec<Value> = rows.iter().map(|row| shown(row, false)).collect();
+    Ok(Json(json!({ "events": events, "next_before": next })))
+}
+
+/// A row for people; lists leave out what may be large.
+fn shown(row: &EventRow, whole: bool) -> Value {
+    let mut value = serde_json::to_value(row).unwrap_or(Value::Null);
+    if !whole && let Some(map) = value.as_object_mut() {
+        map.remove("params");
+        map.remove("answer");
+    }
+    value
+}
+
+/// `GET /api/v1/events/{id}`: one event, wherever it is.
+pub async fn show(
+    State(desk): State<Desk>,
+    At(_): Viewer,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    let id = EventId(number(&id)?);
+    let row = desk.doors.store.event(id).await.map_err(Refusal::store)?;
+    let row = row.ok_or_else(|| no_event(id))?;
+    Ok(Json(shown(&row, true)))
+}
+
+fn number(text: &str) -> Result<i64, Refusal> {
+    text.parse()
+        .map_err(|_| Refusal::malformed("the id in the path is not a whole number".to_owned()))
+}
+
+fn no_event(id: EventId) -> Refusal {
+    Refusal::not_found(
+        format!("there is no event {id}"),
+        "done events are kept for history.keep; older ones are in the account's log only",
+    )
+}
+
+/// `POST /api/v1/events/{id}/retry`: posts a dead event anew; 201 with the new id.
+pub async fn retry(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    let id = EventId(number(&id)?);
+    let new = rest::to_the_end(&desk, move |desk| async move {
+        let store = &desk.doors.store;
+        let Some(new) = store.retry_dead(id).await.map_err(Refusal::store)? else {
+            store
+                .event(id)
+                .await
+                .map_err(Refusal::store)?
+                .ok_or_else(|| no_event(id))?;
+            return Err(Refusal::new(
+                409,
+                "not_retried",
+                format!("event {id} was not retried"),
+                "it is not dead, was retried already, or its account has a later event, \
+                 waiting or done, which a retry would undo",
+            ));
+        };
+        desk.doors.wake.notify_one();
+        let detail = format!("event={id} as={new}");
+        desk.trail
+            .note(store.as_ref(), &caller.who, "retry", detail)
+            .await;
+        Ok(new)
+    })
+    .await?;
+    let answer = json!({ "id": new, "retried_from": id });
+    Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+/// `POST /api/v1/events/{id}/drop`: removes an event that is not running, with the reason.
+pub async fn give_up(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, Refusal> {
+    let id = EventId(number(&id)?);
+    let why = why(&order(request, &["why"]).await?, "why")?;
+    rest::to_the_end(&desk, move |desk| async move {
+        let store = &desk.doors.store;
+        let reason = format!("{}: {why}", caller.who);
+        if !store
+            .drop_event(id, &reason)
+            .await
+            .map_err(Refusal::store)?
+        {
+            let row = store.event(id).await.map_err(Refusal::store)?;
+            let row = row.ok_or_else(|| no_event(id))?;
+            return Err(Refusal::new(
+                409,
+                "not_dropped",
+                format!("event {id} is {}", row.state),
+                "only events that are neither running nor done can be dropped",
+            ));
+        }
+        let detail = format!("event={id} why={why:?}");
+        desk.trail
+            .note(store.as_ref(), &caller.who, "drop", detail)
+            .await;
+        Ok(())
+    })
+    .await?;
+    Ok(Json(json!({ "id": id, "result": "dropped" })))
+}
+
+/// The optional body of an order: an object with some of `known`.
+async fn order(request: Request, known: &[&str]) -> Result<Map<String, Value>, Refusal> {
+    let (parts, body) = request.into_parts();
+    let body = rest::whole_body(&parts.headers, body).await?;
+    if body.trim_ascii().is_empty() {
+        return Ok(Map::new());
+    }
+    let Value::Object(map) = read_json(&body)? else {
+        return Err(Refusal::malformed("the body is not an object".to_owned()));
+    };
+    match map.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(map),
+        Some(key) => {
+            let key: String = key.chars().take(64).collect();
+            Err(Refusal::malformed(format!(
+                "unknown key {key:?}; known: {}",
+                known.join(", ")
+            )))
+        }
+    }
+}
+
+fn why(order: &Map<String, Value>, key: &str) -> Result<String, Refusal> {
+    match order.get(key) {
+        None | Some(Value::Null) => Ok(String::new()),
+        Some(Value::String(text)) if text.chars().count() <= WHY_MAX && !text.contains('\0') => {
+            Ok(text.clone())
+        }
+        Some(_) => Err(Refusal::malformed(format!(
+            "{key} is not a text of at most {WHY_MAX} characters"
+        ))),
+    }
+}
+
+/// `GET /api/v1/nas`: settings and operators' settings, without credentials and `vars`.
+pub async fn nases(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Value>, Refusal> {
+    let store = &desk.doors.store;
+    let rows = store.nases().await.map_err(Refusal::store)?;
+    let states = store.nas_states().await.map_err(Refusal::store)?;
+    let now = clock::wall_ms();
+    let list: Vec<Value> = rows
+        .iter()
+        .map(|row| match row {
+            Ok(nas) => {
+                let state = states.get(&nas.id).cloned().unwrap_or_default();
+                nas_shown(nas, &state, now)
+            }
+            Err(bad) => json!({ "id": bad.id, "ip": bad.ip, "error": bad.reason }),
+        })
+        .collect();
+    Ok(Json(json!({ "nas": list })))
+}
+
+fn nas_shown(nas: &Nas, state: &NasState, now: i64) -> Value {
+    let paused = state.paused_until_ms.filter(|until| *until > now);
+    let until = paused.filter(|until| *until != i64::MAX);
+    json!({
+        "id": nas.id,
+        "name": nas.name,
+        "ip": nas.ip,
+        "mode": nas.mode,
+        "forks": nas.forks,
+        "forks_override": state.forks,
+        "oss_path": nas.oss_path,
+        "script_name": nas.script_name,
+        "max_sessions": nas.max_sessions,
+        "max_rate": nas.max_rate,
+        "timeout_ms": nas.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+        "on_error": nas.on_error,
+        "http_url": nas.http_url.as_deref().map(shown_url),
+        "paused": paused.is_some(),
+        "paused_until": until.map(clock::utc_text),
+        "pause_reason": paused.map(|_| state.pause_reason.as_str()),
+    })
+}
+
+/// `POST /api/v1/nas/{id}/pause`, body `{"reason", "for"}`: nothing new is started there.
+pub async fn pause(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, Refusal> {
+    let order = order(request, &["reason", "for"]).await?;
+    let reason = why(&order, "reason")?;
+    let length = match order.get("for") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(
+            config::parse_duration(text).map_err(|e| Refusal::malformed(format!("for: {e}")))?,
+        ),
+        Some(_) => {
+            return Err(Refusal::malformed(
+                "for is not a duration like \"30m\"".to_owned(),
+            ));
+        }
+    };
+    let until = length.map_or(i64::MAX, |length| {
+        let ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
+        clock::wall_ms().saturating_add(ms)
+    });
+    let detail = format!(
+        "for={} reason={reason:?}",
+        order.get("for").unwrap_or(&Value::Null)
+    );
+    change_nas(desk, caller.who, &id, "nas_pause", detail, move |state| {
+        state.paused_until_ms = Some(until);
+        state.pause_reason = reason;
+    })
+    .await
+}
+
+/// `POST /api/v1/nas/{id}/resume`.
+pub async fn resume(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    change_nas(
+        desk,
+        caller.who,
+        &id,
+        "nas_resume",
+        String::new(),
+        |state| {
+            state.paused_until_ms = None;
+            state.pause_reason = String::new();
+        },
+    )
+    .await
+}
+
+async fn change_nas(
+    desk: Desk,
+    who: String,
+    id: &str,
+    what: &'static str,
+    detail: String,
+    change: impl FnOnce(&mut NasState) + Send + 'static,
+) -> Result<Json<Value>, Refusal> {
+    let id = NasId(number(id)?);
+    let shown = rest::to_the_end(&desk, move |desk| async move {
+        let store = &desk.doors.store;
+        let one_at_a_time = desk.nas_settings.lock().await;
+        let rows = store.nases().await.map_err(Refusal::store)?;
+        let known = rows.iter().find(|row| match row {
+            Ok(nas) => nas.id == id,
+            Err(bad) => bad.id == id,
+        });
+        let Some(known) = known else {
+            return Err(Refusal::not_found(
+                format!("there is no NAS {id}"),
+                "GET /api/v1/nas lists them",
+            ));
+        };
+        let mut states = store.nas_states().await.map_err(Refusal::store)?;
+        let mut state = states.remove(&id).unwrap_or_default();
+        change(&mut state);
+        store
+            .set_nas_state(id, &state)
+            .await
+            .map_err(Refusal::store)?;
+        drop(one_at_a_time);
+        desk.doors.reload.notify_one();
+        let detail = format!("nas={id} {detail}");
+        let detail = detail.trim_end().to_owned();
+        desk.trail.note(store.as_ref(), &who, what, detail).await;
+        Ok(match known {
+            Ok(nas) => nas_shown(nas, &state, clock::wall_ms()),
+            Err(bad) => json!({ "id": bad.id, "ip": bad.ip, "error": bad.reason }),
+        })
+    })
+    .await?;
+    Ok(Json(shown))
+}
+
+/// `POST /api/v1/reload`: NAS settings are read again now, not in a minute.
+pub async fn reload(State(desk): State<Desk>, At(caller): Operator) -> Result<Response, Refusal> {
+    rest::to_the_end(&desk, move |desk| async move {
+        desk.doors.reload.notify_one();
+        let store = desk.doors.store.as_ref();
+        desk.trail
+            .note(store, &caller.who, "reload", String::new())
+            .await;
+        Ok(())
+    })
+    .await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "reload": "asked" }))).into_response())
+}
+
+/// `GET /api/v1/status`: the stacks in numbers.
+pub async fn status(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Value>, Refusal> {
+    let counts = health::counts(&desk, health::Freshness::Now).await?;
+    let main: Map<String, Value> = counts
+        .main
+        .iter()
+        .map(|(cmd, rows)| (cmd.clone(), Value::from(*rows)))
+        .collect();
+    let by_nas: Vec<Value> = counts
+        .by_nas
+        .iter()
+        .map(|(nas, state, rows)| json!({ "nas_id": nas, "state": state, "events": rows }))
+        .collect();
+    Ok(Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "up_ms": clock::tick_ms(),
+        "parent_turned_ms_ago": health::parent_age_ms(&desk),
+        "compact": counts.compact,
+        "unexpandable": counts.unexpandable,
+        "main": main,
+        "by_nas": by_nas,
+        "dead": counts.dead,
+        "oldest_s": counts.oldest_s,
+    })))
+}

@@ -1,0 +1,279 @@
+//! What monitoring asks: is the process alive (`/healthz`, never touches the database), can it
+//! work (`/readyz`), and the numbers (`/metrics`). Also the one count of the stacks that these,
+//! `/api/v1/status` and the high-water mark share, so that a busy poller costs one query a
+//! second at most.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::intake::access::{self, Openness, Scope};
+use crate::intake::rest::{Desk, Refusal};
+use crate::store::Counts;
+
+/// The parent loop is alive if it turned within this many of its intervals …
+const LIVE_INTERVALS: u64 = 3;
+/// … and this much more, ms: a turn itself takes time on a busy machine.
+const LIVE_SLACK_MS: u64 = 10_000;
+/// How long the database may take to answer `/readyz`.
+const READY_TIME: Duration = Duration::from_secs(2);
+/// Counts younger than this are not asked for again, ms.
+const COUNTS_AGE_MS: u64 = 1_000;
+/// Samples of histograms lie in memory until they are folded in; this often they are.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+const HTTP_REQUESTS: &str = "nas_event_daemon_http_requests_total";
+const HTTP_SECONDS: &str = "nas_event_daemon_http_request_duration_seconds";
+const RECEIVED: &str = "nas_event_daemon_events_received_total";
+const STACK: &str = "nas_event_daemon_stack_events";
+const DEAD: &str = "nas_event_daemon_dead_events";
+const UNEXPANDABLE: &str = "nas_event_daemon_unexpandable_events";
+const OLDEST: &str = "nas_event_daemon_stack_oldest_age_seconds";
+const BUILD: &str = "nas_event_daemon_build_info";
+
+/// Bounds of durations that people wait for, seconds.
+const SHORT_S: &[f64] = &[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0];
+/// Bounds of attempts, seconds; 0.3 is the norm of the original's documentation.
+const ATTEMPT_S: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
+/// Bounds from insertion to the final state, seconds: up to a day of retries.
+const LATENCY_S: &[f64] = &[
+    0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 1_800.0, 7_200.0, 86_400.0,
+];
+/// Bounds of batch sizes, events.
+const BATCH: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0];
+
+/// Installs the process's one metrics recorder; called again, it gives the same handle.
+/// Somebody must run [`metrics_upkeep`].
+pub fn install_metrics() -> PrometheusHandle {
+    static INSTALLED: OnceLock<PrometheusHandle> = OnceLock::new();
+    let install = || {
+        let recorder = bounded()
+            .unwrap_or_else(|_| PrometheusBuilder::new())
+            .build_recorder();
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::warn!("another metrics recorder is installed; /metrics stays empty");
+        }
+        handle
+    };
+    INSTALLED.get_or_init(install).clone()
+}
+
+fn bounded() -> Result<PrometheusBuilder, metrics_exporter_prometheus::BuildError> {
+    let full = |name: &str| Matcher::Full(format!("nas_event_daemon_{name}"));
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SHORT_S)?
+        .set_buckets_for_metric(Matcher::Suffix("_batch_events".to_owned()), BATCH)?
+        .set_buckets_for_metric(full("attempt_duration_seconds"), ATTEMPT_S)?
+        .set_buckets_for_metric(full("event_latency_seconds"), LATENCY_S)
+}
+
+/// Keeps the memory of histograms bounded while nobody scrapes; ends at `stop`.
+pub async fn metrics_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
+    let mut turns = tokio::time::interval(UPKEEP_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = turns.tick() => handle.run_upkeep(),
+        }
+    }
+}
+
+/// Help texts of the metrics that the doors own.
+pub fn describe() {
+    describe_counter!(HTTP_REQUESTS, "Answered HTTP requests");
+    describe_histogram!(HTTP_SECONDS, "From the request's head to the answer's head");
+    describe_counter!(RECEIVED, "Events accepted by a door");
+    describe_gauge!(STACK, "Rows of the compact and the main stack");
+    describe_gauge!(DEAD, "Rows of events_dead");
+    describe_gauge!(
+        UNEXPANDABLE,
+        "Rows of the compact stack that carry an error"
+    );
+    describe_gauge!(OLDEST, "Age of the oldest waiting row");
+    describe_gauge!(BUILD, "Always 1; the label says which version runs");
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Counts one answered request.
+pub fn count_request(handler: &str, method: &'static str, code: u16, ms: u64) {
+    let handler = handler.to_owned();
+    counter!(HTTP_REQUESTS, "handler" => handler.clone(), "method" => method,
+        "code" => code.to_string())
+    .increment(1);
+    histogram!(HTTP_SECONDS, "handler" => handler, "method" => method)
+        .record(Duration::from_millis(ms).as_secs_f64());
+}
+
+/// Counts one accepted event; `cmd` has been checked, so its values are bounded.
+pub fn count_event(cmd: &str) {
+    counter!(RECEIVED, "source" => "rest", "cmd" => cmd.to_owned()).increment(1);
+}
+
+/// The stacks as last counted.
+#[derive(Default)]
+pub struct Seen {
+    /// Waiting events at the last count, and those accepted since.
+    waiting: AtomicI64,
+    /// [`clock::tick_ms`] of the last count.
+    counted_at: AtomicU64,
+    counting: AtomicBool,
+    last: tokio::sync::Mutex<Option<(u64, Counts)>>,
+    shown: Mutex<BTreeSet<String>>,
+}
+
+impl Seen {
+    /// Notes newly accepted events.
+    pub fn add(&self, events: usize) {
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        self.waiting.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Whether posts are to be refused. Never waits: an old count is renewed beside the request.
+    pub fn is_above_mark(&self, desk: &Desk) -> bool {
+        let mark = i64::try_from(desk.doors.high_water).unwrap_or(i64::MAX);
+        if mark == 0 {
+            return false;
+        }
+        let now = clock::tick_ms();
+        let age = now.saturating_sub(self.counted_at.load(Ordering::Relaxed));
+        if age >= COUNTS_AGE_MS && !self.counting.swap(true, Ordering::Relaxed) {
+            let renewed = std::sync::Arc::clone(desk);
+            desk.beside(async move {
+                let _ = counts(&renewed, Freshness::Now).await;
+                renewed.seen.counting.store(false, Ordering::Relaxed);
+            });
+        }
+        self.waiting.load(Ordering::Relaxed) >= mark
+    }
+}
+
+/// How old a count may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// Asked for anew.
+    Now,
+    /// At most [`COUNTS_AGE_MS`] old: for what anybody may ask, as often as they like.
+    Second,
+}
+
+/// The numbers of the stacks.
+pub async fn counts(desk: &Desk, freshness: Freshness) -> Result<Counts, Refusal> {
+    let seen = &desk.seen;
+    let mut last = seen.last.lock().await;
+    if let Some((at, counts)) = last.as_ref()
+        && freshness == Freshness::Second
+        && clock::tick_ms().saturating_sub(*at) < COUNTS_AGE_MS
+    {
+        return Ok(counts.clone());
+    }
+    let asked = tokio::time::timeout(READY_TIME, desk.doors.store.counts()).await;
+    let now = clock::tick_ms();
+    seen.counted_at.store(now, Ordering::Relaxed);
+    let counts = match asked {
+        Ok(counts) => counts.map_err(Refusal::store)?,
+        Err(_) => {
+            return Err(Refusal::new(
+                503,
+                "unavailable",
+                format!("the database did not answer within {READY_TIME:?}"),
+                "look at the database server and at the daemon log",
+            ));
+        }
+    };
+    let main: i64 = counts.main.iter().map(|(_, rows)| rows).sum();
+    seen.waiting.store(counts.compact + main, Ordering::Relaxed);
+    *last = Some((now, counts.clone()));
+    Ok(counts)
+}
+
+/// How long ago the parent loop turned, ms; counted from the start before its first turn.
+pub fn parent_age_ms(desk: &Desk) -> u64 {
+    let turned = desk.doors.parent_tick.load(Ordering::Relaxed);
+    clock::tick_ms().saturating_sub(turned)
+}
+
+/// `GET /healthz`: 200 while the parent loop turns; restarting helps if it does not.
+pub async fn live(State(desk): State<Desk>) -> Response {
+    let age = parent_age_ms(&desk);
+    let interval = u64::try_from(desk.doors.settings_interval.as_millis()).unwrap_or(u64::MAX);
+    let limit = interval
+        .saturating_mul(LIVE_INTERVALS)
+        .saturating_add(LIVE_SLACK_MS);
+    if age < limit {
+        return axum::Json(json!({ "status": "alive", "parent_turned_ms_ago": age }))
+            .into_response();
+    }
+    Refusal::new(
+        503,
+        "parent_loop_stands",
+        format!("the parent loop turned last {age} ms ago, the limit is {limit} ms"),
+        "read the end of the daemon log, then restart the daemon: nothing is lost",
+    )
+    .into_response()
+}
+
+/// `GET /readyz`: 200 while the database answers.
+pub async fn ready(State(desk): State<Desk>) -> Response {
+    match counts(&desk, Freshness::Second).await {
+        Ok(_) => axum::Json(json!({ "status": "ready" })).into_response(),
+        Err(refusal) => Refusal {
+            status: axum::http::StatusCode::SERVICE_UNAVAILABLE,
+            ..refusal
+        }
+        .into_response(),
+    }
+}
+
+/// `GET /metrics`: the Prometheus text format 0.0.4; without a token on loopback.
+pub async fn metrics(State(desk): State<Desk>, request: Request) -> Result<Response, Refusal> {
+    let (parts, _) = request.into_parts();
+    let caller = access::caller(&desk, &parts, Openness::Loopback).await?;
+    caller.at_least(Scope::Viewer)?;
+    let Some(handle) = &desk.doors.metrics else {
+        return Err(Refusal::not_found(
+            "this process keeps no metrics".to_owned(),
+            "ask the daemon itself",
+        ));
+    };
+    // Without the database the other numbers are wanted all the more.
+    if let Ok(counts) = counts(&desk, Freshness::Second).await {
+        show(&desk, &counts);
+    }
+    let kind = [(
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )];
+    Ok((kind, handle.render()).into_response())
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "gauges are f64; exact up to 2^53 rows"
+)]
+fn show(desk: &Desk, counts: &Counts) {
+    gauge!(STACK, "stack" => "compact", "cmd" => "").set(counts.compact as f64);
+    gauge!(DEAD).set(counts.dead as f64);
+    gauge!(UNEXPANDABLE).set(counts.unexpandable as f64);
+    gauge!(OLDEST).set(counts.oldest_s as f64);
+    let shown = &desk.seen.shown;
+    let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+    // A command without rows must show 0, not its last number.
+    for cmd in shown.iter() {
+        gauge!(STACK, "stack" => "main", "cmd" => cmd.clone()).set(0.0);
+    }
+    for (cmd, rows) in &counts.main {
+        gauge!(STACK, "stack" => "main", "cmd" => cmd.clone()).set(*rows as f64);
+        shown.insert(cmd.clone());
+    }
+}

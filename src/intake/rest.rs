@@ -1,0 +1,471 @@
+//! The doors put together: what they share, how a request is refused, how events are taken
+//! in, and the router. The hot path is read → [`Store::post`] → wake expansion → audit →
+//! answer; a 2xx is given only for what is committed.
+
+use std::future::Future;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinSet;
+
+pub use crate::intake::health::{install_metrics, metrics_upkeep};
+pub use crate::intake::serve::{bind_ctl, serve, serve_ctl};
+
+use crate::clock;
+use crate::config;
+use crate::event::{Cmd, CompactEvent, EventId};
+use crate::intake::access::{self, Caller, Peer};
+use crate::intake::health::Seen;
+use crate::intake::trail::Trail;
+use crate::intake::{api, bulk, classic, health, openapi};
+use crate::store::{self, Idempotency, Posted, Store};
+
+/// Largest body but for bulk calls, bytes; the longest sensible event has a few KiB.
+pub const BODY_MAX: usize = 1024 * 1024;
+/// Longest time for a body to arrive.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// Longest `Idempotency-Key`, characters.
+const KEY_MAX: usize = 200;
+/// Changes that may be under way at once; twice the connections of a listener.
+const CHANGES_MAX: usize = 2048;
+/// Callers that may sit in `?wait=` at once: each asks the store some times a second.
+const WAITERS_MAX: usize = 64;
+/// Most events of one transaction; it must not keep other writers out for long.
+const EVENTS_MAX: usize = 5_000;
+/// What a producer is told to wait at the high-water mark, seconds.
+const RETRY_AFTER_S: u32 = 5;
+
+/// What the doors need of the daemon.
+pub struct Doors {
+    /// The durable log.
+    pub store: Arc<dyn Store>,
+    /// Listen addresses and open networks.
+    pub http: config::Http,
+    /// Notified after each accepted post: there is something to expand.
+    pub wake: Arc<Notify>,
+    /// Notified when NAS settings shall be read now.
+    pub reload: Arc<Notify>,
+    /// Commands outside the catalogue that loaded schemes define.
+    pub cmds: watch::Receiver<Vec<Cmd>>,
+    /// [`clock::tick_ms`] of the parent loop's last turn.
+    pub parent_tick: Arc<AtomicU64>,
+    /// How often the parent loop turns.
+    pub settings_interval: Duration,
+    /// For `/metrics`; none = 404.
+    pub metrics: Option<PrometheusHandle>,
+    /// Waiting events above which posts get 429; 0 = no mark.
+    pub high_water: usize,
+}
+
+/// [`Doors`] and what the doors keep among themselves; one for all listeners.
+pub struct Shared {
+    /// What the daemon gave.
+    pub doors: Doors,
+    /// The stacks as last counted.
+    pub seen: Seen,
+    /// The audit trail.
+    pub trail: Trail,
+    /// Places for `?wait=`.
+    pub waiters: Semaphore,
+    /// Changes to operators' NAS settings are read, changed and written one at a time.
+    pub nas_settings: tokio::sync::Mutex<()>,
+    places: Arc<Semaphore>,
+    changes: Mutex<JoinSet<()>>,
+}
+
+impl Shared {
+    /// Runs something beside the request; the number of such tasks is bounded by the caller.
+    pub fn beside(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        while changes.try_join_next().is_some() {}
+        changes.spawn(work);
+    }
+}
+
+/// Shared by all requests.
+pub type Desk = Arc<Shared>;
+
+/// Why a request is not served; each door writes it in its own shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// A word for programs.
+    pub code: &'static str,
+    /// What is wrong, for people; never holds a secret.
+    pub message: String,
+    /// What to do next.
+    pub hint: String,
+    /// `Retry-After`, seconds.
+    pub retry_after: Option<u32>,
+}
+
+impl Refusal {
+    /// With a status of 400..=599.
+    pub fn new(status: u16, code: &'static str, message: String, hint: &str) -> Self {
+        Self {
+            status: StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST),
+            code,
+            message,
+            hint: hint.to_owned(),
+            retry_after: None,
+        }
+    }
+
+    /// The request cannot be understood.
+    pub fn malformed(message: String) -> Self {
+        Self::new(
+            400,
+            "malformed",
+            message,
+            "nothing was stored; see docs/api.md",
+        )
+    }
+
+    /// There is no such thing.
+    pub fn not_found(message: String, hint: &str) -> Self {
+        Self::new(404, "not_found", message, hint)
+    }
+
+    /// The store failed. Whether a lost commit took place is not known here.
+    #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+    pub fn store(error: store::Error) -> Self {
+        match &error {
+            store::Error::Refused(text) => {
+                Self::new(400, "refused", text.clone(), "nothing was stored")
+            }
+            store::Error::Open { .. }
+            | store::Error::Migrate { .. }
+            | store::Error::Billing(_)
+            | store::Error::Owned { .. }
+            | store::Error::Sql { .. } => {
+                tracing::warn!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string),
+                    "a request failed at the database");
+                Self::unavailable(format!("the database does not answer: {error}"))
+            }
+        }
+    }
+
+    fn unavailable(message: String) -> Self {
+        Self {
+            retry_after: Some(RETRY_AFTER_S),
+            ..Self::new(
+                503,
+                "unavailable",
+                message,
+                "send it again; with the same Idempotency-Key nothing is done twice",
+            )
+        }
+    }
+}
+
+impl Refusal {
+    /// As an answer with more keys beside `error`.
+    pub fn with(self, mut body: Value) -> Response {
+        if let Some(map) = body.as_object_mut() {
+            let error = json!({ "code": self.code, "message": self.message, "hint": self.hint });
+            map.insert("error".to_owned(), error);
+        }
+        self.answer(body)
+    }
+
+    /// As an answer with a body of the door's own shape.
+    pub fn answer(self, body: Value) -> Response {
+        let mut answer = (self.status, axum::Json(body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            answer
+                .headers_mut()
+                .insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = header::HeaderValue::from_static("Bearer");
+            answer
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        answer
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        self.with(json!({}))
+    }
+}
+
+/// The paths of design §6 behind one router; give the same one to every listener.
+pub fn router(doors: Doors) -> Router {
+    health::describe();
+    let desk: Desk = Arc::new(Shared {
+        doors,
+        seen: Seen::default(),
+        trail: Trail::default(),
+        waiters: Semaphore::new(WAITERS_MAX),
+        nas_settings: tokio::sync::Mutex::new(()),
+        places: Arc::new(Semaphore::new(CHANGES_MAX)),
+        changes: Mutex::new(JoinSet::new()),
+    });
+    Router::new()
+        .route("/healthz", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/rest_api/v2", get(classic::models))
+        .route("/rest_api/v2/", get(classic::models))
+        .route(
+            "/rest_api/v2/{model}",
+            get(classic::model).post(classic::call),
+        )
+        .route(
+            "/rest_api/v2/{model}/",
+            get(classic::model).post(classic::call),
+        )
+        .route("/api/openapi.json", get(openapi::served))
+        .route("/api/v1/events", get(api::list).post(api::post))
+        .route("/api/v1/events/bulk", post(bulk::post))
+        .route("/api/v1/events/{id}", get(api::show))
+        .route("/api/v1/events/{id}/retry", post(api::retry))
+        .route("/api/v1/events/{id}/drop", post(api::give_up))
+        .route("/api/v1/nas", get(api::nases))
+        .route("/api/v1/nas/{id}/pause", post(api::pause))
+        .route("/api/v1/nas/{id}/resume", post(api::resume))
+        .route("/api/v1/reload", post(api::reload))
+        .route("/api/v1/status", get(api::status))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&desk), gate))
+        .with_state(desk)
+}
+
+/// In front of every path: foreign pages are refused, and every answer is counted.
+async fn gate(
+    State(desk): State<Desk>,
+    path: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let start = clock::tick_ms();
+    let method = known_method(request.method());
+    let classic = request.uri().path().starts_with(classic::ROOT);
+    // No browser reaches a unix socket.
+    let local = matches!(request.extensions().get(), Some(Peer::Unix { .. }));
+    let judged = if local {
+        Ok(())
+    } else {
+        access::same_site(request.uri(), request.headers(), &desk.doors.http.listen)
+    };
+    let answer = match judged {
+        Ok(()) => next.run(request).await,
+        Err(refusal) if classic => classic::refused(request.uri().path(), refusal),
+        Err(refusal) => refusal.into_response(),
+    };
+    let handler = path.as_ref().map_or("none", MatchedPath::as_str);
+    let ms = clock::tick_ms().saturating_sub(start);
+    health::count_request(handler, method, answer.status().as_u16(), ms);
+    answer
+}
+
+/// Methods become metric labels, and a client may invent any.
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        _ => "other",
+    }
+}
+
+async fn no_such_path(request: Request) -> Response {
+    let path = request.uri().path();
+    let shown: String = path.chars().take(120).collect();
+    let refusal = Refusal::new(
+        404,
+        "no_such_path",
+        format!("there is nothing at {shown}"),
+        "GET /api/openapi.json lists the paths, GET /rest_api/v2/ the classic models",
+    );
+    if path.starts_with(classic::ROOT) {
+        classic::refused(path, refusal)
+    } else {
+        refusal.into_response()
+    }
+}
+
+async fn no_such_method(request: Request) -> Response {
+    let path = request.uri().path();
+    let refusal = Refusal::new(
+        405,
+        "no_such_method",
+        format!("{} is not possible here", known_method(request.method())),
+        "GET /api/openapi.json lists the methods of each path",
+    );
+    if path.starts_with(classic::ROOT) {
+        classic::refused(path, refusal)
+    } else {
+        refusal.into_response()
+    }
+}
+
+/// Reads a whole body of at most [`BODY_MAX`].
+pub async fn whole_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+    let too_large = || {
+        Refusal::new(
+            413,
+            "too_large",
+            format!("the body is longer than {BODY_MAX} bytes"),
+            "split it, or send it to /api/v1/events/bulk",
+        )
+    };
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|n| n > BODY_MAX as u64) {
+        return Err(too_large());
+    }
+    let read = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_MAX).collect()).await;
+    match read {
+        Ok(Ok(all)) => Ok(all.to_bytes()),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(e)) => Err(Refusal::malformed(format!("the body broke off: {e}"))),
+        Err(_) => Err(Refusal::new(
+            408,
+            "too_slow",
+            format!("the body did not arrive within {BODY_TIME:?}"),
+            "nothing was stored; send it again",
+        )),
+    }
+}
+
+/// The producer's guard against doing a thing twice.
+pub fn idempotency(headers: &HeaderMap, body: &[u8]) -> Result<Option<Idempotency>, Refusal> {
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    let key = value.to_str().ok().map(str::trim).filter(|key| {
+        (1..=KEY_MAX).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic())
+    });
+    let Some(key) = key else {
+        return Err(Refusal::malformed(format!(
+            "Idempotency-Key is not 1 to {KEY_MAX} printable ASCII characters without spaces"
+        )));
+    };
+    Ok(Some(Idempotency {
+        key: key.to_owned(),
+        body_hash: access::hex(&Sha256::digest(body)),
+    }))
+}
+
+/// Events that are now on the compact stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// In the order of the events.
+    pub ids: Vec<EventId>,
+    /// They were accepted earlier, under the same `Idempotency-Key`.
+    pub again: bool,
+}
+
+/// Takes events in: all or nothing. Once begun it ends, also if the client goes away.
+pub async fn accept(
+    desk: &Desk,
+    caller: &Caller,
+    events: Vec<CompactEvent>,
+    guard: Option<Idempotency>,
+) -> Result<Accepted, Refusal> {
+    if events.is_empty() || events.len() > EVENTS_MAX {
+        return Err(Refusal::new(
+            400,
+            "malformed",
+            format!(
+                "{} events in one call, 1 to {EVENTS_MAX} are possible",
+                events.len()
+            ),
+            "nothing was stored; send more to /api/v1/events/bulk",
+        ));
+    }
+    for event in &events {
+        caller.may_post(&event.cmd)?;
+    }
+    if desk.seen.is_above_mark(desk) {
+        return Err(Refusal {
+            retry_after: Some(RETRY_AFTER_S),
+            ..Refusal::new(
+                429,
+                "stack_full",
+                format!("more than {} events are waiting", desk.doors.high_water),
+                "nothing was stored; send it again later",
+            )
+        });
+    }
+    let who = caller.who.clone();
+    to_the_end(desk, move |desk| async move {
+        let store = &desk.doors.store;
+        let posted = store.post(&events, guard.as_ref()).await;
+        let ids = match posted.map_err(Refusal::store)? {
+            Posted::New(ids) => ids,
+            Posted::Again(ids) => return Ok(Accepted { ids, again: true }),
+            Posted::Conflict => {
+                return Err(Refusal::new(
+                    409,
+                    "key_reused",
+                    "this Idempotency-Key came before with another body".to_owned(),
+                    "nothing was stored; use a new key for each request",
+                ));
+            }
+        };
+        desk.doors.wake.notify_one();
+        desk.seen.add(ids.len());
+        for event in &events {
+            health::count_event(&event.cmd);
+        }
+        let detail = accepted_text(&ids, &events);
+        desk.trail.note(store.as_ref(), &who, "post", detail).await;
+        Ok(Accepted { ids, again: false })
+    })
+    .await
+}
+
+fn accepted_text(ids: &[EventId], events: &[CompactEvent]) -> String {
+    let cmd = events.first().map_or("", |e| e.cmd.as_str());
+    match ids {
+        [id] => format!("event={id} cmd={cmd}"),
+        [first, .., last] => {
+            let batch = events.first().and_then(|e| e.batch_id.as_deref());
+            let batch = batch.map(|b| format!(" batch={b:?}")).unwrap_or_default();
+            format!("events={first}..{last} n={}{batch}", ids.len())
+        }
+        [] => "no events".to_owned(),
+    }
+}
+
+/// Runs a change in a task of its own, so that a client that hangs up in the middle does not
+/// leave it half done (committed, but neither announced nor audited).
+pub async fn to_the_end<T, F, Fut>(desk: &Desk, change: F) -> Result<T, Refusal>
+where
+    T: Send + 'static,
+    F: FnOnce(Desk) -> Fut,
+    Fut: Future<Output = Result<T, Refusal>> + Send + 'static,
+{
+    let lost = || Refusal::unavailable("the daemon is stopping".to_owned());
+    let place = Arc::clone(&desk.places).acquire_owned().await;
+    let place = place.map_err(|_| lost())?;
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    let change = change(Arc::clone(desk));
+    desk.beside(async move {
+        // Nobody listens any more if the client has hung up.
+        let _ = answer.send(change.await);
+        drop(place);
+    });
+    answered.await.map_err(|_| lost())?
+}
