@@ -1,7 +1,11 @@
 //! OSS schemes: what a NAS runs for a command. Two kinds, an operator's bash (`session`) and
 //! native steps (`native`, `scheme.toml`), behind one trait, so that a satellite can stand in.
 
+pub mod environ;
+pub mod launch;
 pub mod native;
+pub mod reap;
+mod relay;
 pub mod resolve;
 pub mod session;
 pub mod shim;
