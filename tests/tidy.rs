@@ -379,9 +379,9 @@ fn in_table(module: &str) -> bool {
     MAY_IMPORT.iter().any(|(known, _)| *known == module)
 }
 
-/// `<step>/tests.rs` and `<step>/tests/…` are compiled for tests only.
+/// `<step>/tests.rs`, `<step>/<file>_test.rs` and `<step>/tests/…` are compiled for tests only.
 fn is_test_file(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.contains("/tests/")
+    path.ends_with("/tests.rs") || path.ends_with("_test.rs") || path.contains("/tests/")
 }
 
 /// A statement, not a sentence that happens to hold the word.
