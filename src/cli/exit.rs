@@ -42,7 +42,10 @@ pub type Outcome = Result<u8, Failed>;
 impl Failed {
     /// With any code.
     pub fn new(code: u8, text: impl Into<String>) -> Self {
-        Self { code, text: text.into() }
+        Self {
+            code,
+            text: text.into(),
+        }
     }
 
     /// Bad configuration.
@@ -58,15 +61,18 @@ impl From<store::Error> for Failed {
                 NOT_REACHABLE,
                 "check database.url, that the server runs (or the directory exists and is writable), and the rights",
             ),
-            store::Error::Migrate { .. } => {
-                (BAD_CONFIG, "the database may be newer than this program; restore the matching version")
-            }
-            store::Error::Billing(_) => {
-                (BAD_CONFIG, "docs/operate.md, \"The billing's tables\", lists what must be there")
-            }
-            store::Error::Owned { .. } | store::Error::Fenced { .. } => {
-                (REFUSED, "only one daemon may work on a database: stop the other one first")
-            }
+            store::Error::Migrate { .. } => (
+                BAD_CONFIG,
+                "the database may be newer than this program; restore the matching version",
+            ),
+            store::Error::Billing(_) => (
+                BAD_CONFIG,
+                "docs/operate.md, \"The billing's tables\", lists what must be there",
+            ),
+            store::Error::Owned { .. } | store::Error::Fenced { .. } => (
+                REFUSED,
+                "only one daemon may work on a database: stop the other one first",
+            ),
             store::Error::Refused(_) => (REFUSED, ""),
             store::Error::Sql { .. } => (FAILED, "the database log says more"),
         };

@@ -37,7 +37,8 @@ pub fn main() -> u8 {
 
 fn dispatch(cli: Cli) -> Outcome {
     let config = || {
-        Config::load(cli.config.as_deref(), std::env::vars()).map_err(|e| Failed::config(e.to_string()))
+        Config::load(cli.config.as_deref(), std::env::vars())
+            .map_err(|e| Failed::config(e.to_string()))
     };
     match cli.verb.unwrap_or(Verb::Run) {
         Verb::Run => run::run(config()?),

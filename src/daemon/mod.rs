@@ -1,1 +1,390 @@
-//! (to be written)
+//! The daemon as a function: from a configuration to running tasks, with a ready answer and
+//! stop tokens, so that tests and the demo start the real thing.
+//!
+//! Tasks, all owned by one `JoinSet` (the first that ends unexpectedly stops all): the settings
+//! loop, expansion, the hand-over from expansion to the scheduler, the scheduler (which owns
+//! the forks), one server per listener, the sign of life, the pruning of history.
+
+pub mod process;
+pub mod shutdown;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::exit::{self, Failed};
+use crate::clock;
+use crate::config::Config;
+use crate::dispatch::parent::{Parent, Resolve};
+use crate::dispatch::scheduler::Scheduler;
+use crate::dispatch::status::Status;
+use crate::dispatch::{MESSAGES, Message};
+use crate::driver::sessions::Sessions;
+use crate::expand::{BATCH_POSTGRES, BATCH_SQLITE, Expander};
+use crate::intake::{health, rest, serve};
+use crate::logs::Logs;
+use crate::scheme::native::{NativeExecute, NativeScheme};
+use crate::scheme::{Execute, resolve};
+use crate::store::{self, Error, Store, chain};
+
+use shutdown::{Signals, Stop};
+
+/// A holder that gave no sign of life for so long is taken over, ms.
+const STALE_MS: i64 = 10_000;
+/// How often the sign of life is renewed: several times within `STALE_MS`.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+/// How often old done events are looked for.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// Done events deleted in one statement: small chunks never hold the writer for long.
+const PRUNE_CHUNK: usize = 500;
+/// Hash of a scheme's files and what loading it gave.
+type Loaded = (String, Result<Arc<dyn Execute>, String>);
+
+/// Process deaths after which an event is dead: it ran alone the last time.
+const DEATHS_MAX: u32 = crate::dispatch::lanes::SUSPECT_DEATHS;
+
+/// A started daemon, as tests, the demo and `run` see it.
+pub struct Running {
+    /// Addresses that are really listened on.
+    pub addresses: Vec<SocketAddr>,
+    /// The unix socket for operators.
+    pub ctl: PathBuf,
+    /// The open store.
+    pub store: Arc<dyn Store>,
+    /// What the scheduler says of itself.
+    pub status: watch::Receiver<Status>,
+    /// Pokes the settings loop.
+    pub reload: Arc<Notify>,
+    /// All logs.
+    pub logs: Logs,
+    /// Ends it.
+    pub stop: Stop,
+    tasks: JoinSet<Result<&'static str, Error>>,
+    servers: JoinSet<()>,
+    epoch: i64,
+    _pid: process::PidFile,
+}
+
+/// `nas_event_daemon run`: starts, follows the signals, waits for the end.
+pub async fn run_with_signals(config: Config) -> Result<(), Failed> {
+    process::raise_descriptor_limit();
+    let signals = Signals::catch()
+        .map_err(|e| Failed::new(exit::FAILED, format!("cannot catch signals: {e}")))?;
+    let logs = open_logs(&config)?;
+    let level = std::env::var("NED_LOG").ok();
+    let subscriber = crate::logs::subscriber(&logs, level.as_deref())
+        .map_err(|e| Failed::new(exit::USAGE, e.to_string()))?;
+    // Fails only if a subscriber is set already, which then serves as well.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    let running = start(config, logs.clone()).await.inspect_err(|failed| {
+        tracing::error!("not started: {}", failed.text.replace('\n', "; "));
+    })?;
+    let mut following = JoinSet::new();
+    following.spawn(signals.follow(running.stop.clone(), Arc::clone(&running.reload), logs));
+    running.wait().await
+}
+
+/// Opens the logs below `paths.log`.
+pub fn open_logs(config: &Config) -> Result<Logs, Failed> {
+    Logs::open(&config.paths.log, &process::host(), std::process::id()).map_err(|e| {
+        Failed::config(format!(
+            "paths.log: {} cannot be used: {e}\nhint: create the directory and make it writable for this user",
+            config.paths.log.display()
+        ))
+    })
+}
+
+/// Starts every task. When it returns, the doors are open and the settings have been read
+/// once; when it fails, nothing is left running.
+pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
+    let store = store::connect(&config.database.url).await?;
+    let missing = store.check_billing().await?;
+    if !missing.is_empty() {
+        return Err(Error::Billing(missing.join("; ")).into());
+    }
+    // Everything that can be refused is asked for before the ownership is taken.
+    let mut listeners = Vec::new();
+    for listen in &config.http.listen {
+        let listener = TcpListener::bind(listen).await.map_err(|e| {
+            Failed::new(
+                exit::BAD_CONFIG,
+                format!("http.listen: {listen} cannot be listened on: {e}\nhint: another program may use the port (ss -ltnp); choose another one"),
+            )
+        })?;
+        listeners.push(listener);
+    }
+    let run_failed = |e: std::io::Error| {
+        Failed::config(format!(
+            "paths.run: {} cannot be used: {e}\nhint: create the directory and make it writable for this user",
+            config.paths.run.display()
+        ))
+    };
+    std::fs::create_dir_all(&config.paths.run).map_err(run_failed)?;
+    let epoch = own(store.as_ref()).await?;
+    let ctl = config.paths.run.join("ctl.sock");
+    let ctl_listener = serve::bind_ctl(&ctl).map_err(run_failed)?;
+    let pid = process::PidFile::write(&config.paths.run).map_err(run_failed)?;
+    let (returned, buried) = store.recover(epoch, DEATHS_MAX).await?;
+    if returned + buried > 0 {
+        tracing::warn!(
+            "the last daemon died: {returned} running events go back to ready, flagged possible_duplicate; {buried} died with it for the last time and are dead"
+        );
+    }
+
+    let stop = Stop::default();
+    let reload = Arc::new(Notify::new());
+    let wake = Arc::new(Notify::new());
+    let tick = Arc::new(AtomicU64::new(clock::tick_ms()));
+    let (cmds_sender, cmds) = watch::channel(Vec::new());
+    let (status_sender, status) = watch::channel(Status::default());
+    let (sender, inbox) = mpsc::channel(MESSAGES);
+    let (moved, mut handed) = mpsc::channel(MESSAGES);
+    let dispatch = Arc::new(config.dispatch.clone());
+    let sqlite = config.database.url.starts_with("sqlite:");
+
+    let mut parent = Parent::new(
+        Arc::clone(&store),
+        logs.clone(),
+        resolver(&config, Arc::new(Sessions::default())),
+        sender.clone(),
+        Arc::clone(&reload),
+        cmds_sender,
+        Arc::clone(&tick),
+        config.dispatch.settings_interval,
+    );
+    parent.round().await?;
+    let expander = Expander {
+        store: Arc::clone(&store),
+        wake: Arc::clone(&wake),
+        poll: config.dispatch.poll_interval,
+        batch: if sqlite { BATCH_SQLITE } else { BATCH_POSTGRES },
+        cmds: cmds.clone(),
+        moved,
+    };
+    let scheduler = Scheduler {
+        store: Arc::clone(&store),
+        logs: logs.clone(),
+        config: dispatch,
+        result_dir: (!config.compat.result_dir.is_empty())
+            .then(|| PathBuf::from(&config.compat.result_dir)),
+        epoch,
+        status: status_sender,
+        sender: sender.clone(),
+    };
+
+    let mut tasks: JoinSet<Result<&'static str, Error>> = JoinSet::new();
+    let soft = stop.soft.clone();
+    tasks.spawn(async move {
+        parent.run(soft).await;
+        Ok("the settings loop")
+    });
+    let soft = stop.soft.clone();
+    tasks.spawn(async move {
+        expander.run(soft).await;
+        Ok("expansion")
+    });
+    tasks.spawn(async move {
+        while let Some(events) = handed.recv().await {
+            if sender.send(Message::Waiting(events)).await.is_err() {
+                break;
+            }
+        }
+        Ok("the hand-over")
+    });
+    let (soft, hard) = (stop.soft.clone(), stop.hard.clone());
+    // The sign of life goes on while running events drain.
+    let ended = CancellationToken::new();
+    let guard = ended.clone().drop_guard();
+    tasks.spawn(async move {
+        let _guard = guard;
+        scheduler
+            .run(inbox, soft, hard)
+            .await
+            .map(|()| "the scheduler")
+    });
+    tasks.spawn(sign_of_life(Arc::clone(&store), epoch, ended));
+    tasks.spawn(prune(Arc::clone(&store), config.history.keep, stop.clone()));
+
+    let metrics = health::install_metrics();
+    let doors = rest::Doors {
+        store: Arc::clone(&store),
+        http: config.http.clone(),
+        wake,
+        reload: Arc::clone(&reload),
+        cmds,
+        parent_tick: tick,
+        settings_interval: config.dispatch.settings_interval,
+        metrics: Some(metrics.clone()),
+        high_water: 0,
+    };
+    let router = rest::router(doors);
+    let addresses = listeners
+        .iter()
+        .filter_map(|l| l.local_addr().ok())
+        .collect();
+    let mut servers = JoinSet::new();
+    for listener in listeners {
+        servers.spawn(serve::serve(listener, router.clone(), stop.soft.clone()));
+    }
+    servers.spawn(serve::serve_ctl(ctl_listener, router, stop.soft.clone()));
+    servers.spawn(health::metrics_upkeep(metrics, stop.soft.clone()));
+    Ok(Running {
+        addresses,
+        ctl,
+        store,
+        status,
+        reload,
+        logs,
+        stop,
+        tasks,
+        servers,
+        epoch,
+        _pid: pid,
+    })
+}
+
+impl Running {
+    /// Waits until it has stopped, gives the ownership up, removes the sockets.
+    pub async fn wait(mut self) -> Result<(), Failed> {
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let failure: Option<Failed> = match ended {
+                Ok(Ok(_)) if self.stop.soft.is_cancelled() => None,
+                Ok(Ok(who)) => Some(Failed::new(exit::BUG, format!("{who} ended by itself"))),
+                Ok(Err(error)) => Some(error.into()),
+                Err(error) if error.is_cancelled() => None,
+                Err(error) => Some(Failed::new(
+                    exit::BUG,
+                    format!("a task of the daemon broke: {error}"),
+                )),
+            };
+            if let Some(failed) = failure {
+                tracing::error!("stopping: {}", failed.text.replace('\n', "; "));
+                if result.is_ok() {
+                    result = Err(failed);
+                }
+                self.stop.soft.cancel();
+                self.stop.hard.cancel();
+            }
+        }
+        self.stop.soft.cancel();
+        self.servers.shutdown().await;
+        if let Err(error) = self.store.disown(self.epoch).await {
+            tracing::warn!("the ownership could not be given up: {}", chain(&error));
+        }
+        let _ = std::fs::remove_file(&self.ctl);
+        self.logs.daemon("Stopped");
+        result
+    }
+}
+
+/// Takes the ownership: at once from a holder that is seen to be dead, after [`STALE_MS`]
+/// without a sign of life from one that cannot be seen, never from a live one.
+async fn own(store: &dyn Store) -> Result<i64, Failed> {
+    let me = process::holder();
+    let mut last_seen: Option<i64> = None;
+    loop {
+        match store.own(&me, STALE_MS).await {
+            Ok(epoch) => return Ok(epoch),
+            Err(Error::Owned { holder, .. }) if process::is_dead(&holder) => {
+                return Ok(store.own(&me, -1).await?);
+            }
+            Err(Error::Owned { holder, seen_ms }) => {
+                if process::is_here(&holder) || last_seen.is_some_and(|before| seen_ms < before) {
+                    return Err(Error::Owned { holder, seen_ms }.into());
+                }
+                last_seen = Some(seen_ms);
+                tokio::time::sleep(SIGN_OF_LIFE / 2).await;
+            }
+            Err(other) => return Err(other.into()),
+        }
+    }
+}
+
+async fn sign_of_life(
+    store: Arc<dyn Store>,
+    epoch: i64,
+    ended: CancellationToken,
+) -> Result<&'static str, Error> {
+    loop {
+        tokio::select! {
+            () = ended.cancelled() => return Ok("the sign of life"),
+            () = tokio::time::sleep(SIGN_OF_LIFE) => {}
+        }
+        match store.still_own(epoch).await {
+            Ok(true) => {}
+            Ok(false) => return Err(Error::Fenced { epoch }),
+            Err(error) => {
+                tracing::warn!("the sign of life could not be written: {}", chain(&error))
+            }
+        }
+    }
+}
+
+async fn prune(store: Arc<dyn Store>, keep: Duration, stop: Stop) -> Result<&'static str, Error> {
+    let keep_ms = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+    loop {
+        tokio::select! {
+            () = stop.soft.cancelled() => return Ok("the pruning of history"),
+            () = tokio::time::sleep(PRUNE_EVERY) => {}
+        }
+        loop {
+            match store
+                .prune_done(clock::wall_ms().saturating_sub(keep_ms), PRUNE_CHUNK)
+                .await
+            {
+                Ok(gone) if gone >= PRUNE_CHUNK as u64 && !stop.soft.is_cancelled() => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!("old done events could not be deleted: {}", chain(&error));
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Finds a NAS's scheme as `docs/schemes.md` says; native ones share the pooled sessions and
+/// are loaded anew only when their files have changed.
+fn resolver(config: &Config, sessions: Arc<Sessions>) -> Resolve {
+    let paths = config.paths.clone();
+    let loaded: Mutex<BTreeMap<PathBuf, Loaded>> = Mutex::new(BTreeMap::new());
+    Arc::new(move |nas| {
+        let native = |dir: &Path| -> Result<Arc<dyn Execute>, String> {
+            let hash = resolve::hash(dir)?;
+            let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((kept, result)) = loaded.get(dir)
+                && *kept == hash
+            {
+                return result.clone();
+            }
+            let result = match NativeScheme::load(dir) {
+                Ok(scheme) => {
+                    for warning in scheme.warnings() {
+                        tracing::warn!("{warning}");
+                    }
+                    Ok(
+                        Arc::new(NativeExecute::new(Arc::new(scheme), Arc::clone(&sessions)))
+                            as Arc<dyn Execute>,
+                    )
+                }
+                Err(findings) => Err(findings
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" | ")),
+            };
+            loaded.insert(dir.to_owned(), (hash, result.clone()));
+            result
+        };
+        resolve::resolve(nas, &paths, &native)
+    })
+}

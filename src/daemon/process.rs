@@ -6,14 +6,22 @@ use std::path::{Path, PathBuf};
 /// Who this process is, for the `owner` table: host, pid, and what tells a live process from
 /// another one that got the same pid later.
 pub fn holder() -> String {
-    format!("{} pid={} boot={} start={}", host(), std::process::id(), boot_id(), start_time(std::process::id()))
+    format!(
+        "{} pid={} boot={} start={}",
+        host(),
+        std::process::id(),
+        boot_id(),
+        start_time(std::process::id())
+    )
 }
 
 /// Whether a holder can be seen to be dead: it ran on this host, and no such process lives.
 /// What cannot be seen (another host) counts as alive.
 pub fn is_dead(holder: &str) -> bool {
     let field = |name: &str| {
-        holder.split_whitespace().find_map(|word| word.strip_prefix(name).and_then(|w| w.strip_prefix('=')))
+        holder
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(name).and_then(|w| w.strip_prefix('=')))
     };
     if holder.split_whitespace().next() != Some(host().as_str()) {
         return false;
@@ -27,24 +35,44 @@ pub fn is_dead(holder: &str) -> bool {
     pid.parse::<u32>().is_ok_and(|pid| start_time(pid) != start)
 }
 
+/// Whether a holder ran on this host, so that `is_dead` can tell.
+pub fn is_here(holder: &str) -> bool {
+    holder.split_whitespace().next() == Some(host().as_str()) && holder.contains(" boot=")
+}
+
 /// The host's name, one word.
 pub fn host() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
-    let name: String = name.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
-    if name.is_empty() { "localhost".to_owned() } else { name }
+    let name = nix::unistd::gethostname()
+        .ok()
+        .and_then(|n| n.into_string().ok())
+        .unwrap_or_default();
+    let name: String = name
+        .chars()
+        .map(|c| if c.is_ascii_graphic() { c } else { '_' })
+        .collect();
+    if name.is_empty() {
+        "localhost".to_owned()
+    } else {
+        name
+    }
 }
 
 fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| "unknown".to_owned(), |t| t.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| "unknown".to_owned(), |t| t.trim().to_owned())
 }
 
 /// Start time of a process in clock ticks since boot (proc(5), field 22 of stat); `gone` if it
 /// does not live, or is a zombie.
 fn start_time(pid: u32) -> String {
     let gone = || "gone".to_owned();
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return gone() };
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return gone();
+    };
     // The name in parentheses may hold spaces and parentheses.
-    let Some((_, rest)) = stat.rsplit_once(") ") else { return gone() };
+    let Some((_, rest)) = stat.rsplit_once(") ") else {
+        return gone();
+    };
     let fields: Vec<&str> = rest.split(' ').collect();
     match (fields.first(), fields.get(19)) {
         (Some(&"Z"), _) | (_, None) => gone(),
@@ -88,8 +116,14 @@ mod tests {
     #[test]
     fn a_live_holder_is_told_from_a_dead_one() {
         assert!(!is_dead(&holder()));
-        assert!(!is_dead("elsewhere pid=1 boot=x start=1"), "another host cannot be seen");
-        assert!(is_dead(&holder().replace("start=", "start=9")), "the pid was given to another process");
+        assert!(
+            !is_dead("elsewhere pid=1 boot=x start=1"),
+            "another host cannot be seen"
+        );
+        assert!(
+            is_dead(&holder().replace("start=", "start=9")),
+            "the pid was given to another process"
+        );
         let text = holder().replace(&format!("pid={}", std::process::id()), "pid=4194304");
         assert!(is_dead(&text));
     }

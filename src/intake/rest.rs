@@ -151,6 +151,7 @@ impl Refusal {
             | store::Error::Migrate { .. }
             | store::Error::Billing(_)
             | store::Error::Owned { .. }
+            | store::Error::Fenced { .. }
             | store::Error::Sql { .. } => {
                 tracing::warn!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string),
                     "a request failed at the database");
