@@ -46,7 +46,10 @@ const SHOWN: [(&str, &str); 2] = [
 /// Names that only a credential or a proxy setting would have; they are refused from PARAMS,
 /// because values of PARAMS are logged and handed to every program that a script starts.
 fn is_suspect(name: &str) -> bool {
-    name.ends_with("_proxy") || ["psw", "password", "secret"].iter().any(|w| name.contains(w))
+    name.ends_with("_proxy")
+        || ["psw", "password", "secret"]
+            .iter()
+            .any(|w| name.contains(w))
 }
 
 /// The whole environment of the script of `job`; `oss_path` is the scheme's directory, empty

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -67,54 +67,91 @@ pub struct Launch {
 pub fn launch(kind: Kind, file: &Path, cmd: &str) -> Result<Launch, String> {
     let shown = file.display();
     let meta = fs::metadata(file).map_err(|e| {
-        format!("script {shown} cannot be read: {e}; put it back or correct the NAS settings")
+        format!("script {shown} is missing: {e}; put it back or correct the NAS settings")
     })?;
     if !meta.is_file() {
         return Err(format!("script {shown} is not a file"));
     }
-    let text = if meta.len() > TEXT_MAX {
-        Vec::new()
-    } else {
-        fs::read(file).map_err(|e| {
-            format!("script {shown} cannot be read: {e}; the daemon's user needs read permission")
-        })?
-    };
-    let large = meta.len() > TEXT_MAX;
-    if kind == Kind::Script && (large || text.starts_with(b"\x7fELF")) {
+    if kind == Kind::Script && (meta.len() > TEXT_MAX || begins_as_program(file)) {
         return compiled(file, cmd, meta.permissions().mode());
     }
-    if large {
-        return Err(format!("script {shown} is larger than {TEXT_MAX} bytes"));
-    }
-    let cleaned = cleaned(&text).map_err(|reason| format!("script {shown} {reason}"))?;
-    let note = cleaned.as_ref().map(|(_, what)| {
-        format!("note: {shown} has {what}; a cleaned copy is run, save the file without")
-    });
-    let copy = match &cleaned {
-        Some((clean, _)) => Some(in_memory(clean)?),
-        None => None,
-    };
-    let text = cleaned.as_ref().map_or(&*text, |(clean, _)| clean);
-    let read_from = copy.as_ref().map_or_else(
-        || PathBuf::from("./").join(file),
-        |fd| PathBuf::from(format!("/dev/fd/{}", fd.as_raw_fd())),
-    );
+    let readable = readable(file)?;
     let absent = match kind {
         Kind::Session => Some(in_memory(b"")?),
         Kind::Script => None,
     };
     let (program, name, args) = match &absent {
-        Some(absent) => session(file, &read_from, absent, cmd)?,
-        None => script(file, &read_from, copy.is_some(), text, cmd)?,
+        Some(absent) => session(file, &readable.path, absent, cmd)?,
+        None => script(file, &readable, cmd)?,
     };
     Ok(Launch {
         program,
         name,
         args,
-        note,
-        copy,
+        note: readable.wrong.map(|wrong| {
+            format!("note: {shown} has {wrong}; a cleaned copy is run, save the file without")
+        }),
+        copy: readable.copy,
         absent: absent.map(fs::File::from),
     })
+}
+
+/// A script's text, and the path from which a shell reads it as it should be.
+#[derive(Debug)]
+pub struct Readable {
+    /// The file itself, or `/dev/fd/N` of the copy.
+    pub path: PathBuf,
+    /// What is wrong with the file, if a cleaned copy is read.
+    pub wrong: Option<String>,
+    /// The copy.
+    pub copy: Option<OwnedFd>,
+    text: Vec<u8>,
+}
+
+/// Reads `file` and cleans it in memory where that is needed.
+pub fn readable(file: &Path) -> Result<Readable, String> {
+    let shown = file.display();
+    let cannot =
+        |e| format!("script {shown} cannot be read: {e}; the daemon's user needs read permission");
+    let mut text = Vec::new();
+    let open = fs::File::open(file).map_err(cannot)?;
+    open.take(TEXT_MAX + 1)
+        .read_to_end(&mut text)
+        .map_err(cannot)?;
+    if text.len() as u64 > TEXT_MAX {
+        return Err(format!("script {shown} is larger than {TEXT_MAX} bytes"));
+    }
+    Ok(
+        match cleaned(&text).map_err(|reason| format!("script {shown} {reason}"))? {
+            None => Readable {
+                path: if file.is_absolute() {
+                    file.to_owned()
+                } else {
+                    PathBuf::from("./").join(file)
+                },
+                wrong: None,
+                copy: None,
+                text,
+            },
+            Some((text, wrong)) => {
+                let copy = in_memory(&text)?;
+                Readable {
+                    path: PathBuf::from(format!("/dev/fd/{}", copy.as_raw_fd())),
+                    wrong: Some(wrong),
+                    copy: Some(copy),
+                    text,
+                }
+            }
+        },
+    )
+}
+
+/// The magic number of ELF (elf(5)).
+fn begins_as_program(file: &Path) -> bool {
+    let mut magic = [0; 4];
+    fs::File::open(file)
+        .and_then(|mut open| open.read_exact(&mut magic))
+        .is_ok_and(|()| &magic == b"\x7fELF")
 }
 
 type Words = (PathBuf, OsString, Vec<OsString>);
@@ -138,14 +175,8 @@ fn session(file: &Path, read_from: &Path, absent: &OwnedFd, cmd: &str) -> Result
     Ok((bash()?, "bash".into(), args))
 }
 
-fn script(
-    file: &Path,
-    read_from: &Path,
-    copied: bool,
-    text: &[u8],
-    cmd: &str,
-) -> Result<Words, String> {
-    let (program, name, option) = match interpreter(text) {
+fn script(file: &Path, readable: &Readable, cmd: &str) -> Result<Words, String> {
+    let (program, name, option) = match interpreter(&readable.text) {
         Some((path, option)) => {
             if !path.exists() {
                 return Err(format!(
@@ -158,21 +189,24 @@ fn script(
         }
         None => (bash()?, "bash".into(), None),
     };
-    let shell = [Some(name.to_string_lossy()), option.as_deref().map(Into::into)]
-        .into_iter()
-        .flatten()
-        .any(|word| {
-            let last = word.rsplit(['/', ' ']).next().unwrap_or_default();
-            matches!(last, "sh" | "bash" | "dash" | "ksh" | "zsh")
-        });
+    let shell = [
+        Some(name.to_string_lossy()),
+        option.as_deref().map(Into::into),
+    ]
+    .into_iter()
+    .flatten()
+    .any(|word| {
+        let last = word.rsplit(['/', ' ']).next().unwrap_or_default();
+        matches!(last, "sh" | "bash" | "dash" | "ksh" | "zsh")
+    });
     let mut args: Vec<OsString> = option.map(Into::into).into_iter().collect();
-    if copied && shell {
+    if readable.copy.is_some() && shell {
         // keeps `$0`, by which scripts find their neighbours
         args.push("-c".into());
-        args.push(format!(". {}", read_from.display()).into());
+        args.push(format!(". {}", readable.path.display()).into());
         args.push(PathBuf::from("./").join(file).into());
     } else {
-        args.push(read_from.into());
+        args.push(readable.path.clone().into());
     }
     args.push(cmd.into());
     Ok((program, name, args))

@@ -196,10 +196,7 @@ mod tests {
 
     #[test]
     fn lines_become_frames_and_the_last_needs_no_newline() {
-        assert_eq!(
-            relayed(b"a\n\nlast", 100),
-            ("oa\no\nolast\n".to_owned(), 0)
-        );
+        assert_eq!(relayed(b"a\n\nlast", 100), ("oa\no\nolast\n".to_owned(), 0));
     }
 
     #[test]

@@ -14,9 +14,7 @@ use tokio::process::{Child, ChildStdout};
 use super::launch::Kind;
 use super::shim::{End, MARK, Order};
 use super::{Execute, ExitPolicy, Identity, environ, reap};
-use crate::attempt::{
-    ANSWER_MAX, Failure, FailureClass, Job, Report, Scope, Transcript, Verdict,
-};
+use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Report, Scope, Transcript, Verdict};
 use crate::event::{Class, Cmd, is_name};
 use crate::nas::Mode;
 use crate::shell::quote;
@@ -153,7 +151,10 @@ impl SessionScheme {
             output_max: OUTPUT_MAX,
         };
         let mut answer = (job.class == Class::Interactive).then(String::new);
-        report.verdict = match self.supervise(job, &order, &token, transcript, &mut answer).await {
+        report.verdict = match self
+            .supervise(job, &order, &token, transcript, &mut answer)
+            .await
+        {
             Ok(end) => self.judge(job, &end, transcript),
             Err(failure) => Verdict::Failed(failure),
         };
@@ -240,7 +241,10 @@ impl SessionScheme {
             }
         }
         if end.left > 0 {
-            transcript.answer(format!("note: {} processes left behind were ended", end.left));
+            transcript.answer(format!(
+                "note: {} processes left behind were ended",
+                end.left
+            ));
         }
         if let Some(reason) = &end.refused {
             return Verdict::Failed(Failure::permanent(format!(

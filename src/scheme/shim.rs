@@ -261,7 +261,12 @@ impl Watch {
         // Blocked only now: the script would have inherited the mask. What ended in between is
         // found by the first turn, which looks before it waits.
         let mut mask = SigSet::empty();
-        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        for signal in [
+            Signal::SIGCHLD,
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGHUP,
+        ] {
             mask.add(signal);
         }
         mask.thread_block().map_err(failed)?;
@@ -347,10 +352,14 @@ impl Watch {
             self.kill_at.filter(|_| !self.childless),
             self.drain_until.filter(|_| self.childless),
         ];
-        let timeout = due.into_iter().flatten().min().map_or(PollTimeout::NONE, |at| {
-            let ms = at.saturating_sub(now).min(WAIT_MAX_MS);
-            PollTimeout::try_from(ms).unwrap_or(PollTimeout::ZERO)
-        });
+        let timeout = due
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(PollTimeout::NONE, |at| {
+                let ms = at.saturating_sub(now).min(WAIT_MAX_MS);
+                PollTimeout::try_from(ms).unwrap_or(PollTimeout::ZERO)
+            });
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.out.poll_fd());
         fds.extend(self.err.poll_fd());
