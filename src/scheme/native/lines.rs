@@ -1,0 +1,196 @@
+//! Steps whose drivers speak lines, RADIUS or HTTP: `exec`, `coa`, `disconnect`, `request`.
+//! They are rendered and checked in full; sending them waits for their drivers.
+
+use minijinja::value::ValueKind;
+use serde_json::Value as Json;
+
+use super::render::value_text;
+use super::step::{Attribute, DriverName, Exec, JsonTemplate, Request};
+use super::walk::{Halt, Walk, rendered};
+use crate::attempt::Failure;
+use crate::driver::Reply;
+use crate::shell::quote;
+
+/// Attributes that say which session is meant (RFC 5176 section 3), and the usual vendor ones.
+/// A request without any of them would concern whichever session matches first.
+pub(super) const SESSION_IDENTIFIERS: &[&str] = &[
+    "User-Name",
+    "NAS-Port",
+    "NAS-Port-Id",
+    "Framed-IP-Address",
+    "Framed-Interface-Id",
+    "Framed-IPv6-Prefix",
+    "Framed-IPv6-Address",
+    "Delegated-IPv6-Prefix",
+    "Calling-Station-Id",
+    "Acct-Session-Id",
+    "Acct-Multi-Session-Id",
+    "Chargeable-User-Identity",
+    "Cisco-Account-Info",
+    "Alc-Subsc-ID-Str",
+];
+
+/// Not sent yet: says so, finally, so that nothing waits for it.
+fn later(driver: &str) -> Halt {
+    Halt::Device(Failure::permanent(format!(
+        "driver {driver} comes later: this version sends RouterOS commands only; set the NAS to mode observe, or use a session scheme"
+    )))
+}
+
+/// `coa` and `disconnect`: attributes in order, empty ones left out.
+pub(super) fn radius(
+    walk: &mut Walk<'_>,
+    request: &str,
+    attributes: &[Attribute],
+) -> Result<Reply, Halt> {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for attribute in attributes {
+        match attribute {
+            Attribute::Values(name, templates) => {
+                for template in templates {
+                    let text = template
+                        .render(&walk.scope)
+                        .map_err(|e| format!("{name}: {e}"))?;
+                    pairs.push((name.to_string(), text));
+                }
+            }
+            Attribute::Merge(expr) => {
+                let map = expr.defined(&walk.scope)?;
+                if map.kind() != ValueKind::Map {
+                    return Err(Halt::Dead(format!("`{}` is not a map", expr.text())));
+                }
+                let names = map
+                    .try_iter()
+                    .map_err(|_| format!("`{}` is not a map", expr.text()))?;
+                for name in names {
+                    let value = map
+                        .get_item(&name)
+                        .map_err(|_| format!("`{}` is not a map", expr.text()))?;
+                    let (name, text) = (value_text(&name)?, value_text(&value)?);
+                    pairs.push((name.into_owned(), text.into_owned()));
+                }
+            }
+        }
+    }
+    pairs.retain(|(_, text)| !text.is_empty());
+    let identifies = |name: &str| {
+        let bare = name.split(':').next().unwrap_or_default();
+        SESSION_IDENTIFIERS.contains(&bare)
+    };
+    if !pairs.iter().any(|(name, _)| identifies(name)) {
+        return Err(Halt::Dead(format!(
+            "{request}: no session identifier is left, the request could concern anybody"
+        )));
+    }
+    let nas = walk.scope.job().nas.id;
+    let words: Vec<_> = pairs
+        .iter()
+        .map(|(name, text)| quote(&format!("{name}={text}")))
+        .collect();
+    walk.note_command(format!(
+        "send_radius_cmd --nas {nas} {request} {}",
+        words.join(" ")
+    ));
+    if walk.silent() {
+        return Ok(Reply::default());
+    }
+    Err(later("radius"))
+}
+
+/// `exec`: the lines in order; `stdin` as one batch.
+pub(super) fn exec(walk: &mut Walk<'_>, driver: DriverName, step: &Exec) -> Result<Reply, Halt> {
+    let nas = walk.scope.job().nas.id;
+    let stdin = match &step.stdin {
+        Some(template) => Some(
+            template
+                .render(&walk.scope)
+                .map_err(|e| format!("stdin: {e}"))?,
+        ),
+        None => None,
+    };
+    for template in &step.lines {
+        let line = template
+            .render(&walk.scope)
+            .map_err(|e| format!("exec (line {}): {e}", template.line))?;
+        let helper = match driver {
+            DriverName::Telnet => "send_telnet_cmd",
+            DriverName::Ssh => "send_ssh_cmd",
+            DriverName::Record | DriverName::Mikrotik | DriverName::Radius | DriverName::Http => "",
+        };
+        walk.note_command(if helper.is_empty() {
+            line
+        } else {
+            let shown = format!("{helper} --nas {nas} {}", quote(&line));
+            match &stdin {
+                Some(batch) => format!("{shown} <<< {}", quote(batch.trim_end_matches('\n'))),
+                None => shown,
+            }
+        });
+    }
+    // Rendered now, so that a mistake shows before the line that it would repair has run.
+    for template in &step.abort {
+        template
+            .render(&walk.scope)
+            .map_err(|e| format!("abort: {e}"))?;
+    }
+    if walk.silent() {
+        return Ok(Reply::default());
+    }
+    Err(later(driver.as_str()))
+}
+
+/// `request`.
+pub(super) fn request(walk: &mut Walk<'_>, step: &Request) -> Result<Reply, Halt> {
+    let nas = walk.scope.job().nas.id;
+    let path = step
+        .path
+        .render(&walk.scope)
+        .map_err(|e| format!("path: {e}"))?;
+    let headers = rendered(&step.headers, &walk.scope).map_err(|e| format!("headers: {e}"))?;
+    // RFC 9110 section 5.5: a line break would begin another field.
+    if let Some((name, _)) = headers
+        .iter()
+        .find(|(_, v)| v.chars().any(char::is_control))
+    {
+        return Err(Halt::Dead(format!(
+            "header {name} holds a control character"
+        )));
+    }
+    let mut line = format!("send_http_cmd --nas {nas} {} {}", step.method, quote(&path));
+    for (name, value) in &headers {
+        line.push_str(" -H ");
+        line.push_str(&quote(&format!("{name}: {value}")));
+    }
+    if let Some(template) = &step.json {
+        let body = json(walk, template).map_err(|e| format!("json: {e}"))?;
+        line.push_str(" --json ");
+        line.push_str(&quote(&body.to_string()));
+    }
+    walk.note_command(line);
+    if walk.silent() {
+        return Ok(Reply::default());
+    }
+    Err(later("http"))
+}
+
+fn json(walk: &Walk<'_>, template: &JsonTemplate) -> Result<Json, String> {
+    Ok(match template {
+        JsonTemplate::Plain(value) => value.clone(),
+        JsonTemplate::Text(text) => {
+            let value = text.evaluate(&walk.scope)?;
+            serde_json::to_value(&value).map_err(|e| format!("cannot be JSON: {e}"))?
+        }
+        JsonTemplate::List(items) => Json::Array(
+            items
+                .iter()
+                .map(|i| json(walk, i))
+                .collect::<Result<_, _>>()?,
+        ),
+        JsonTemplate::Map(pairs) => Json::Object(
+            pairs
+                .iter()
+                .map(|(k, v)| Ok((k.clone(), json(walk, v)?)))
+                .collect::<Result<_, String>>()?,
+        ),
+    })
+}

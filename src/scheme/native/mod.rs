@@ -1,0 +1,294 @@
+//! Native schemes: a directory with a `scheme.toml`, whose steps speak to the NAS through a
+//! driver. Everything that can be known beforehand is compiled and checked at load (`load`,
+//! `lint`); an attempt only renders values (`render`, `names`, `filters`) and runs steps
+//! (`walk`, `ros` for RouterOS, `lines` for the other kinds, `compare` for its values).
+
+mod compare;
+mod file;
+mod filters;
+mod kinds;
+mod lines;
+mod lint;
+mod load;
+mod names;
+mod render;
+mod ros;
+mod saved;
+mod step;
+#[cfg(test)]
+mod table;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sha2::{Digest, Sha256};
+
+use crate::attempt::{Failure, Job, LineKind, Report, Transcript, Verdict};
+use crate::driver::sessions::Sessions;
+use crate::event::Cmd;
+use crate::nas::Mode;
+use crate::scheme::{Execute, ExitPolicy, Identity};
+
+use render::Template;
+use step::{DriverName, Pair, Step};
+use walk::{Via, Walk};
+
+/// Name of the file in a scheme's directory.
+pub const FILE: &str = "scheme.toml";
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The scheme cannot be used.
+    Error,
+    /// It can be used, but is probably not what was meant.
+    Warning,
+}
+
+/// Something in a scheme that an operator should look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The scheme file.
+    pub file: PathBuf,
+    /// Line, from 1; 0 = the file as a whole.
+    pub line: usize,
+    /// How bad.
+    pub severity: Severity,
+    /// What, in one line.
+    pub text: String,
+    /// What to do about it, in one line.
+    pub hint: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        let Self {
+            line, text, hint, ..
+        } = self;
+        write!(f, "{}:{line}: {word}: {text}; {hint}", self.file.display())
+    }
+}
+
+/// One of `[vars]`.
+struct Var {
+    name: Arc<str>,
+    value: VarValue,
+    uses: Vec<render::Use>,
+    line: usize,
+}
+
+enum VarValue {
+    One(Template),
+    Map(Vec<(String, Template)>),
+    List(Vec<Template>),
+}
+
+/// A loaded scheme; immutable, shared by every NAS that uses it.
+pub struct NativeScheme {
+    description: String,
+    driver: DriverName,
+    vars: Vec<Var>,
+    own: Vec<Pair>,
+    own_uses: Vec<render::Use>,
+    fresh: Vec<String>,
+    policy: ExitPolicy,
+    on: BTreeMap<Cmd, Vec<Step>>,
+    by_name: BTreeMap<Arc<str>, Cmd>,
+    parts: BTreeMap<Arc<str>, (usize, Vec<Step>)>,
+    identity: Identity,
+    warnings: Vec<Finding>,
+}
+
+impl fmt::Debug for NativeScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NativeScheme")
+            .field("identity", &self.identity)
+            .field("cmds", &self.on.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl NativeScheme {
+    /// Reads and checks `<dir>/scheme.toml`. Findings with at least one error: not usable;
+    /// warnings of a usable scheme are in [`Self::warnings`].
+    pub fn load(dir: &Path) -> Result<Self, Vec<Finding>> {
+        let file = dir.join(FILE);
+        let text = std::fs::read_to_string(&file).map_err(|e| {
+            vec![Finding {
+                file: file.clone(),
+                line: 0,
+                severity: Severity::Error,
+                text: format!("cannot be read: {e}"),
+                hint: "check that the file exists, is UTF-8 text and may be read".to_owned(),
+            }]
+        })?;
+        let mut findings = Vec::new();
+        let scheme = load::scheme(dir, &file, &text, &mut findings);
+        if let Some(scheme) = &scheme {
+            lint::check(scheme, &file, &mut findings);
+        }
+        findings.sort_by(|a, b| (a.line, a.severity, &a.text).cmp(&(b.line, b.severity, &b.text)));
+        findings.dedup();
+        match scheme {
+            Some(mut scheme) if findings.iter().all(|f| f.severity != Severity::Error) => {
+                let digest = Sha256::digest(text.as_bytes());
+                let hex = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
+                scheme.identity = Identity {
+                    kind: "native",
+                    oss_pathname: Some(dir.to_owned()),
+                    script_name: None,
+                    hash: hex,
+                };
+                scheme.warnings = findings;
+                Ok(scheme)
+            }
+            _ => Err(findings),
+        }
+    }
+
+    /// What was found that does not prevent its use.
+    pub fn warnings(&self) -> &[Finding] {
+        &self.warnings
+    }
+
+    /// `description` of the file.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// `driver` of the file.
+    pub fn driver(&self) -> &'static str {
+        self.driver.as_str()
+    }
+
+    /// PARAMS that are to be read again at the attempt.
+    pub fn fresh(&self) -> &[String] {
+        &self.fresh
+    }
+
+    /// The commands that it has.
+    pub fn cmds(&self) -> impl Iterator<Item = &Cmd> {
+        self.on.keys()
+    }
+
+    /// The commands that `job` would send, ready to be pasted, without sending any: reading
+    /// finds nothing. `None` = the scheme has no such command.
+    pub async fn render_dry(&self, job: &Job) -> Result<Option<Vec<String>>, Failure> {
+        let Some(steps) = self.steps(&job.cmd) else {
+            return Ok(None);
+        };
+        let mut transcript = Transcript::new(job.secret.texts(), Box::new(|_| {}));
+        Walk::new(self, job, &mut transcript, Via::Silent)
+            .steps(steps)
+            .await?;
+        let lines = transcript.into_rest().into_iter();
+        let commands = lines.filter(|l| l.kind == LineKind::Command);
+        Ok(Some(commands.map(|l| l.text).collect()))
+    }
+
+    fn steps(&self, cmd: &Cmd) -> Option<&[Step]> {
+        self.on.get(cmd).map(Vec::as_slice)
+    }
+
+    /// The steps that `run = "name"` means: a part, or another command's.
+    fn target(&self, name: &str) -> Option<&[Step]> {
+        if let Some((_, steps)) = self.parts.get(name) {
+            return Some(steps);
+        }
+        self.by_name.get(name).and_then(|cmd| self.steps(cmd))
+    }
+}
+
+/// Runs the jobs of one native scheme.
+pub struct NativeExecute {
+    scheme: Arc<NativeScheme>,
+    sessions: Arc<Sessions>,
+}
+
+impl NativeExecute {
+    /// `sessions` are shared by all executors of the daemon.
+    pub fn new(scheme: Arc<NativeScheme>, sessions: Arc<Sessions>) -> Self {
+        Self { scheme, sessions }
+    }
+
+    /// The scheme itself.
+    pub fn scheme(&self) -> &NativeScheme {
+        &self.scheme
+    }
+}
+
+#[async_trait]
+impl Execute for NativeExecute {
+    async fn run(&self, job: &Job, transcript: &mut Transcript) -> Report {
+        let scheme = &*self.scheme;
+        let observe = match job.nas.mode {
+            Mode::Observe => true,
+            Mode::Active | Mode::Off => false,
+        };
+        let via = if observe || scheme.driver == DriverName::Record {
+            Via::Silent
+        } else {
+            Via::Sessions(&self.sessions)
+        };
+        let done = if observe {
+            Verdict::Observed
+        } else {
+            Verdict::Done
+        };
+        run_via(scheme, job, transcript, via, done).await
+    }
+
+    fn policy(&self) -> &ExitPolicy {
+        &self.scheme.policy
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.scheme.identity
+    }
+
+    fn has(&self, cmd: &Cmd) -> bool {
+        self.scheme.on.contains_key(cmd)
+    }
+
+    fn own_cmds(&self) -> BTreeSet<Cmd> {
+        let own = self.scheme.on.keys().filter(|c| !c.in_catalogue());
+        own.cloned().collect()
+    }
+}
+
+async fn run_via(
+    scheme: &NativeScheme,
+    job: &Job,
+    transcript: &mut Transcript,
+    via: Via<'_>,
+    done: Verdict,
+) -> Report {
+    let mut report = Report::of(Verdict::NotImplemented);
+    report.scheme_hash.clone_from(&scheme.identity.hash);
+    let Some(steps) = scheme.steps(&job.cmd) else {
+        return report;
+    };
+    let mut walk = Walk::new(scheme, job, transcript, via);
+    let ended = walk.steps(steps).await;
+    let (answer, new_session) = walk.end();
+    report.verdict = match ended {
+        Ok(()) => done,
+        Err(mut failure) => {
+            failure.text = transcript.redacted(failure.text);
+            Verdict::Failed(failure)
+        }
+    };
+    report.answer = answer.map(|text| transcript.redacted(text));
+    report.new_session = new_session;
+    report
+}

@@ -1,0 +1,476 @@
+//! One attempt walks through the steps of its command: conditions, loops, judgements, kept
+//! answers, the deadline. Steps run in file order; the first failure stops, unless the step
+//! says `fail = "continue"`.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use minijinja::value::Value;
+
+use super::names::Scope;
+use super::render::Template;
+use super::saved::{Saved, reply_text, row_text};
+use super::step::{Answered, Each, Kind, Pair, Step};
+use super::{NativeScheme, lines, ros};
+use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
+use crate::clock;
+use crate::driver::mikrotik::Command;
+use crate::driver::sessions::Sessions;
+use crate::driver::{Reply, Row};
+
+/// Items of one `each`: an account has a handful of addresses and services.
+const EACH_MAX: usize = 1_000;
+/// Rows of one answer that go to the log; a print of connections has thousands.
+const LOGGED_ROWS: usize = 32;
+/// `run` inside `run`; the lint allows three levels, this is the guard behind it.
+const DEPTH_MAX: usize = 4;
+
+/// Where commands go.
+pub(super) enum Via<'a> {
+    /// To the NAS, over its pooled sessions.
+    Sessions(&'a Sessions),
+    /// Nowhere: rendered and logged. What would be read is assumed to be empty.
+    Silent,
+    /// A table in memory, for tests.
+    #[cfg(test)]
+    Table(&'a std::sync::Mutex<super::table::Table>),
+}
+
+/// Why a step ended early.
+pub(super) enum Halt {
+    /// Rendering failed or the scheme's own guard spoke: the event is dead, whatever
+    /// `fail` and `ok_on` say.
+    Dead(String),
+    /// The device or the driver failed; the step's judgement applies.
+    Device(Failure),
+}
+
+impl From<String> for Halt {
+    fn from(reason: String) -> Self {
+        Self::Dead(reason)
+    }
+}
+
+impl From<Failure> for Halt {
+    fn from(failure: Failure) -> Self {
+        Self::Device(failure)
+    }
+}
+
+/// The walk of one attempt.
+pub(super) struct Walk<'a> {
+    scheme: &'a NativeScheme,
+    pub(super) scope: Scope<'a>,
+    transcript: &'a mut Transcript,
+    via: Via<'a>,
+    /// Tick at which the attempt began; not read on the silent way, which has no deadline.
+    started_ms: u64,
+    depth: usize,
+    commands: usize,
+    answers: Vec<String>,
+    new_session: Option<bool>,
+}
+
+/// A boxed step list: lists contain lists (`run`), so the future needs an end.
+type Steps<'w> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'w>>;
+
+impl<'a> Walk<'a> {
+    /// Nothing is sent before `steps`.
+    pub(super) fn new(
+        scheme: &'a NativeScheme,
+        job: &'a Job,
+        transcript: &'a mut Transcript,
+        via: Via<'a>,
+    ) -> Self {
+        let started_ms = if matches!(via, Via::Silent) {
+            0
+        } else {
+            clock::tick_ms()
+        };
+        Self {
+            scheme,
+            scope: Scope::new(job, &scheme.vars),
+            transcript,
+            via,
+            started_ms,
+            depth: 0,
+            commands: 0,
+            answers: Vec::new(),
+            new_session: None,
+        }
+    }
+
+    /// The joined answer, at most [`ANSWER_MAX`] bytes, and whether a session was opened.
+    pub(super) fn end(self) -> (Option<String>, Option<bool>) {
+        if self.commands == 0 {
+            self.transcript
+                .answer("no command: no step applied to this account");
+        }
+        if self.answers.is_empty() {
+            return (None, self.new_session);
+        }
+        let mut text = self.answers.join("\n");
+        if text.len() > ANSWER_MAX {
+            let mut end = ANSWER_MAX;
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            text.truncate(end);
+        }
+        (Some(text), self.new_session)
+    }
+
+    /// Nothing is sent.
+    pub(super) fn silent(&self) -> bool {
+        matches!(self.via, Via::Silent)
+    }
+
+    /// The scheme's `own` mark.
+    pub(super) fn own(&self) -> &'a [Pair] {
+        &self.scheme.own
+    }
+
+    /// Notes a command that is rendered, not sent.
+    pub(super) fn note_command(&mut self, text: String) {
+        self.commands += 1;
+        self.transcript.command(text);
+    }
+
+    /// Notes something that an operator should see beside the answers.
+    pub(super) fn note(&mut self, text: impl Into<String>) {
+        self.transcript.answer(text);
+    }
+
+    /// Runs a list of steps.
+    pub(super) fn steps<'w>(&'w mut self, steps: &'w [Step]) -> Steps<'w>
+    where
+        'a: 'w,
+    {
+        Box::pin(async move {
+            if self.depth >= DEPTH_MAX {
+                return Err(Failure::permanent("`run` goes deeper than 3 levels"));
+            }
+            self.depth += 1;
+            let mut ended = Ok(());
+            for step in steps {
+                ended = self.step(step).await;
+                if ended.is_err() {
+                    break;
+                }
+            }
+            self.depth -= 1;
+            ended
+        })
+    }
+
+    async fn step(&mut self, step: &Step) -> Result<(), Failure> {
+        if !step.when_each && !self.allowed(step)? {
+            if let Some(name) = &step.save {
+                self.scope.bind(name, Saved::skipped());
+            }
+            return Ok(());
+        }
+        let Some(each) = &step.each else {
+            let saved = self.once(step).await?;
+            if let (Some(name), Some(value)) = (&step.save, saved) {
+                self.scope.bind(name, value);
+            }
+            return Ok(());
+        };
+        let items = self.items(step, each)?;
+        let mut saved = Vec::new();
+        for item in items {
+            self.scope.bind(&each.name, item);
+            if let Some(condition) = &each.condition {
+                let wanted = condition
+                    .evaluate(&self.scope)
+                    .map_err(|e| dead(step, &e))?;
+                if !wanted.is_true() {
+                    continue;
+                }
+            }
+            if step.when_each && !self.allowed(step)? {
+                continue;
+            }
+            saved.extend(self.once(step).await?);
+        }
+        self.scope.unbind(&each.name);
+        if let Some(name) = &step.save {
+            self.scope.bind(name, Value::from(saved));
+        }
+        Ok(())
+    }
+
+    fn items(&self, step: &Step, each: &Each) -> Result<Vec<Value>, Failure> {
+        let list = each.list.defined(&self.scope).map_err(|e| dead(step, &e))?;
+        if list.as_str().is_some() {
+            let text = each.list.text();
+            return Err(dead(
+                step,
+                &format!("`each`: `{text}` is a text, not a list"),
+            ));
+        }
+        let items = list.try_iter().map_err(|_| {
+            dead(
+                step,
+                &format!("`each`: `{}` is not a list", each.list.text()),
+            )
+        })?;
+        let items: Vec<_> = items.take(EACH_MAX + 1).collect();
+        if items.len() > EACH_MAX {
+            return Err(dead(
+                step,
+                &format!(
+                    "`each`: `{}` has more than {EACH_MAX} items",
+                    each.list.text()
+                ),
+            ));
+        }
+        Ok(items)
+    }
+
+    fn allowed(&self, step: &Step) -> Result<bool, Failure> {
+        let Some(when) = &step.when else {
+            return Ok(true);
+        };
+        when.defined(&self.scope)
+            .map(|v| v.is_true())
+            .map_err(|e| dead(step, &e))
+    }
+
+    /// One repetition; gives what `save` keeps.
+    async fn once(&mut self, step: &Step) -> Result<Option<Value>, Failure> {
+        if !step.pause.is_zero() && !self.silent() {
+            self.transcript.flush();
+            tokio::time::sleep(step.pause.min(self.left()?)).await;
+        }
+        let result = match &step.kind {
+            Kind::Run(name) => {
+                let ended = match self.scheme.target(name) {
+                    Some(steps) => self.steps(steps).await,
+                    None => Err(dead(step, &format!("`run`: there is no {name:?}"))),
+                };
+                return match ended {
+                    Err(failure) if !(step.go_on && failure.class != FailureClass::Permanent) => {
+                        Err(failure)
+                    }
+                    _ => Ok(None),
+                };
+            }
+            Kind::Answer(template) => {
+                self.answer(step, template)?;
+                return Ok(None);
+            }
+            Kind::Assert { check, defer } => {
+                // Nothing was read on the silent way, so there is nothing to judge.
+                if self.silent() {
+                    return Ok(None);
+                }
+                let value = check.evaluate(&self.scope).map_err(|e| dead(step, &e))?;
+                if value.is_true() {
+                    return Ok(None);
+                }
+                let text = format!("assert `{}` does not hold", check.text());
+                let failure = if *defer {
+                    again(text)
+                } else {
+                    dead(step, &text)
+                };
+                self.note(failure.to_string());
+                return if step.go_on { Ok(None) } else { Err(failure) };
+            }
+            Kind::Ensure(e) => ros::ensure(self, e).await,
+            Kind::Absent(a) => ros::absent(self, a).await,
+            Kind::Read(r) => ros::read(self, r).await,
+            Kind::Call(c) => ros::call(self, c).await,
+            Kind::Coa(a) => lines::radius(self, "coa", a),
+            Kind::Disconnect(a) => lines::radius(self, "disconnect", a),
+            Kind::Exec(e) => lines::exec(self, self.scheme.driver, e),
+            Kind::Request(r) => lines::request(self, r),
+        };
+        self.judge(step, result)
+    }
+
+    fn answer(&mut self, step: &Step, template: &Template) -> Result<(), Failure> {
+        match template.render(&self.scope) {
+            Ok(text) => self.answers.push(text),
+            // What it would show was not read.
+            Err(_) if self.silent() => {}
+            Err(reason) => return Err(dead(step, &reason)),
+        }
+        Ok(())
+    }
+
+    /// The order: `ok_on`, `retry_on`, `fail_on`, then the driver's own verdict.
+    fn judge(
+        &mut self,
+        step: &Step,
+        result: Result<Reply, Halt>,
+    ) -> Result<Option<Value>, Failure> {
+        let result = match result {
+            Ok(reply) => Ok(reply),
+            Err(Halt::Device(failure)) => Err(failure),
+            Err(Halt::Dead(reason)) => return Err(dead(step, &reason)),
+        };
+        let keep = step.save.is_some();
+        if !keep && step.verdicts.is_empty() {
+            return match result {
+                Err(failure) if !step.go_on => Err(failure),
+                _ => Ok(None),
+            };
+        }
+        let (code, class, text) = match &result {
+            Ok(reply) => (0, "ok", reply_text(reply)),
+            Err(failure) => (failure.code, failure.class.as_str(), failure.text.clone()),
+        };
+        // Nothing was answered on the silent way: there is nothing to judge.
+        let judged = !self.silent();
+        let says = |list: &[Answered]| judged && list.iter().any(|a| fits(a, code, &text));
+        let (failure, rows) = match result {
+            Ok(reply) if says(&step.verdicts.ok) => (None, reply.rows),
+            Err(_) if says(&step.verdicts.ok) => (None, Vec::new()),
+            result => {
+                let (own, rows) = match result {
+                    Ok(reply) => (None, reply.rows),
+                    Err(failure) => (Some(failure), Vec::new()),
+                };
+                let failure = if says(&step.verdicts.retry) {
+                    Some(judged_as(own, FailureClass::Refused, &text))
+                } else if says(&step.verdicts.fail) {
+                    Some(judged_as(own, FailureClass::Permanent, &text))
+                } else {
+                    own
+                };
+                (failure, rows)
+            }
+        };
+        let class = failure.as_ref().map_or(class, |f| f.class.as_str());
+        let value = keep.then(|| Saved::keep(failure.is_none(), class, code, text, rows));
+        match failure {
+            Some(failure) if !step.go_on => Err(failure),
+            _ => Ok(value),
+        }
+    }
+
+    /// What is left of the attempt's time.
+    fn left(&self) -> Result<Duration, Failure> {
+        let job = self.scope.job();
+        let spent = Duration::from_millis(clock::tick_ms().saturating_sub(self.started_ms));
+        match job.deadline.checked_sub(spent) {
+            Some(left) if !left.is_zero() => Ok(left),
+            _ => Err(Failure::timeout(format!(
+                "the attempt used up its {} ms before this step",
+                job.deadline.as_millis()
+            ))),
+        }
+    }
+
+    /// Sends one RouterOS command and notes both ways.
+    pub(super) async fn talk(&mut self, command: &Command) -> Result<Reply, Failure> {
+        let job: &Job = self.scope.job();
+        self.note_command(command.pasteable(job.nas.id));
+        let result = match &self.via {
+            Via::Silent => return Ok(Reply::default()),
+            Via::Sessions(sessions) => {
+                let left = self.left()?;
+                self.transcript.flush();
+                let router = sessions.mikrotik(&job.nas, &job.secret);
+                router.talk(command, left).await
+            }
+            #[cfg(test)]
+            Via::Table(table) => {
+                self.left()?;
+                table.lock().unwrap().talk(command)
+            }
+        };
+        match &result {
+            Ok(reply) => {
+                self.new_session = Some(self.new_session.unwrap_or(false) || reply.new_session);
+                self.note_reply(reply);
+            }
+            Err(failure) => self.transcript.answer(failure.to_string()),
+        }
+        result
+    }
+
+    fn note_reply(&mut self, reply: &Reply) {
+        for row in reply.rows.iter().take(LOGGED_ROWS) {
+            let text = row_text(row);
+            self.transcript.answer(text);
+        }
+        let more = reply.rows.len().saturating_sub(LOGGED_ROWS);
+        if more > 0 {
+            self.transcript.answer(format!("… {more} more rows"));
+        }
+        match &reply.ret {
+            Some(ret) => self.transcript.answer(format!("done ret={ret}")),
+            None if reply.rows.is_empty() => self.transcript.answer("done"),
+            None => {}
+        }
+    }
+}
+
+fn fits(answered: &Answered, code: i32, text: &str) -> bool {
+    match answered {
+        Answered::Code(wanted) => *wanted == code,
+        // A pattern that runs into its own limit says nothing about the answer.
+        Answered::Like(regex) => regex.is_match(text).unwrap_or(false),
+    }
+}
+
+fn judged_as(own: Option<Failure>, class: FailureClass, text: &str) -> Failure {
+    let code = match class {
+        FailureClass::Permanent => Failure::CODE_PERMANENT,
+        FailureClass::Transport | FailureClass::Refused | FailureClass::Unknown => {
+            Failure::CODE_TRANSPORT
+        }
+    };
+    Failure {
+        scope: Reach::Event,
+        class,
+        code: own
+            .as_ref()
+            .map(|f| f.code)
+            .filter(|c| *c != 0)
+            .unwrap_or(code),
+        text: own.map_or_else(|| text.replace('\n', " | "), |f| f.text),
+        parks: false,
+    }
+}
+
+/// Worth another try.
+pub(super) fn again(text: String) -> Failure {
+    Failure {
+        scope: Reach::Event,
+        class: FailureClass::Refused,
+        code: Failure::CODE_TRANSPORT,
+        text,
+        parks: false,
+    }
+}
+
+/// The event is dead, with the place in the scheme.
+fn dead(step: &Step, reason: &str) -> Failure {
+    Failure::permanent(format!("scheme.toml:{}: {reason}", step.line))
+}
+
+/// Renders a table of templates.
+pub(super) fn rendered(
+    pairs: &[Pair],
+    scope: &Scope<'_>,
+) -> Result<Vec<(Arc<str>, String)>, String> {
+    pairs
+        .iter()
+        .map(|(key, template)| {
+            let text = template.render(scope).map_err(|e| format!("{key}: {e}"))?;
+            Ok((Arc::clone(key), text))
+        })
+        .collect()
+}
+
+/// A value of a row; a property that RouterOS leaves out is empty.
+pub(super) fn value<'r>(row: &'r Row, key: &str) -> &'r str {
+    row.get(key).map_or("", String::as_str)
+}
