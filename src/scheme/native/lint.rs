@@ -68,18 +68,7 @@ impl Lint<'_, '_> {
     /// What does not depend on who runs a step.
     fn everywhere(&mut self) {
         let scheme = self.scheme;
-        for (n, var) in scheme.vars.iter().enumerate() {
-            let later = |u: &&Use| scheme.vars.iter().skip(n).any(|v| v.name == u.name);
-            for used in var.uses.iter().filter(later) {
-                self.notes.error(
-                    var.line,
-                    format!(
-                        "[vars] `{}` uses `{}` before it is defined",
-                        var.name, used.name
-                    ),
-                    "write the used one above",
-                );
-            }
+        for var in &scheme.vars {
             self.names(&var.uses, var.line, &BTreeSet::new(), &BTreeSet::new());
         }
         let own_line = scheme.own.first().map_or(0, |(_, t)| t.line);

@@ -127,11 +127,6 @@ pub(super) fn value_text(value: &Value) -> Result<Cow<'_, str>, String> {
     match value.kind() {
         ValueKind::Undefined => Err("is undefined".to_owned()),
         ValueKind::None => Ok(Cow::Borrowed("")),
-        ValueKind::Bool => Ok(Cow::Borrowed(if value.is_true() {
-            "true"
-        } else {
-            "false"
-        })),
         ValueKind::Number => {
             let text = value.to_string();
             Ok(Cow::Owned(
@@ -238,15 +233,7 @@ pub(super) struct Use {
 pub(super) struct Expr {
     compiled: Expression<'static, 'static>,
     text: Arc<str>,
-    names: Names,
-}
-
-/// Names of an expression. The engine's own list lacks what stands before a slice (`cmd[2:]`),
-/// so every word of the text that may be a name is looked up too.
-struct Names {
-    all: Vec<(Arc<str>, Source)>,
-    /// That many are surely names; the rest are words of the text.
-    sure: usize,
+    names: Vec<(Arc<str>, Source)>,
 }
 
 impl Expr {
@@ -293,9 +280,7 @@ impl Expr {
     fn broken(&self, reason: &str, scope: &Scope<'_>) -> String {
         let lacking: Vec<_> = self
             .names
-            .all
             .iter()
-            .take(self.names.sure)
             .filter(|(name, source)| matches!(scope.value(name, *source), Ok(None)))
             .map(|(name, _)| &**name)
             .collect();
@@ -308,9 +293,9 @@ impl Expr {
     }
 }
 
-fn context(names: &Names, scope: &Scope<'_>) -> Result<Value, String> {
-    let mut pairs = Vec::with_capacity(names.all.len());
-    for (name, source) in &names.all {
+fn context(names: &[(Arc<str>, Source)], scope: &Scope<'_>) -> Result<Value, String> {
+    let mut pairs = Vec::with_capacity(names.len());
+    for (name, source) in names {
         if let Some(value) = scope.value(name, *source)? {
             pairs.push((Arc::clone(name), value));
         }
@@ -318,73 +303,20 @@ fn context(names: &Names, scope: &Scope<'_>) -> Result<Value, String> {
     Ok(Value::from_pairs(pairs))
 }
 
-/// `text` is an expression, or the inside of a template's tags.
-fn sorted_names(uses: &[Use], vars: &[Arc<str>], text: &str) -> Names {
-    let mut all: Vec<(Arc<str>, Source)> = Vec::new();
-    let mut add = |name: &str| {
-        if !all.iter().any(|(n, _)| &**n == name) {
-            all.push((name.into(), source(name, vars)));
+fn sorted_names(uses: &[Use], vars: &[Arc<str>], text: &str) -> Vec<(Arc<str>, Source)> {
+    let mut names: Vec<(Arc<str>, Source)> = Vec::new();
+    for name in uses.iter().map(|u| &u.name) {
+        if !names.iter().any(|(n, _)| n == name) {
+            names.push((Arc::clone(name), source(name, vars)));
         }
-        all.len()
-    };
-    let mut sure = 0;
-    for used in uses {
-        sure = add(&used.name);
     }
     // The classic filter reads PARAMS by itself.
-    if words_after(text, '|').any(|w| w == "classic") {
-        sure = add(ALL_PARAMS);
+    if words_after(text, '|').any(|w| w == "classic")
+        && !names.iter().any(|(n, _)| &**n == ALL_PARAMS)
+    {
+        names.push((ALL_PARAMS.into(), Source::AllParams));
     }
-    for word in words(text) {
-        add(word);
-    }
-    Names { all, sure }
-}
-
-/// Words outside strings that are not attributes, filters or keywords.
-fn words(text: &str) -> Vec<&str> {
-    const KEYWORDS: &[&str] = &[
-        "and", "or", "not", "in", "is", "if", "else", "for", "endfor", "endif", "elif", "true",
-        "false", "none",
-    ];
-    let mut words = Vec::new();
-    let mut quote = None;
-    let mut escaped = false;
-    let mut last = ' ';
-    let mut start = None;
-    for (at, c) in text.char_indices().chain([(text.len(), ' ')]) {
-        let part = c.is_ascii_alphanumeric() || c == '_';
-        match quote {
-            Some(_) if escaped => escaped = false,
-            Some(_) if c == '\\' => escaped = true,
-            Some(q) if c == q => quote = None,
-            Some(_) => {}
-            None if part => {
-                start.get_or_insert((at, last));
-            }
-            None => {
-                if let Some((from, before)) = start.take()
-                    && !matches!(before, '.' | '|')
-                {
-                    words.extend(text.get(from..at));
-                }
-                if c == '\'' || c == '"' {
-                    quote = Some(c);
-                }
-                if !c.is_whitespace() {
-                    last = c;
-                }
-                continue;
-            }
-        }
-        if start.is_none() && !c.is_whitespace() {
-            last = c;
-        } else if start.is_some() {
-            last = 'a';
-        }
-    }
-    words.retain(|w| !KEYWORDS.contains(w) && !w.starts_with(|c: char| c.is_ascii_digit()));
-    words
+    names
 }
 
 fn uses(names: std::collections::HashSet<String>, text: &str) -> Vec<Use> {
@@ -506,7 +438,7 @@ enum Segment {
 
 struct Block {
     engine: Environment<'static>,
-    names: Names,
+    names: Vec<(Arc<str>, Source)>,
 }
 
 /// Name of the only template of a block's own environment.
@@ -641,15 +573,7 @@ fn block(
     let names = {
         let template = engine.get_template(BLOCK).map_err(|e| explain(&e))?;
         let uses = uses(template.undeclared_variables(true), text);
-        let parts = pieces(text)?;
-        let inside: Vec<_> = parts
-            .iter()
-            .filter_map(|p| match p {
-                Piece::Emit(body) | Piece::Tag(body) => Some(*body),
-                Piece::Text(_) | Piece::Comment => None,
-            })
-            .collect();
-        let names = sorted_names(&uses, vars, &inside.join(" "));
+        let names = sorted_names(&uses, vars, text);
         found.extend(uses);
         names
     };

@@ -222,7 +222,7 @@ answer = "{{ nas.id }"
         (2, "unknown key `colour`"),
         (3, "unknown shell"),
         (7, "[vars] cannot define `cmd`"),
-        (5, "uses `b` before it is defined"),
+        (5, "`b` is not a well-known name"),
         (10, "unknown filter `nosuch`"),
         (11, "unknown key `sett`"),
         (12, "`absent` without `where`"),
