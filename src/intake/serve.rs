@@ -52,7 +52,9 @@ impl Default for Limits {
 }
 
 /// Largest request head, bytes; longer ones get 431.
-const HEAD_MAX: usize = 64 * 1024;
+const HEAD_MAX: usize = 16 * 1024;
+/// Read buffer of one connection, bytes; above [`HEAD_MAX`], so that bodies come in large parts.
+const BUFFER_MAX: usize = 64 * 1024;
 /// Pause after a failed accept (no files left): others may close one meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Owner and group may connect; who they are is then asked of the kernel.
@@ -197,7 +199,8 @@ async fn connection<S>(
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header)
-        .max_buf_size(HEAD_MAX);
+        .max_header_size(HEAD_MAX)
+        .max_buf_size(BUFFER_MAX);
     let http = builder.serve_connection(io, answer);
     let mut http = std::pin::pin!(http);
     tokio::select! {

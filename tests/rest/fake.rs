@@ -1,0 +1,446 @@
+//! A store in memory: what the doors ask of one, and switches for its failures.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Response};
+use http_body_util::BodyExt;
+use nas_event_daemon::config::Http;
+use nas_event_daemon::event::{Cmd, CompactEvent, EventId, UserId, Waiting};
+use nas_event_daemon::intake::access::Peer;
+use nas_event_daemon::intake::rest::{Doors, router};
+use nas_event_daemon::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use nas_event_daemon::store::{
+    AccountFlags, Counts, Error, EventRow, Expansion, Filter, Idempotency, Posted, Result,
+    SqlAnswer, Store, Token, Turn, Turned, WhereIs,
+};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::sync::{Notify, Semaphore, watch};
+use tower::ServiceExt;
+
+/// A store in memory.
+pub(crate) struct Fake {
+    /// Every accepted call.
+    pub(crate) posts: Mutex<Vec<Vec<CompactEvent>>>,
+    /// Every audit row.
+    pub(crate) audits: Mutex<Vec<(String, String, String)>>,
+    /// Rows by id.
+    pub(crate) rows: Mutex<BTreeMap<i64, EventRow>>,
+    /// Operators' settings.
+    pub(crate) states: Mutex<BTreeMap<NasId, NasState>>,
+    /// Rows of the main stack.
+    pub(crate) main: AtomicI64,
+    /// Every call fails from now on.
+    pub(crate) broken: AtomicBool,
+    /// Counting never ends.
+    pub(crate) stuck: AtomicBool,
+    /// Posts that may go through; the others wait.
+    pub(crate) gate: Semaphore,
+    keys: Mutex<BTreeMap<String, (String, Vec<EventId>)>>,
+}
+
+impl Fake {
+    fn new() -> Self {
+        Self {
+            posts: Mutex::default(),
+            audits: Mutex::default(),
+            rows: Mutex::default(),
+            states: Mutex::default(),
+            main: AtomicI64::new(0),
+            broken: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
+            gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            keys: Mutex::default(),
+        }
+    }
+
+    fn works(&self) -> Result<()> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(Error::Sql {
+                doing: "talking to the database",
+                source: sqlx::Error::PoolClosed,
+            });
+        }
+        Ok(())
+    }
+
+    /// Moves an event to done or dead.
+    pub(crate) fn end(&self, id: i64, place: WhereIs, answer: Option<&str>) {
+        let mut rows = self.rows.lock().unwrap();
+        let row = rows.get_mut(&id).unwrap();
+        row.place = place;
+        row.state = if place == WhereIs::Dead {
+            "dead"
+        } else {
+            "done"
+        }
+        .to_owned();
+        row.answer = answer.map(str::to_owned);
+    }
+
+    /// All accepted events.
+    pub(crate) fn events(&self) -> Vec<CompactEvent> {
+        self.posts.lock().unwrap().concat()
+    }
+
+    /// The audit table as text.
+    pub(crate) fn audit_lines(&self) -> Vec<String> {
+        let audits = self.audits.lock().unwrap();
+        audits
+            .iter()
+            .map(|(who, what, detail)| format!("{who} {what} {detail}"))
+            .collect()
+    }
+}
+
+fn row(id: EventId, event: &CompactEvent) -> EventRow {
+    EventRow {
+        id,
+        place: WhereIs::Compact,
+        state: "compact".to_owned(),
+        cmd: event.cmd.clone(),
+        user_id: event.user_id,
+        abonent_id: None,
+        nas_id: event.nas_id,
+        source: event.source.clone(),
+        batch_id: event.batch_id.clone(),
+        event_date_ms: 1_767_323_045_678,
+        try_count: 0,
+        next_try_ms: None,
+        ended_ms: None,
+        possible_duplicate: false,
+        code: None,
+        error: None,
+        ms: None,
+        answer: None,
+        params: None,
+        retried_as: None,
+        scheme_hash: None,
+    }
+}
+
+fn no<T>() -> Result<T> {
+    Err(Error::Refused("not needed by the doors".to_owned()))
+}
+
+#[async_trait]
+impl Store for Fake {
+    async fn check_billing(&self) -> Result<Vec<String>> {
+        no()
+    }
+    async fn own(&self, _: &str, _: i64) -> Result<i64> {
+        no()
+    }
+    async fn still_own(&self, _: i64) -> Result<bool> {
+        no()
+    }
+    async fn disown(&self, _: i64) -> Result<()> {
+        no()
+    }
+    async fn recover(&self, _: i64, _: u32) -> Result<(u64, u64)> {
+        no()
+    }
+
+    async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted> {
+        self.works()?;
+        self.gate.acquire().await.unwrap().forget();
+        if let Some(guard) = guard
+            && let Some((hash, ids)) = self.keys.lock().unwrap().get(&guard.key)
+        {
+            return Ok(if *hash == guard.body_hash {
+                Posted::Again(ids.clone())
+            } else {
+                Posted::Conflict
+            });
+        }
+        let mut rows = self.rows.lock().unwrap();
+        let mut ids = Vec::new();
+        for event in events {
+            let id = EventId(rows.last_key_value().map_or(1, |(id, _)| id + 1));
+            rows.insert(id.0, row(id, event));
+            ids.push(id);
+        }
+        self.posts.lock().unwrap().push(events.to_vec());
+        if let Some(guard) = guard {
+            let kept = (guard.body_hash.clone(), ids.clone());
+            self.keys.lock().unwrap().insert(guard.key.clone(), kept);
+        }
+        Ok(Posted::New(ids))
+    }
+
+    async fn expand(&self, _: usize, _: &[Cmd]) -> Result<Expansion> {
+        no()
+    }
+    async fn retry_expansion(&self) -> Result<u64> {
+        no()
+    }
+    async fn load(&self, _: NasId, _: EventId, _: usize) -> Result<Vec<Waiting>> {
+        no()
+    }
+    async fn refill(&self, _: NasId, _: Option<UserId>, _: usize) -> Result<Vec<Waiting>> {
+        no()
+    }
+    async fn stacked_nases(&self) -> Result<Vec<NasId>> {
+        no()
+    }
+    async fn turn(&self, _: &Turn) -> Result<Turned> {
+        no()
+    }
+
+    async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>> {
+        self.works()?;
+        let bad = |id, ip: &str| BadNas {
+            id: NasId(id),
+            ip: ip.to_owned(),
+            reason: "mode is 'x'".to_owned(),
+        };
+        Ok(vec![Ok(test_nas()), Err(bad(7, "10.0.0.7"))])
+    }
+
+    async fn nas_states(&self) -> Result<BTreeMap<NasId, NasState>> {
+        Ok(self.states.lock().unwrap().clone())
+    }
+
+    async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()> {
+        self.states.lock().unwrap().insert(nas, state.clone());
+        Ok(())
+    }
+
+    async fn secret(&self, _: NasId) -> Result<NasSecret> {
+        no()
+    }
+
+    async fn counts(&self) -> Result<Counts> {
+        self.works()?;
+        if self.stuck.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        let main = self.main.load(Ordering::SeqCst);
+        let rows = self.rows.lock().unwrap();
+        let compact = rows
+            .values()
+            .filter(|r| r.place == WhereIs::Compact)
+            .count();
+        Ok(Counts {
+            compact: i64::try_from(compact).unwrap(),
+            main: vec![("user_add".to_owned(), main)],
+            by_nas: vec![(1116, "ready".to_owned(), main)],
+            ..Counts::default()
+        })
+    }
+
+    async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>> {
+        self.works()?;
+        let rows = self.rows.lock().unwrap();
+        let fits = |r: &&EventRow| {
+            filter.state.as_ref().is_none_or(|s| r.state == *s)
+                && filter.user.is_none_or(|u| r.user_id == Some(u))
+                && filter.cmd.as_ref().is_none_or(|c| r.cmd == *c)
+                && filter.before.is_none_or(|b| r.id.0 < b)
+        };
+        let newest_first = rows.values().rev().filter(fits);
+        Ok(newest_first.take(filter.limit).cloned().collect())
+    }
+
+    async fn event(&self, id: EventId) -> Result<Option<EventRow>> {
+        self.works()?;
+        Ok(self.rows.lock().unwrap().get(&id.0).cloned())
+    }
+
+    async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {
+        let rows = self.rows.lock().unwrap();
+        let dead = rows.get(&id.0).is_some_and(|r| r.place == WhereIs::Dead);
+        Ok(dead.then_some(EventId(id.0 + 100)))
+    }
+
+    async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {
+        let mut rows = self.rows.lock().unwrap();
+        let Some(row) = rows.get_mut(&id.0) else {
+            return Ok(false);
+        };
+        if row.state == "running" {
+            return Ok(false);
+        }
+        row.place = WhereIs::Done;
+        row.state = "dropped".to_owned();
+        row.error = Some(why.to_owned());
+        Ok(true)
+    }
+
+    async fn account_flags(
+        &self,
+        _: Option<NasId>,
+        _: Option<UserId>,
+    ) -> Result<Vec<AccountFlags>> {
+        no()
+    }
+    async fn prune_done(&self, _: i64, _: usize) -> Result<u64> {
+        no()
+    }
+    async fn add_token(&self, _: &Token) -> Result<()> {
+        no()
+    }
+
+    /// The token `t-viewer` has the scope viewer, and so on.
+    async fn token(&self, hash: &str) -> Result<Option<Token>> {
+        self.works()?;
+        let known = ["viewer", "support", "operator", "admin"].iter();
+        Ok(known
+            .map(|scope| Token {
+                name: format!("crm-{scope}"),
+                scope: (*scope).to_owned(),
+                hash: format!("{:x}", Sha256::digest(format!("t-{scope}"))),
+            })
+            .find(|token| token.hash == hash))
+    }
+
+    async fn audit(&self, who: &str, what: &str, detail: &str) -> Result<()> {
+        let row = (who.to_owned(), what.to_owned(), detail.to_owned());
+        self.audits.lock().unwrap().push(row);
+        Ok(())
+    }
+
+    async fn sql(&self, _: &str, _: bool) -> Result<SqlAnswer> {
+        no()
+    }
+}
+
+fn test_nas() -> Nas {
+    let vars = serde_json::json!({ "hidden": "servicemode" });
+    Nas {
+        id: NasId(1116),
+        name: "Test_NAS".to_owned(),
+        ip: "10.90.185.2".to_owned(),
+        mode: nas_event_daemon::nas::Mode::Active,
+        forks: nas_event_daemon::nas::Forks::DEFAULT,
+        forks_warning: None,
+        oss_path: None,
+        script_name: None,
+        api_port: None,
+        api_tls: false,
+        ssh_port: None,
+        ssh_host_key: None,
+        telnet_port: None,
+        coa_port: None,
+        http_url: Some("https://admin:servicemode@10.90.185.2/".to_owned()),
+        max_sessions: None,
+        max_rate: None,
+        timeout: None,
+        on_error: None,
+        vars: vars.as_object().unwrap().clone(),
+    }
+}
+
+/// The doors over a fake store.
+pub(crate) struct House {
+    /// The store behind them.
+    pub(crate) fake: Arc<Fake>,
+    /// The doors.
+    pub(crate) router: Router,
+    /// Expansion's bell.
+    pub(crate) wake: Arc<Notify>,
+    /// The parent loop's bell.
+    pub(crate) reload: Arc<Notify>,
+}
+
+/// Doors that are open from 10.1.2.0/24 and loopback; `high_water` 0 = no mark.
+pub(crate) fn house(high_water: usize) -> House {
+    let fake = Arc::new(Fake::new());
+    let wake = Arc::new(Notify::new());
+    let reload = Arc::new(Notify::new());
+    let (_, cmds) = watch::channel(vec![Cmd::parse("my_own").unwrap()]);
+    let doors = Doors {
+        store: Arc::clone(&fake) as Arc<dyn Store>,
+        http: Http {
+            listen: vec!["127.0.0.1:8082".to_owned()],
+            open_from: vec![
+                "10.1.2.0/24".parse().unwrap(),
+                "127.0.0.1/32".parse().unwrap(),
+            ],
+        },
+        wake: Arc::clone(&wake),
+        reload: Arc::clone(&reload),
+        cmds,
+        parent_tick: Arc::default(),
+        settings_interval: Duration::from_secs(60),
+        metrics: Some(nas_event_daemon::intake::rest::install_metrics()),
+        high_water,
+    };
+    House {
+        fake,
+        router: router(doors),
+        wake,
+        reload,
+    }
+}
+
+/// An answer: status, headers by name, body.
+pub(crate) struct Answer {
+    /// HTTP status.
+    pub(crate) status: u16,
+    /// The head.
+    pub(crate) head: axum::http::HeaderMap,
+    /// The body.
+    pub(crate) text: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+}
+
+impl House {
+    /// Sends a request from 192.0.2.9 unless it has a peer.
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Answer {
+        if request.extensions().get::<Peer>().is_none() {
+            let peer = Peer::Tcp("192.0.2.9:4000".parse().unwrap());
+            request.extensions_mut().insert(peer);
+        }
+        let answer: Response<Body> = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = answer.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Answer {
+            status: parts.status.as_u16(),
+            head: parts.headers,
+            text: String::from_utf8(bytes.to_vec()).unwrap(),
+        }
+    }
+
+    /// With the token of a scope.
+    pub(crate) async fn with(&self, scope: &str, method: &str, path: &str, body: &str) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "127.0.0.1:8082")
+            .header("authorization", format!("Bearer t-{scope}"))
+            .body(Body::from(body.to_owned()))
+            .unwrap();
+        self.send(request).await
+    }
+
+    /// From an open network, with more headers.
+    pub(crate) async fn open(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let mut request = Request::builder().method("POST").uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Body::from(body.to_owned())).unwrap();
+        let peer = Peer::Tcp("10.1.2.3:4000".parse().unwrap());
+        request.extensions_mut().insert(peer);
+        self.send(request).await
+    }
+}
+
+/// Whether the bell has rung (or rings within a second, if `wait`).
+pub(crate) async fn rung(bell: &Notify, wait: bool) -> bool {
+    let time = Duration::from_millis(if wait { 1_000 } else { 0 });
+    tokio::time::timeout(time, bell.notified()).await.is_ok()
+}

@@ -1,0 +1,11 @@
+//! The doors, from outside: every path of the contract over a store in memory, and the
+//! sockets' bounds over real connections on loopback.
+
+#[cfg(test)]
+mod classic;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod modern;
+#[cfg(test)]
+mod sockets;
