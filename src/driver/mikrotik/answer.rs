@@ -155,9 +155,14 @@ pub(crate) fn login_refused(text: &str) -> Failure {
 /// Said about the session, not about the command: another session may do better.
 pub(crate) fn is_session_trouble(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
-    ["not logged in", "too many", "session limit", "max-sessions"]
-        .iter()
-        .any(|part| text.contains(part))
+    [
+        "not logged in",
+        "too many sessions",
+        "too many connections",
+        "session limit",
+    ]
+    .iter()
+    .any(|part| text.contains(part))
 }
 
 /// The number in `invalid user name or password (6)`.
@@ -215,6 +220,7 @@ mod tests {
             (None, "failure: already have such entry", Refused, 1),
             (Some(0), "no such item", Refused, 1),
             (Some(4), "failure: whatever", Refused, 4),
+            (None, "failure: too many entries", Refused, 1),
             (None, "not logged in", Transport, 254),
         ] {
             let failure = trap(category, text);

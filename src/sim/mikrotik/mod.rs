@@ -4,6 +4,7 @@
 
 mod catalogue;
 pub mod console;
+mod login;
 mod query;
 mod tables;
 mod talk;

@@ -1,11 +1,10 @@
-//! One connection of the simulated router: login, sentences side by side by their tags,
+//! One connection of the simulated router: sentences side by side by their tags,
 //! replies one after the other, `/cancel`, and the faults.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use md5::{Digest, Md5};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
@@ -16,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::driver::mikrotik::wire::{self, Bounds, Decoder, Sentence};
 use crate::sim::mikrotik::catalogue::{MENUS, Menu};
+use crate::sim::mikrotik::login::Login;
 use crate::sim::mikrotik::query::Query;
 use crate::sim::mikrotik::tables::{Attributes, Trap};
 use crate::sim::mikrotik::{State, locked, values};
@@ -28,11 +28,9 @@ const CHUNK: usize = 64 * 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// Pings of one command without `count`.
 const PINGS_MAX: u64 = 65_535;
-/// Bytes of a login challenge (MikroTik manual, "API", "Initial login" before 6.43).
-const CHALLENGE: usize = 16;
 
-struct Connection {
-    state: Arc<State>,
+pub(crate) struct Connection {
+    pub(crate) state: Arc<State>,
     writer: AsyncMutex<OwnedWriteHalf>,
     /// Running commands by tag.
     running: Mutex<HashMap<Vec<u8>, CancellationToken>>,
@@ -41,10 +39,10 @@ struct Connection {
 }
 
 /// One request, taken apart.
-struct Request {
-    path: String,
-    tag: Option<Vec<u8>>,
-    args: Vec<(String, Vec<u8>)>,
+pub(crate) struct Request {
+    pub(crate) path: String,
+    pub(crate) tag: Option<Vec<u8>>,
+    pub(crate) args: Vec<(String, Vec<u8>)>,
     queries: Vec<Vec<u8>>,
 }
 
@@ -77,7 +75,7 @@ pub(crate) async fn serve(state: Arc<State>, stream: TcpStream) {
         loop {
             match decoder.next() {
                 Ok(Some(sentence)) => match Request::parse(sentence) {
-                    Some(request) if login.session.is_some() => {
+                    Some(request) if login.is_done() => {
                         count += 1;
                         connection.start(request, count, &mut commands).await;
                         while commands.try_join_next().is_some() {}
@@ -103,15 +101,6 @@ pub(crate) async fn serve(state: Arc<State>, stream: TcpStream) {
     }
 }
 
-/// Counts one logged-in session for as long as it lives.
-struct Session(Arc<State>);
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.0.see(|seen| seen.sessions -= 1);
-    }
-}
-
 /// Counts one running command for as long as it runs.
 struct Running {
     connection: Arc<Connection>,
@@ -124,98 +113,6 @@ impl Drop for Running {
             locked(&self.connection.running).remove(tag);
         }
         self.connection.state.see(|seen| seen.running -= 1);
-    }
-}
-
-#[derive(Default)]
-struct Login {
-    session: Option<Session>,
-    challenge: Option<[u8; CHALLENGE]>,
-}
-
-impl Login {
-    async fn step(&mut self, connection: &Arc<Connection>, request: &Request) {
-        let state = &connection.state;
-        let tag = request.tag.as_deref();
-        match request.path.as_str() {
-            "/login" => {}
-            "/quit" => return connection.fatal(tag, "session terminated on request").await,
-            _ => return connection.fatal(tag, "not logged in").await,
-        }
-        let faults = state.faults.borrow().clone();
-        tokio::time::sleep(Duration::from_millis(faults.login_latency_ms)).await;
-        let arg = |name: &str| {
-            let found = request.args.iter().find(|(n, _)| n == name);
-            found.map(|(_, v)| v.as_slice())
-        };
-        let old = state.options.old_login;
-        if old && arg("response").is_none() {
-            let mut challenge = [0; CHALLENGE];
-            if getrandom::fill(&mut challenge).is_err() {
-                return connection.fatal(tag, "no randomness").await;
-            }
-            self.challenge = Some(challenge);
-            let ret = hex(&challenge);
-            return connection
-                .write(&[connection.sentence("!done", tag, &[("ret", ret.as_bytes())])])
-                .await;
-        }
-        let known = arg("name") == Some(state.options.login.as_bytes());
-        let right = if old {
-            let wanted = self.challenge.take().map(|c| {
-                let mut hash = Md5::new();
-                hash.update([0]);
-                hash.update(state.options.password.as_bytes());
-                hash.update(c);
-                format!("00{}", hex(&hash.finalize()))
-            });
-            wanted.is_some() && wanted.as_deref().map(str::as_bytes) == arg("response")
-        } else {
-            arg("password") == Some(state.options.password.as_bytes())
-        };
-        let nth = {
-            let mut attempts = locked(&state.attempts);
-            *attempts += 1;
-            *attempts
-        };
-        let unlucky = faults
-            .refuse_every
-            .is_some_and(|n| n > 0 && nth.is_multiple_of(n));
-        if !known || !right || faults.refuse_logins || unlucky {
-            state.see(|seen| seen.logins_refused += 1);
-            let message = if old {
-                "cannot log in"
-            } else {
-                "invalid user name or password (6)"
-            };
-            let trap = Trap::failure(message);
-            return connection
-                .write(&[
-                    connection.trap(tag, &trap),
-                    connection.sentence("!done", tag, &[]),
-                ])
-                .await;
-        }
-        let mut full = false;
-        state.see(|seen| {
-            full = faults
-                .session_limit
-                .is_some_and(|limit| seen.sessions >= limit);
-            if full {
-                seen.logins_refused += 1;
-            } else {
-                seen.logins += 1;
-                seen.sessions += 1;
-                seen.sessions_peak = seen.sessions_peak.max(seen.sessions);
-            }
-        });
-        if full {
-            return connection.fatal(tag, "too many sessions").await;
-        }
-        self.session = Some(Session(Arc::clone(state)));
-        connection
-            .write(&[connection.sentence("!done", tag, &[])])
-            .await;
     }
 }
 
@@ -546,7 +443,7 @@ impl Connection {
         self.sentence("!re", tag, &attributes)
     }
 
-    fn trap(&self, tag: Option<&[u8]>, trap: &Trap) -> Vec<u8> {
+    pub(crate) fn trap(&self, tag: Option<&[u8]>, trap: &Trap) -> Vec<u8> {
         let category = trap.category.map(|c| c.to_string());
         let mut attributes = Vec::new();
         if let Some(category) = &category {
@@ -556,7 +453,12 @@ impl Connection {
         self.sentence("!trap", tag, &attributes)
     }
 
-    fn sentence(&self, word: &str, tag: Option<&[u8]>, attributes: &[(&str, &[u8])]) -> Vec<u8> {
+    pub(crate) fn sentence(
+        &self,
+        word: &str,
+        tag: Option<&[u8]>,
+        attributes: &[(&str, &[u8])],
+    ) -> Vec<u8> {
         let mut words = vec![word.as_bytes().to_vec()];
         words.extend(
             attributes
@@ -583,7 +485,7 @@ impl Connection {
     }
 
     /// `!fatal` has its reason as a bare word; then the connection ends.
-    async fn fatal(&self, tag: Option<&[u8]>, text: &str) {
+    pub(crate) async fn fatal(&self, tag: Option<&[u8]>, text: &str) {
         let mut words = vec![b"!fatal".to_vec(), text.as_bytes().to_vec()];
         if let Some(tag) = tag {
             words.push([b".tag=", tag].concat());
@@ -598,7 +500,7 @@ impl Connection {
         std::future::pending::<()>().await;
     }
 
-    async fn write(&self, parts: &[Vec<u8>]) {
+    pub(crate) async fn write(&self, parts: &[Vec<u8>]) {
         let mut writer = self.writer.lock().await;
         if writer.write_all(&parts.concat()).await.is_err() {
             self.broken.cancel();
@@ -610,8 +512,4 @@ async fn sleep(ms: u64) {
     if ms > 0 {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
