@@ -230,7 +230,7 @@ proptest! {
         }
         let mut done = 0;
         let total_ops = ops.len();
-        for (step, (op, user, nas, class)) in ops.into_iter().chain(std::iter::repeat((9, 0, 0, 0)).take(4_000)).enumerate() {
+        for (step, (op, user, nas, class)) in ops.into_iter().chain(std::iter::repeat_n((9, 0, 0, 0), 4_000)).enumerate() {
             if step > total_ops && model.rows.is_empty() && model.out.is_empty() {
                 break;
             }

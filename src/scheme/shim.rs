@@ -106,7 +106,7 @@ pub fn is_shim() -> bool {
 /// Runs one order; the exit code is 0 if a report could be given.
 pub fn shim_main() -> i32 {
     let _ = setsid();
-    let _ = prctl::set_child_subreaper(false);
+    let _ = prctl::set_child_subreaper(true);
     let _ = prctl::set_name(c"nas_event_fork");
     let mut end = End::default();
     let mut outbox = Outbox::default();

@@ -2,21 +2,14 @@
 //! conditions.
 
 #![allow(
-    unreachable_pub,
     dead_code,
+    unreachable_pub,
     clippy::allow_attributes,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "each test file uses its part; a failed step fails the test"
-)]
-#![allow(
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests"
 )]
 
 pub mod db;
