@@ -62,7 +62,8 @@ fn same_list(have: &str, want: &str) -> bool {
 
 fn same_one(have: &str, want: &str) -> bool {
     if let (Some(a), Some(b)) = (parse_prefix(have), parse_prefix(want)) {
-        return a == b;
+        // Host bits count (10.0.0.1/24 is not 10.0.0.2/24), unless the router has cut them.
+        return a == b || a == b.trunc();
     }
     if let (Some((a1, a2)), Some((b1, b2))) = (have.split_once('/'), want.split_once('/')) {
         return same_pair(a1, b1) && same_pair(a2, b2);
@@ -193,6 +194,7 @@ mod tests {
                 "2001:db8:1::/56,10.88.0.15",
             ),
             ("address", "2001:db8::1/128", "2001:DB8:0::1"),
+            ("address", "10.88.0.0/24", "10.88.0.15/24"),
             ("timeout", "1d", "24:00:00"),
             ("timeout", "1d00:00:10", "1d10s"),
             ("interval", "5m", "300"),
@@ -215,6 +217,7 @@ mod tests {
                 "10.88.0.15/32,10.88.0.16/32",
             ),
             ("address", "10.88.0.0/24", "10.88.0.0/25"),
+            ("address", "10.0.0.1/24", "10.0.0.2/24"),
             ("name", "10M", "10000000"),
             ("comment", "10.88.0.15/32", "10.88.0.15"),
             ("list", "yes", "true"),

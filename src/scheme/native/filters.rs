@@ -105,15 +105,16 @@ fn mbit(bits: u64) -> String {
 fn prefix(value: &Value) -> Result<IpNet, Error> {
     let text = text(value);
     parse_prefix(&text)
+        .map(|net| net.trunc())
         .ok_or_else(|| bad(format!("{text:?} is not an IPv4 or IPv6 address or prefix")))
 }
 
-/// Address or prefix; an address counts as the prefix of one host. Host bits are cut.
+/// Address or prefix; an address counts as the prefix of one host. Host bits stay.
 pub(super) fn parse_prefix(text: &str) -> Option<IpNet> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(IpNet::from(address));
     }
-    text.parse::<IpNet>().ok().map(|net| net.trunc())
+    text.parse::<IpNet>().ok()
 }
 
 fn family(net: &IpNet) -> &'static str {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use toml::de::DeValue;
 
+use super::expression::{Piece, Use, pieces};
 use super::file::{Item, Keys, Notes, items, scalar, table, text, texts, whole, wrong};
-use super::load::{Shared, expression, pairs, pattern, template};
-use super::render::{Piece, Place, Template, Use, pieces};
+use super::load::{Shared, expression, pairs, template};
+use super::render::{Place, Template};
 use super::step::{
     Absent, Attribute, Call, DriverName, Ensure, Exec, JsonTemplate, Kind, Pair, Read, Request,
 };
+use super::steps::pattern;
 
 /// Words of the kinds, in the order of the documentation.
 pub(super) const KINDS: [&str; 11] = [

@@ -4,7 +4,7 @@
 use minijinja::value::ValueKind;
 use serde_json::Value as Json;
 
-use super::render::value_text;
+use super::expression::value_text;
 use super::step::{Attribute, DriverName, Exec, JsonTemplate, Request};
 use super::walk::{Halt, Walk, rendered};
 use crate::attempt::Failure;

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::expression::Use;
 use super::file::Notes;
 use super::kinds::speaks_lines;
 use super::lines::SESSION_IDENTIFIERS;
 use super::names::{NAS_COLUMNS, PROMISED, RESERVED, WELL_KNOWN};
-use super::render::Use;
 use super::step::{Attribute, DriverName, Kind, Step};
 use super::{Finding, NativeScheme};
 use crate::event::{CATALOGUE, Class};
@@ -68,7 +68,18 @@ impl Lint<'_, '_> {
     /// What does not depend on who runs a step.
     fn everywhere(&mut self) {
         let scheme = self.scheme;
-        for var in &scheme.vars {
+        for (n, var) in scheme.vars.iter().enumerate() {
+            let later = |u: &&Use| scheme.vars.iter().skip(n).any(|v| v.name == u.name);
+            for used in var.uses.iter().filter(later) {
+                self.notes.error(
+                    var.line,
+                    format!(
+                        "[vars] `{}` uses `{}` before it is defined",
+                        var.name, used.name
+                    ),
+                    "write the used one above",
+                );
+            }
             self.names(&var.uses, var.line, &BTreeSet::new(), &BTreeSet::new());
         }
         let own_line = scheme.own.first().map_or(0, |(_, t)| t.line);

@@ -1,9 +1,10 @@
 //! Native schemes: a directory with a `scheme.toml`, whose steps speak to the NAS through a
 //! driver. Everything that can be known beforehand is compiled and checked at load (`load`,
-//! `lint`); an attempt only renders values (`render`, `names`, `filters`) and runs steps
+//! `lint`); an attempt only renders values (`render`, `expression`, `names`, `filters`) and runs steps
 //! (`walk`, `ros` for RouterOS, `lines` for the other kinds, `compare` for its values).
 
 mod compare;
+mod expression;
 mod file;
 mod filters;
 mod kinds;
@@ -15,10 +16,17 @@ mod render;
 mod ros;
 mod saved;
 mod step;
+mod steps;
 #[cfg(test)]
 mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_load;
+#[cfg(test)]
+mod tests_simple;
+#[cfg(test)]
+mod tests_walk;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +45,7 @@ use crate::scheme::{Execute, ExitPolicy, Identity};
 
 use render::Template;
 use step::{DriverName, Pair, Step};
-use walk::{Via, Walk};
+use walk::{Halt, Via, Walk};
 
 /// Name of the file in a scheme's directory.
 pub const FILE: &str = "scheme.toml";
@@ -83,7 +91,7 @@ impl fmt::Display for Finding {
 struct Var {
     name: Arc<str>,
     value: VarValue,
-    uses: Vec<render::Use>,
+    uses: Vec<expression::Use>,
     line: usize,
 }
 
@@ -99,7 +107,7 @@ pub struct NativeScheme {
     driver: DriverName,
     vars: Vec<Var>,
     own: Vec<Pair>,
-    own_uses: Vec<render::Use>,
+    own_uses: Vec<expression::Use>,
     fresh: Vec<String>,
     policy: ExitPolicy,
     on: BTreeMap<Cmd, Vec<Step>>,
@@ -190,7 +198,8 @@ impl NativeScheme {
         let mut transcript = Transcript::new(job.secret.texts(), Box::new(|_| {}));
         Walk::new(self, job, &mut transcript, Via::Silent)
             .steps(steps)
-            .await?;
+            .await
+            .map_err(Halt::into_failure)?;
         let lines = transcript.into_rest().into_iter();
         let commands = lines.filter(|l| l.kind == LineKind::Command);
         Ok(Some(commands.map(|l| l.text).collect()))
@@ -283,7 +292,8 @@ async fn run_via(
     let (answer, new_session) = walk.end();
     report.verdict = match ended {
         Ok(()) => done,
-        Err(mut failure) => {
+        Err(halt) => {
+            let mut failure = halt.into_failure();
             failure.text = transcript.redacted(failure.text);
             Verdict::Failed(failure)
         }

@@ -133,7 +133,7 @@ pub(super) enum Source {
     Addresses,
     /// `addresses` as prefixes.
     Nets,
-    /// A number given by the scheme's `[vars]`, by its place in the file.
+    /// One of the scheme's `[vars]`, by its place in the file.
     Var(usize),
     /// A well-known PARAM.
     Known(Form),
@@ -216,7 +216,7 @@ impl<'a> Scope<'a> {
     /// Canonical text of a name; `None` = not defined.
     pub(super) fn text(&self, name: &str, source: Source) -> Result<Option<Cow<'_, str>>, String> {
         if let Some(value) = self.local(name) {
-            return super::render::value_text(value).map(|t| Some(Cow::Owned(t.into_owned())));
+            return super::expression::value_text(value).map(|t| Some(Cow::Owned(t.into_owned())));
         }
         let job = self.job;
         Ok(Some(match source {
@@ -242,7 +242,7 @@ impl<'a> Scope<'a> {
                 let Some(value) = self.value(name, source)? else {
                     return Ok(None);
                 };
-                Cow::Owned(super::render::value_text(&value)?.into_owned())
+                Cow::Owned(super::expression::value_text(&value)?.into_owned())
             }
         }))
     }
@@ -369,9 +369,9 @@ impl<'a> Scope<'a> {
         self.addresses()
             .iter()
             .map(|a| {
-                let text = super::render::value_text(a)?;
+                let text = super::expression::value_text(a)?;
                 parse_prefix(&text)
-                    .map(|net: IpNet| Value::from(net.to_string()))
+                    .map(|net: IpNet| Value::from(net.trunc().to_string()))
                     .ok_or_else(|| format!("addresses hold {text:?}, which is not an address"))
             })
             .collect()

@@ -9,7 +9,7 @@ use super::filters::parse_prefix;
 use super::render::Template;
 use super::step::{Absent, Call, Ensure, Read};
 use super::walk::{Halt, Walk, again, rendered, value};
-use crate::attempt::{Failure, FailureClass};
+use crate::attempt::Failure;
 use crate::driver::mikrotik::Command;
 use crate::driver::{Reply, Row};
 
@@ -113,6 +113,9 @@ fn forms(key: &str, value: &str) -> Option<Vec<String>> {
     }
     if let Some(net) = parse_prefix(value) {
         let mut forms = vec![net.to_string()];
+        if net.trunc() != net {
+            forms.push(net.trunc().to_string());
+        }
         if net.prefix_len() == net.max_prefix_len() {
             forms.insert(0, net.addr().to_string());
         }
@@ -363,14 +366,11 @@ pub(super) async fn absent(walk: &mut Walk<'_>, step: &Absent) -> Result<Reply, 
         ));
     }
     if rows.len() > step.at_most {
-        return Err(Halt::Device(Failure {
-            class: FailureClass::Permanent,
-            ..again(format!(
-                "refused: {} rows of {path} match, at_most is {}; nothing was removed",
-                rows.len(),
-                step.at_most
-            ))
-        }));
+        return Err(Halt::Device(Failure::permanent(format!(
+            "refused: {} rows of {path} match, at_most is {}; nothing was removed",
+            rows.len(),
+            step.at_most
+        ))));
     }
     let ids: Vec<&str> = rows
         .iter()

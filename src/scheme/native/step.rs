@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::render::{Expr, Template, Use};
+use super::expression::{Expr, Use};
+use super::render::Template;
 
 /// What `exec` speaks to, and the default of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -59,6 +59,16 @@ impl From<Failure> for Halt {
     }
 }
 
+impl Halt {
+    /// What the attempt reports.
+    pub(super) fn into_failure(self) -> Failure {
+        match self {
+            Self::Dead(reason) => Failure::permanent(reason),
+            Self::Device(failure) => failure,
+        }
+    }
+}
+
 /// The walk of one attempt.
 pub(super) struct Walk<'a> {
     scheme: &'a NativeScheme,
@@ -74,7 +84,7 @@ pub(super) struct Walk<'a> {
 }
 
 /// A boxed step list: lists contain lists (`run`), so the future needs an end.
-type Steps<'w> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'w>>;
+type Steps<'w> = Pin<Box<dyn Future<Output = Result<(), Halt>> + Send + 'w>>;
 
 impl<'a> Walk<'a> {
     /// Nothing is sent before `steps`.
@@ -150,7 +160,7 @@ impl<'a> Walk<'a> {
     {
         Box::pin(async move {
             if self.depth >= DEPTH_MAX {
-                return Err(Failure::permanent("`run` goes deeper than 3 levels"));
+                return Err(Halt::Dead("`run` goes deeper than 3 levels".to_owned()));
             }
             self.depth += 1;
             let mut ended = Ok(());
@@ -165,7 +175,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    async fn step(&mut self, step: &Step) -> Result<(), Failure> {
+    async fn step(&mut self, step: &Step) -> Result<(), Halt> {
         if !step.when_each && !self.allowed(step)? {
             if let Some(name) = &step.save {
                 self.scope.bind(name, Saved::skipped());
@@ -203,7 +213,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn items(&self, step: &Step, each: &Each) -> Result<Vec<Value>, Failure> {
+    fn items(&self, step: &Step, each: &Each) -> Result<Vec<Value>, Halt> {
         let list = each.list.defined(&self.scope).map_err(|e| dead(step, &e))?;
         if list.as_str().is_some() {
             let text = each.list.text();
@@ -231,7 +241,7 @@ impl<'a> Walk<'a> {
         Ok(items)
     }
 
-    fn allowed(&self, step: &Step) -> Result<bool, Failure> {
+    fn allowed(&self, step: &Step) -> Result<bool, Halt> {
         let Some(when) = &step.when else {
             return Ok(true);
         };
@@ -241,7 +251,7 @@ impl<'a> Walk<'a> {
     }
 
     /// One repetition; gives what `save` keeps.
-    async fn once(&mut self, step: &Step) -> Result<Option<Value>, Failure> {
+    async fn once(&mut self, step: &Step) -> Result<Option<Value>, Halt> {
         if !step.pause.is_zero() && !self.silent() {
             self.transcript.flush();
             tokio::time::sleep(step.pause.min(self.left()?)).await;
@@ -253,10 +263,8 @@ impl<'a> Walk<'a> {
                     None => Err(dead(step, &format!("`run`: there is no {name:?}"))),
                 };
                 return match ended {
-                    Err(failure) if !(step.go_on && failure.class != FailureClass::Permanent) => {
-                        Err(failure)
-                    }
-                    _ => Ok(None),
+                    Err(Halt::Device(_)) if step.go_on => Ok(None),
+                    other => other.map(|()| None),
                 };
             }
             Kind::Answer(template) => {
@@ -273,13 +281,15 @@ impl<'a> Walk<'a> {
                     return Ok(None);
                 }
                 let text = format!("assert `{}` does not hold", check.text());
-                let failure = if *defer {
-                    again(text)
+                self.note(text.clone());
+                if step.go_on {
+                    return Ok(None);
+                }
+                return Err(if *defer {
+                    Halt::Device(again(text))
                 } else {
                     dead(step, &text)
-                };
-                self.note(failure.to_string());
-                return if step.go_on { Ok(None) } else { Err(failure) };
+                });
             }
             Kind::Ensure(e) => ros::ensure(self, e).await,
             Kind::Absent(a) => ros::absent(self, a).await,
@@ -293,7 +303,7 @@ impl<'a> Walk<'a> {
         self.judge(step, result)
     }
 
-    fn answer(&mut self, step: &Step, template: &Template) -> Result<(), Failure> {
+    fn answer(&mut self, step: &Step, template: &Template) -> Result<(), Halt> {
         match template.render(&self.scope) {
             Ok(text) => self.answers.push(text),
             // What it would show was not read.
@@ -304,11 +314,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The order: `ok_on`, `retry_on`, `fail_on`, then the driver's own verdict.
-    fn judge(
-        &mut self,
-        step: &Step,
-        result: Result<Reply, Halt>,
-    ) -> Result<Option<Value>, Failure> {
+    fn judge(&mut self, step: &Step, result: Result<Reply, Halt>) -> Result<Option<Value>, Halt> {
         let result = match result {
             Ok(reply) => Ok(reply),
             Err(Halt::Device(failure)) => Err(failure),
@@ -317,7 +323,7 @@ impl<'a> Walk<'a> {
         let keep = step.save.is_some();
         if !keep && step.verdicts.is_empty() {
             return match result {
-                Err(failure) if !step.go_on => Err(failure),
+                Err(failure) if !step.go_on => Err(failure.into()),
                 _ => Ok(None),
             };
         }
@@ -349,7 +355,7 @@ impl<'a> Walk<'a> {
         let class = failure.as_ref().map_or(class, |f| f.class.as_str());
         let value = keep.then(|| Saved::keep(failure.is_none(), class, code, text, rows));
         match failure {
-            Some(failure) if !step.go_on => Err(failure),
+            Some(failure) if !step.go_on => Err(failure.into()),
             _ => Ok(value),
         }
     }
@@ -452,8 +458,8 @@ pub(super) fn again(text: String) -> Failure {
 }
 
 /// The event is dead, with the place in the scheme.
-fn dead(step: &Step, reason: &str) -> Failure {
-    Failure::permanent(format!("scheme.toml:{}: {reason}", step.line))
+fn dead(step: &Step, reason: &str) -> Halt {
+    Halt::Dead(format!("scheme.toml:{}: {reason}", step.line))
 }
 
 /// Renders a table of templates.
