@@ -308,7 +308,7 @@ pub(super) fn expression(
             notes.error(
                 line,
                 reason,
-                "see `Filters and names` in the documentation of schemes",
+                "expressions are Jinja's; filters of ours: bps kbit mbit net host fam fw hex classic service",
             );
             None
         }

@@ -16,7 +16,7 @@ use super::step::{Answered, Each, Kind, Pair, Step};
 use super::{NativeScheme, lines, ros};
 use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
 use crate::clock;
-use crate::driver::mikrotik::Command;
+use crate::driver::mikrotik::{Command, Mikrotik};
 use crate::driver::sessions::Sessions;
 use crate::driver::{Reply, Row};
 
@@ -75,6 +75,8 @@ pub(super) struct Walk<'a> {
     pub(super) scope: Scope<'a>,
     transcript: &'a mut Transcript,
     via: Via<'a>,
+    /// The NAS's sessions, looked up at the first command.
+    router: Option<Arc<Mikrotik>>,
     /// Tick at which the attempt began; not read on the silent way, which has no deadline.
     started_ms: u64,
     depth: usize,
@@ -104,6 +106,7 @@ impl<'a> Walk<'a> {
             scope: Scope::new(job, &scheme.vars),
             transcript,
             via,
+            router: None,
             started_ms,
             depth: 0,
             commands: 0,
@@ -382,7 +385,9 @@ impl<'a> Walk<'a> {
             Via::Sessions(sessions) => {
                 let left = self.left()?;
                 self.transcript.flush();
-                let router = sessions.mikrotik(&job.nas, &job.secret);
+                let router = self
+                    .router
+                    .get_or_insert_with(|| sessions.mikrotik(&job.nas, &job.secret));
                 router.talk(command, left).await
             }
             #[cfg(test)]
