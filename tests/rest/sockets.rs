@@ -186,6 +186,20 @@ async fn a_head_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
+async fn an_announced_large_body_is_refused_before_it_is_sent() {
+    let s = served(Limits::default()).await;
+    let mut stream = s.connect().await;
+    let (head, _) = CURL.split_once("\r\n\r\n").unwrap();
+    let head = head.replace("Content-Length: 74", "Content-Length: 1048577");
+    stream
+        .write_all(format!("{head}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    assert!(answer(&mut stream).await.starts_with("HTTP/1.1 413"));
+    s.end().await;
+}
+
+#[tokio::test]
 async fn stopping_lets_an_open_request_end() {
     let mut s = served(Limits::default()).await;
     s.house.fake.gate.forget_permits(usize::MAX);
