@@ -2,16 +2,15 @@
 //! (services, own variables, addresses of NASes, mistakes) is read at once, decided row by row,
 //! and moved at once. A group that one row breaks is halved until that row is alone.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
-use serde_json::{Map, Value};
-use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 
 use super::compact::interactive;
+use super::decide::{Known, Nases, Ready, Wanted};
 use super::stack::{WAITING, waiting};
 use super::{Postgres, billing, connection, sql, storable};
-use crate::event::{CATALOGUE, Cmd, EventId, Params, Waiting};
+use crate::event::{Cmd, EventId, Waiting};
 use crate::store::{Error, Expansion, Result};
 
 /// Failed rows looked at again in one batch; they never fill it.
@@ -22,32 +21,6 @@ const BATCH_MAX: usize = 10_000;
 /// Rows moved by a batch whose COMMIT got no answer: they may be on the main stack, and nobody
 /// was told.
 pub(super) type Doubt = Vec<i64>;
-
-/// Commands that may be expanded, as columns.
-struct Known {
-    cmds: Vec<String>,
-    classes: Vec<i16>,
-    ttls_ms: Vec<Option<i64>>,
-    index: BTreeMap<String, (i16, Option<i64>)>,
-}
-
-impl Known {
-    fn new(own: &[Cmd]) -> Self {
-        let catalogue = CATALOGUE
-            .iter()
-            .filter_map(|(name, _)| Cmd::parse(name).ok());
-        let index: BTreeMap<String, (i16, Option<i64>)> = catalogue
-            .chain(own.iter().cloned())
-            .map(|c| (c.as_str().to_owned(), (c.class().number(), c.ttl_ms())))
-            .collect();
-        Self {
-            cmds: index.keys().cloned().collect(),
-            classes: index.values().map(|k| k.0).collect(),
-            ttls_ms: index.values().map(|k| k.1).collect(),
-            index,
-        }
-    }
-}
 
 pub(super) async fn expand(store: &Postgres, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
     let known = Known::new(cmds);
@@ -301,18 +274,6 @@ async fn by_halves(
     Ok(())
 }
 
-/// A row that can be expanded.
-struct Ready {
-    id: i64,
-    user: Option<i64>,
-    abonent: Option<i64>,
-    nas: i64,
-    params: String,
-    class: i16,
-    ttl_ms: Option<i64>,
-    tried: bool,
-}
-
 /// Expands a group of locked rows, or writes why not.
 async fn group(
     tx: &mut PgConnection,
@@ -362,196 +323,6 @@ async fn group(
     out.moved = take(tx, &ready).await?;
     write_failures(tx, &out.failed).await?;
     Ok(out)
-}
-
-/// A compact row with what the billing says of it.
-struct Wanted {
-    id: i64,
-    cmd: String,
-    user: Option<i64>,
-    nas_id: Option<i64>,
-    nas_ip: Option<String>,
-    usluga: Option<i64>,
-    session: Option<String>,
-    own: Option<String>,
-    complete: bool,
-    tries: i32,
-    accounts: Vec<Map<String, Value>>,
-    services: Vec<Map<String, Value>>,
-}
-
-impl Wanted {
-    fn read(row: &PgRow) -> std::result::Result<Self, sqlx::Error> {
-        let maps = |name: &str| -> std::result::Result<Vec<Map<String, Value>>, sqlx::Error> {
-            let text: Option<&str> = row.try_get(name)?;
-            Ok(text
-                .and_then(|t| serde_json::from_str(t).ok())
-                .unwrap_or_default())
-        };
-        let nas_ip: Option<String> = row.try_get("nas_ip")?;
-        Ok(Self {
-            id: row.try_get("id")?,
-            cmd: row.try_get("cmd")?,
-            user: row.try_get("user_id")?,
-            nas_id: row.try_get("nas_id")?,
-            nas_ip: nas_ip.filter(|ip| !ip.trim().is_empty()),
-            usluga: row.try_get("usluga_id")?,
-            session: row.try_get("acct_session_id")?,
-            own: row.try_get("own")?,
-            complete: row.try_get("params_complete")?,
-            tries: row.try_get("expand_tries")?,
-            accounts: maps("accounts")?,
-            services: maps("services")?,
-        })
-    }
-
-    fn account_nas(&self) -> Option<i64> {
-        whole(self.accounts.first()?.get("nas_id")?)
-    }
-
-    fn decide(self, known: &Known, nases: &Nases) -> std::result::Result<Ready, String> {
-        let name = &self.cmd;
-        let Some((class, ttl_ms)) = known.index.get(name).copied() else {
-            return Err(Cmd::parse(name).err().unwrap_or_else(|| {
-                format!(
-                    "unknown cmd {name}: it is neither in the catalogue nor defined by a loaded scheme"
-                )
-            }));
-        };
-        let own: Option<Map<String, Value>> = match &self.own {
-            None => None,
-            Some(text) => Some(
-                serde_json::from_str(text)
-                    .map_err(|e| format!("params is not a JSON object: {e}"))?,
-            ),
-        };
-        let account_nas = self.account_nas();
-        let mut services = self.services.into_iter();
-        let service = services.next();
-        let mut account = Map::new();
-        if let Some(user) = self.user {
-            let mut accounts = self.accounts.into_iter();
-            match (accounts.next(), accounts.next()) {
-                (Some(one), None) => account = one,
-                (None, _) if self.complete => {}
-                (None, _) => return Err(format!("user_id {user} has no row in event_params")),
-                (Some(_), Some(_)) => {
-                    return Err(format!("user_id {user} has several rows in event_params"));
-                }
-            }
-            if let Some(usluga) = self.usluga
-                && service.is_none()
-                && !self.complete
-            {
-                return Err(format!(
-                    "user_id {user} has no row for usluga_id {usluga} in event_usluga"
-                ));
-            }
-        }
-        let abonent = account.get("abonent_id").and_then(whole);
-        let mut params = Params::overlaid(account, service, own.as_ref())?;
-        let nas = nases.choose(self.nas_id, self.nas_ip.as_deref(), account_nas)?;
-        if let Some(session) = self.session {
-            params
-                .0
-                .insert("acct_session_id".to_owned(), Value::String(session));
-        }
-        if let Some(usluga) = self.usluga {
-            params.0.insert("usluga_id".to_owned(), Value::from(usluga));
-        }
-        Ok(Ready {
-            id: self.id,
-            user: self.user,
-            abonent,
-            nas,
-            params: Value::Object(params.0).to_string(),
-            class,
-            ttl_ms,
-            tried: self.tries > 0,
-        })
-    }
-}
-
-/// A whole number, also where the billing keeps it as text.
-fn whole(value: &Value) -> Option<i64> {
-    value
-        .as_i64()
-        .or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()))
-}
-
-/// The NASes that a group may mean.
-struct Nases {
-    ids: BTreeSet<i64>,
-    by_ip: BTreeMap<String, Vec<i64>>,
-}
-
-impl Nases {
-    async fn read(tx: &mut PgConnection, shape: &billing::Shape, rows: &[Wanted]) -> Result<Self> {
-        let ids: BTreeSet<i64> = rows
-            .iter()
-            .flat_map(|r| r.nas_id.into_iter().chain(r.account_nas()))
-            .collect();
-        let ips: BTreeSet<&str> = rows
-            .iter()
-            .filter_map(|r| r.nas_ip.as_deref())
-            .map(str::trim)
-            .collect();
-        let text = format!(
-            "select id::bigint, trim({ip}) from nas
-             where id::bigint = any($1) or trim({ip}) = any($2) order by 1",
-            ip = shape.text("nas", "ip")
-        );
-        let found: Vec<(i64, Option<String>)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
-            .bind(ids.into_iter().collect::<Vec<_>>())
-            .bind(ips.into_iter().collect::<Vec<_>>())
-            .fetch_all(tx)
-            .await
-            .map_err(sql("look NASes up"))?;
-        let mut nases = Self {
-            ids: BTreeSet::new(),
-            by_ip: BTreeMap::new(),
-        };
-        for (id, ip) in found {
-            nases.ids.insert(id);
-            nases
-                .by_ip
-                .entry(ip.unwrap_or_default())
-                .or_default()
-                .push(id);
-        }
-        Ok(nases)
-    }
-
-    /// The event's `nas_id`, else its `nas_ip`, else the account's.
-    fn choose(
-        &self,
-        id: Option<i64>,
-        ip: Option<&str>,
-        account: Option<i64>,
-    ) -> std::result::Result<i64, String> {
-        if id.is_none()
-            && let Some(ip) = ip
-        {
-            let found = self.by_ip.get(ip.trim()).map(Vec::as_slice);
-            return match found.unwrap_or_default() {
-                [id] => Ok(*id),
-                [] => Err(format!("nas_ip {ip} is no NAS's address")),
-                _ => Err(format!(
-                    "nas_ip {ip} belongs to several NASes: name the nas_id"
-                )),
-            };
-        }
-        let Some(id) = id.or(account) else {
-            return Err(
-                "the account has no NAS, and the event names neither nas_id nor nas_ip".to_owned(),
-            );
-        };
-        if self.ids.contains(&id) {
-            Ok(id)
-        } else {
-            Err(format!("nas_id {id} is not in table nas"))
-        }
-    }
 }
 
 /// Which of the rows that failed before have a later state-changing event of their lane.

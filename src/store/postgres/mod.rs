@@ -5,6 +5,7 @@
 mod billing;
 mod compact;
 mod connection;
+mod decide;
 mod expand;
 mod look;
 mod nas;
