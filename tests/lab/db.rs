@@ -2,7 +2,6 @@
 //! the server that `scripts/test` started (`NED_TEST_PG`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use nas_event_daemon::store::{Store, connect};
 use sqlx::Connection;
@@ -32,15 +31,11 @@ pub async fn fresh_url(kind: Kind) -> (String, Option<tempfile::TempDir>) {
             )
         }
         Kind::Postgres => {
-            static NUMBER: AtomicU32 = AtomicU32::new(0);
             let server = std::env::var("NED_TEST_PG").expect(
                 "NED_TEST_PG is not set: run the tests by scripts/test, which starts a server",
             );
-            let name = format!(
-                "t{}_{}",
-                std::process::id(),
-                NUMBER.fetch_add(1, Ordering::Relaxed)
-            );
+            // Random: process numbers come again, and a server may serve several runs.
+            let name = format!("t{:016x}", getrandom::u64().unwrap());
             let mut conn = sqlx::PgConnection::connect(&server).await.unwrap();
             let statement = sqlx::AssertSqlSafe(format!("create database {name}"));
             sqlx::raw_sql(statement).execute(&mut conn).await.unwrap();
