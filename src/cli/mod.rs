@@ -1,8 +1,10 @@
 //! The command line: one file per noun, each verb a call into the library. Bare call = `run`.
 //! Called by another name (link or copy) the binary behaves as that command.
 
+pub mod demo;
 pub mod exit;
 pub mod run;
+pub mod stack;
 
 use std::path::PathBuf;
 
@@ -27,6 +29,8 @@ pub struct Cli {
 enum Verb {
     /// Run the daemon in the foreground (the default).
     Run,
+    /// Show the whole product in a temporary directory, with simulated NASes.
+    Demo(demo::DemoArgs),
 }
 
 /// Runs the command line; the result is the exit code (design §6).
@@ -42,6 +46,7 @@ fn dispatch(cli: Cli) -> Outcome {
     };
     match cli.verb.unwrap_or(Verb::Run) {
         Verb::Run => run::run(config()?),
+        Verb::Demo(args) => demo::demo(&args),
     }
 }
 

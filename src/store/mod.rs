@@ -296,6 +296,13 @@ pub trait Store: Send + Sync {
     /// Runs an operator's own statement; `nas_secret` and `token` are never readable, and
     /// nothing can be changed unless `write`.
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer>;
+
+    /// Runs a script that fills the sample billing of the demo, which is always SQLite.
+    async fn fill_sample(&self, _script: &str) -> Result<()> {
+        Err(Error::Refused(
+            "the demo's billing is an SQLite file".to_owned(),
+        ))
+    }
 }
 
 /// Opens and migrates the database behind `url`.
