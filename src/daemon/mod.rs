@@ -224,6 +224,10 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         settings_interval: config.dispatch.settings_interval,
         metrics: Some(metrics.clone()),
         high_water: 0,
+        dispatch: Some({
+            let status = status.clone();
+            Arc::new(move || serde_json::to_value(&*status.borrow()).unwrap_or_default())
+        }),
     };
     let router = rest::router(doors);
     let addresses = listeners
@@ -354,7 +358,7 @@ async fn prune(store: Arc<dyn Store>, keep: Duration, stop: Stop) -> Result<&'st
 
 /// Finds a NAS's scheme as `docs/schemes.md` says; native ones share the pooled sessions and
 /// are loaded anew only when their files have changed.
-fn resolver(config: &Config, sessions: Arc<Sessions>) -> Resolve {
+pub fn resolver(config: &Config, sessions: Arc<Sessions>) -> Resolve {
     let paths = config.paths.clone();
     let loaded: Mutex<BTreeMap<PathBuf, Loaded>> = Mutex::new(BTreeMap::new());
     Arc::new(move |nas| {
