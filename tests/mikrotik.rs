@@ -12,9 +12,10 @@ use nas_event_daemon::attempt::{Failure, FailureClass, Scope};
 use nas_event_daemon::driver::Reply;
 use nas_event_daemon::driver::mikrotik::wire::Bounds;
 use nas_event_daemon::driver::mikrotik::{Command, Limits, Mikrotik, Target};
-use nas_event_daemon::sim::mikrotik::{Faults, Options, Sim};
+use nas_event_daemon::sim::mikrotik::{Faults, Options, Seen, Sim};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 /// Longer than anything here takes; a test that needs it has failed.
 const LONG: Duration = Duration::from_secs(20);
@@ -78,6 +79,10 @@ async fn crowd(driver: &Arc<Mikrotik>, callers: usize) -> Vec<Result<Reply, Fail
         set.spawn(async move { ask(&driver).await });
     }
     set.join_all().await
+}
+
+async fn until(sim: &Sim, condition: impl FnMut(&Seen) -> bool) {
+    timeout(LONG, sim.wait_until(condition)).await.unwrap();
 }
 
 fn kind(failure: &Failure) -> (Scope, FailureClass, i32) {
@@ -252,7 +257,7 @@ async fn a_login_refused_once_is_tried_again_inside_the_call() {
     });
     let driver = driver_to(sim.addr(), 1);
     let calm = async {
-        sim.wait_until(|seen| seen.logins_refused >= 1).await;
+        until(&sim, |seen| seen.logins_refused >= 1).await;
         sim.set_faults(Faults::default());
     };
     let (reply, ()) = tokio::join!(ask(&driver), calm);
@@ -291,7 +296,7 @@ async fn a_session_limit_is_the_trouble_of_the_nas_and_one_session_is_enough() {
     let driver = driver_to(one.addr(), 3);
     assert!(crowd(&driver, 50).await.iter().all(Result::is_ok));
     // One try to get a second session, with its three repetitions; then the pool leaves it.
-    one.wait_until(|seen| seen.logins_refused == 4).await;
+    until(&one, |seen| seen.logins_refused == 4).await;
     assert!(crowd(&driver, 50).await.iter().all(Result::is_ok));
     let seen = one.seen();
     assert_eq!((seen.sessions_peak, seen.logins_refused), (1, 4));
@@ -315,9 +320,12 @@ async fn an_unreachable_router_fails_everybody_at_once_and_comes_back() {
     }
     sim.set_faults(Faults::default());
     // Back-off answers for a moment with the last failure.
-    while ask(&driver).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    let back = async {
+        while ask(&driver).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, back).await.unwrap();
 }
 
 #[tokio::test]
@@ -367,8 +375,10 @@ async fn a_deadline_cancels_the_command_and_keeps_the_connection() {
     let failure = driver.talk(&identity(), SHORT).await.unwrap_err();
     let timeout = (Scope::Event, FailureClass::Unknown, Failure::CODE_TIMEOUT);
     assert_eq!(kind(&failure), timeout);
-    sim.wait_until(|seen| seen.cancels == 1 && seen.interrupted == 1 && seen.running == 0)
-        .await;
+    until(&sim, |seen| {
+        seen.cancels == 1 && seen.interrupted == 1 && seen.running == 0
+    })
+    .await;
     sim.set_faults(Faults::default());
     ask(&driver).await.unwrap();
     assert_eq!(sim.seen().connections, 1);
@@ -384,9 +394,9 @@ async fn a_caller_that_goes_away_cancels_its_command() {
     let driver = driver_to(sim.addr(), 1);
     tokio::select! {
         _ = ask(&driver) => panic!("it cannot be answered yet"),
-        _ = sim.wait_until(|seen| seen.running == 1) => {}
+        () = until(&sim, |seen| seen.running == 1) => {}
     }
-    sim.wait_until(|seen| seen.interrupted == 1).await;
+    until(&sim, |seen| seen.interrupted == 1).await;
 }
 
 #[tokio::test]
@@ -398,9 +408,9 @@ async fn a_connection_deaf_to_cancel_gets_nothing_new() {
     });
     let driver = driver_to(sim.addr(), 1);
     driver.talk(&identity(), SHORT).await.unwrap_err();
-    sim.wait_until(|seen| seen.cancels == 1).await;
+    until(&sim, |seen| seen.cancels == 1).await;
     sim.set_faults(Faults::default());
-    sim.wait_until(|seen| seen.sessions == 0).await;
+    until(&sim, |seen| seen.sessions == 0).await;
     ask(&driver).await.unwrap();
     assert_eq!(sim.seen().connections, 2);
 }
@@ -410,15 +420,13 @@ async fn idle_connections_are_closed_and_the_end_closes_the_rest() {
     let sim = sim(Faults::default());
     let short = driver(sim.addr(), 1, Duration::from_millis(50));
     ask(&short).await.unwrap();
-    sim.wait_until(|seen| seen.logins == 1 && seen.sessions == 0)
-        .await;
+    until(&sim, |seen| seen.logins == 1 && seen.sessions == 0).await;
     assert!(ask(&short).await.unwrap().new_session);
 
     let long = driver_to(sim.addr(), 1);
     ask(&long).await.unwrap();
     drop(long);
-    sim.wait_until(|seen| seen.logins == 3 && seen.sessions == 0)
-        .await;
+    until(&sim, |seen| seen.logins == 3 && seen.sessions == 0).await;
 }
 
 #[tokio::test]

@@ -11,10 +11,11 @@ use std::time::Duration;
 use nas_event_daemon::attempt::{Failure, FailureClass, Scope};
 use nas_event_daemon::driver::Reply;
 use nas_event_daemon::driver::mikrotik::wire::{self, Bounds, Decoder};
-use nas_event_daemon::driver::mikrotik::{Command, Limits, Mikrotik, ROWS_MAX, Target};
+use nas_event_daemon::driver::mikrotik::{Command, Limits, Mikrotik, REPLY_MAX, ROWS_MAX, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 /// Longer than anything here takes; a test that needs it has failed.
 const LONG: Duration = Duration::from_secs(20);
@@ -46,7 +47,7 @@ struct Peer {
 
 impl Peer {
     async fn logged_in(listener: &TcpListener) -> Self {
-        let (stream, _) = listener.accept().await.unwrap();
+        let (stream, _) = timeout(LONG, listener.accept()).await.unwrap().unwrap();
         let mut peer = Self {
             stream,
             decoder: Decoder::new(Bounds::DRIVER),
@@ -162,27 +163,30 @@ async fn late_tags_ret_and_unknown_replies_are_understood() {
 }
 
 #[tokio::test]
-async fn an_endless_reply_is_cut_off_and_cancelled() {
-    let (listener, driver) = listening().await;
-    let answer = async {
-        let mut peer = Peer::logged_in(&listener).await;
-        let tag = tag_of(&peer.request().await.unwrap());
-        let mut rows = Vec::new();
-        for _ in 0..1_000 {
-            let words = ["!re", &tag, "=a=b"].map(str::as_bytes);
-            wire::encode(words, Bounds::DRIVER, &mut rows).unwrap();
-        }
-        for _ in 0..=ROWS_MAX / 1_000 {
-            peer.stream.write_all(&rows).await.unwrap();
-        }
-        let cancel = peer.request().await.unwrap();
-        assert_eq!(cancel[0], b"/cancel");
-        assert_eq!(cancel[1], tag.replacen('.', "=", 1).as_bytes());
-    };
-    let (reply, ()) = tokio::join!(ask(&driver), answer);
-    let failure = reply.unwrap_err();
-    assert_eq!(failure.class, FailureClass::Permanent);
-    assert!(failure.text.contains("more than"));
+async fn an_endless_reply_is_cut_off_by_rows_and_by_bytes_and_cancelled() {
+    let wide = "x".repeat(Bounds::DRIVER.word - 64);
+    for (value, rows) in [("b", ROWS_MAX + 1), (&wide, REPLY_MAX / wide.len() + 1)] {
+        let (listener, driver) = listening().await;
+        let answer = async {
+            let mut peer = Peer::logged_in(&listener).await;
+            let tag = tag_of(&peer.request().await.unwrap());
+            let mut row = Vec::new();
+            let word = format!("=a={value}");
+            let words = ["!re", &tag, &word].map(str::as_bytes);
+            wire::encode(words, Bounds::DRIVER, &mut row).unwrap();
+            let many = (65_536 / row.len()).max(1);
+            for _ in 0..rows.div_ceil(many) {
+                peer.stream.write_all(&row.repeat(many)).await.unwrap();
+            }
+            let cancel = timeout(LONG, peer.request()).await.unwrap().unwrap();
+            assert_eq!(cancel[0], b"/cancel");
+            assert_eq!(cancel[1], tag.replacen('.', "=", 1).as_bytes());
+        };
+        let (reply, ()) = tokio::join!(ask(&driver), answer);
+        let failure = reply.unwrap_err();
+        assert_eq!(failure.class, FailureClass::Permanent);
+        assert!(failure.text.contains("more than"));
+    }
 }
 
 #[tokio::test]

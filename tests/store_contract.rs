@@ -52,6 +52,13 @@ on_both!(
     every_missing_column_is_named,
     nas_rows_are_checked_one_by_one,
     secrets_are_never_readable_by_statements,
+    a_statement_that_looks_changes_nothing,
+    many_posts_keep_their_order,
+    one_bad_row_of_the_view_stops_only_itself,
+    a_view_may_have_many_columns,
+    a_nul_never_blocks_a_settle,
+    two_daemons_expand_each_event_once,
+    an_expiring_command_carries_its_time,
 );
 
 fn event(cmd: &str, user: i64) -> CompactEvent {
@@ -190,8 +197,32 @@ async fn expansion_moves_with_the_same_id_and_canonical_params(db: Db) {
         ("t_map", r#"{"a":1}"#),
         ("t_digits", "007"),
     ];
-    for (name, text) in expected {
-        assert_eq!(params.text(name), text, "{name}");
+    // Types that SQLite does not have.
+    let more = [
+        ("t_inet", "10.0.0.1"),
+        ("t_net", "10.0.0.0/24"),
+        ("t_inet6", "2001:db8::1"),
+        ("t_cidr", "10.1.0.0/16"),
+        ("t_real", "0.1"),
+        ("t_small", "0.0000001"),
+        ("t_huge", "12345678901234567890"),
+        ("t_local", "2026-01-02 03:04:05"),
+        ("t_bytes", "00ff"),
+        ("t_array", r#"["10.0.0.2","10.0.0.3"]"#),
+        ("t_uuid", "00000000-0000-0000-0000-00000000000a"),
+        ("t_domain", "7"),
+        ("t_json_text", "plain"),
+        ("t_json_true", "1"),
+        ("t_json_null", ""),
+        ("t_json_number", "2.5"),
+    ];
+    let more = if db.kind == Kind::Postgres {
+        more.as_slice()
+    } else {
+        &[]
+    };
+    for (name, text) in expected.iter().chain(more) {
+        assert_eq!(params.text(name), *text, "{name}");
     }
     assert!(params.0["t_list"].is_array() && params.0["t_map"].is_object());
     assert!(params.0["t_digits"].is_string());
@@ -808,4 +839,213 @@ async fn secrets_are_never_readable_by_statements(db: Db) {
             .await
             .is_err()
     );
+}
+
+async fn a_statement_that_looks_changes_nothing(db: Db) {
+    fill(&db).await;
+    for statement in [
+        "commit; delete from users; begin",
+        "delete from users",
+        "with gone as (delete from users returning id) select * from gone",
+        "insert into users (id) values (77)",
+    ] {
+        assert!(db.store.sql(statement, false).await.is_err(), "{statement}");
+    }
+    assert_eq!(db.store.account_flags(None, None).await.unwrap().len(), 9);
+    let changed = db
+        .store
+        .sql("delete from users where id > 7", true)
+        .await
+        .unwrap();
+    assert_eq!(changed.changed, 2);
+    assert_eq!(db.store.account_flags(None, None).await.unwrap().len(), 7);
+}
+
+async fn many_posts_keep_their_order(db: Db) {
+    fill(&db).await;
+    let many: Vec<_> = (0..300)
+        .map(|n| CompactEvent {
+            acct_session_id: Some(format!("S{n}")),
+            ..event("user_add", n % 9 + 1)
+        })
+        .collect();
+    let ids = posted(&db.store, &many).await;
+    assert!(ids.is_sorted() && ids.len() == 300, "{ids:?}");
+    let mut moved = Vec::new();
+    loop {
+        let out = db.store.expand(64, &[]).await.unwrap();
+        moved.extend(out.moved);
+        if !out.full {
+            break;
+        }
+    }
+    assert_eq!(moved.iter().map(|w| w.id).collect::<Vec<_>>(), ids);
+    for n in [0, 150, 299] {
+        let row = db.store.event(ids[n]).await.unwrap().unwrap();
+        assert_eq!(row.params.unwrap().text("acct_session_id"), format!("S{n}"));
+    }
+}
+
+async fn one_bad_row_of_the_view_stops_only_itself(db: Db) {
+    fill(&db).await;
+    db.sql("update users set login = '{}' where id <> 4").await;
+    db.sql("drop view event_params").await;
+    let column = match db.kind {
+        Kind::Sqlite => "json_extract(login, '$.x') as x",
+        Kind::Postgres => "login::json as x",
+    };
+    db.sql(&format!(
+        "create view event_params as select id as user_id, abonent_id, nas_id, {column} from users"
+    ))
+    .await;
+    db.store.check_billing().await.unwrap();
+    let mut events: Vec<_> = (1..=9).map(|user| event("user_add", user)).collect();
+    let own = json!({"a": 1});
+    events.extend((1..=9).map(|user| CompactEvent {
+        params: own.as_object().cloned(),
+        ..event("user_edit", user)
+    }));
+    let ids = posted(&db.store, &events).await;
+    let out = db.store.expand(100, &[]).await.unwrap();
+    let failed: Vec<_> = out.failed.iter().map(|f| f.0).collect();
+    assert_eq!(failed, vec![ids[3], ids[12]], "{:?}", out.failed);
+    assert!(
+        out.failed
+            .iter()
+            .all(|f| f.1.contains("json") || f.1.contains("JSON"))
+    );
+    assert_eq!(out.moved.len(), 16);
+    assert!(out.moved.is_sorted_by_key(|w| w.id));
+}
+
+async fn a_view_may_have_many_columns(db: Db) {
+    fill(&db).await;
+    let columns: Vec<String> = (0..120).map(|n| format!("{n} as c{n}")).collect();
+    db.sql("drop view event_params").await;
+    db.sql(&format!(
+        "create view event_params as select id as user_id, abonent_id, nas_id, {} from users",
+        columns.join(", ")
+    ))
+    .await;
+    db.store.check_billing().await.unwrap();
+    let ids = posted(&db.store, &[event("user_add", 1)]).await;
+    let out = db.store.expand(100, &[]).await.unwrap();
+    assert_eq!(out.failed, vec![]);
+    let row = db.store.event(ids[0]).await.unwrap().unwrap();
+    assert_eq!(row.params.unwrap().text("c119"), "119");
+}
+
+async fn a_nul_never_blocks_a_settle(db: Db) {
+    let epoch = owned(&db).await;
+    let mut ids = Vec::new();
+    for user in 1..=3 {
+        ids.push(running(&db, epoch, user).await);
+    }
+    let nul = || "before\0after".to_owned();
+    let settles = vec![
+        Settle {
+            to: SettleTo::Done {
+                result: DoneResult::Done,
+                answer: Some(nul()),
+                scheme_hash: "ab".into(),
+            },
+            error: Some(nul()),
+            ..done(ids[0], 1)
+        },
+        Settle {
+            to: SettleTo::Dead { reason: nul() },
+            error: Some(nul()),
+            ..done(ids[1], 1)
+        },
+        Settle {
+            to: SettleTo::Deferred {
+                until_ms: i64::MAX,
+                possible_duplicate: false,
+            },
+            error: Some(nul()),
+            ..done(ids[2], 1)
+        },
+    ];
+    let turn = Turn {
+        epoch,
+        settles,
+        ..Turn::default()
+    };
+    let mut settled = db.store.turn(&turn).await.unwrap().settled;
+    settled.sort();
+    assert_eq!(settled, ids);
+    let row = db.store.event(ids[0]).await.unwrap().unwrap();
+    assert!(row.answer.unwrap().starts_with("before"));
+    assert!(db.store.drop_event(ids[2], &nul()).await.unwrap());
+    db.store.audit("who", "what", &nul()).await.unwrap();
+    // What a producer posts is kept as it is, or refused in words.
+    let post = CompactEvent {
+        nas_ip: Some(nul()),
+        ..event("user_add", 1)
+    };
+    match db.store.post(&[post], None).await {
+        Ok(Posted::New(_)) => {}
+        Err(Error::Refused(text)) => {
+            assert!(text.contains("NUL") && text.contains("nas_ip"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn two_daemons_expand_each_event_once(db: Db) {
+    fill(&db).await;
+    let second = connect(&db.url).await.unwrap();
+    let many: Vec<_> = (0..400).map(|n| event("user_add", n % 9 + 1)).collect();
+    let ids = posted(&db.store, &many).await;
+    let drain = async |store: &Arc<dyn Store>| {
+        let mut moved = Vec::new();
+        while store.counts().await.unwrap().compact > 0 {
+            moved.extend(store.expand(20, &[]).await.unwrap().moved);
+        }
+        moved
+    };
+    let (one, two) = tokio::join!(drain(&db.store), drain(&second));
+    let mut moved: Vec<_> = one.iter().chain(&two).map(|w| w.id).collect();
+    moved.sort();
+    assert_eq!(moved, ids);
+}
+
+async fn an_expiring_command_carries_its_time(db: Db) {
+    fill(&db).await;
+    let wished = CompactEvent {
+        expires_at_ms: Some(1_900_000_000_000),
+        ..event("user_add", 1)
+    };
+    let own = CompactEvent {
+        params: json!({"a": 1}).as_object().cloned(),
+        ..event("user_info", 2)
+    };
+    posted(
+        &db.store,
+        &[
+            wished,
+            event("user_disconnect", 1),
+            own,
+            event("user_add", 3),
+        ],
+    )
+    .await;
+    let out = db.store.expand(10, &[]).await.unwrap();
+    let life: Vec<i64> = out
+        .moved
+        .iter()
+        .map(|w| {
+            if w.expires_ms == 0 {
+                0
+            } else {
+                w.expires_ms - w.since_ms
+            }
+        })
+        .collect();
+    assert_eq!(out.moved[0].expires_ms, 1_900_000_000_000);
+    assert!(
+        (life[1] - 600_000).abs() <= 1 && (life[2] - 60_000).abs() <= 1,
+        "{life:?}"
+    );
+    assert_eq!(life[3], 0);
 }

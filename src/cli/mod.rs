@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod ctl;
+pub mod demo;
 pub mod event;
 pub mod exit;
 pub mod follow;
@@ -89,6 +90,8 @@ enum Verb {
     /// Simulated NASes.
     #[command(subcommand)]
     Sim(sim::Verb),
+    /// Show the whole product in a temporary directory, with simulated NASes.
+    Demo(demo::DemoArgs),
     /// The version.
     Version,
 }
@@ -135,6 +138,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Logs(verb) => logs::run(&console, verb),
         Verb::Token(verb) => runtime()?.block_on(token::run(&console, verb)),
         Verb::Sim(verb) => runtime()?.block_on(sim::run(verb)),
+        Verb::Demo(args) => demo::demo(&args),
         Verb::Version => {
             let version = Value::from(env!("CARGO_PKG_VERSION"));
             match console.output {

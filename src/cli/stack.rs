@@ -67,7 +67,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     let store = console.store(&console.config()?).await?;
     let counts = store.counts().await?;
     if classic {
-        say_all(&blocks(&counts));
+        say_all(&self::classic(&counts));
         return Ok(DONE);
     }
     let table = match by {
@@ -100,7 +100,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
 }
 
 /// The two blocks: a title each, then a table as the SQL prompt of the original prints it.
-pub fn blocks(counts: &Counts) -> String {
+pub fn classic(counts: &Counts) -> String {
     let compact = isql_table(
         &[("COUNT", Align::Number)],
         &[vec![Some(counts.compact.to_string())]],
@@ -129,7 +129,7 @@ mod tests {
             ..Counts::default()
         };
         assert_eq!(
-            blocks(&counts),
+            classic(&counts),
             "# compact stack\nTOTAL\n\
              \n                COUNT\n=====================\n                    0\n\n\
              # main stack\n\
@@ -138,7 +138,7 @@ mod tests {
         );
         counts.main.clear();
         counts.compact = 1_234_567;
-        let text = blocks(&counts);
+        let text = classic(&counts);
         assert!(text.contains("\n              1234567\n"), "{text}");
         assert!(
             text.ends_with("EVENT_TYPE\n===================== ===============================\n\n")

@@ -75,6 +75,7 @@ struct State {
     quiet: Option<NasId>,
     turns: u64,
     status_at: u64,
+    unpublished: bool,
 }
 
 /// An event between its start and its settlement.
@@ -110,6 +111,7 @@ impl Scheduler {
             quiet: None,
             turns: 0,
             status_at: 0,
+            unpublished: false,
         };
         loop {
             let pending = self.round(&mut s, stop.is_cancelled(), &hard).await?;
@@ -667,6 +669,9 @@ impl Scheduler {
     fn wait_ms(&self, s: &State) -> u64 {
         let now = clock::tick_ms();
         let mut at = now + IDLE_MS;
+        if s.unpublished {
+            at = at.min(s.status_at + STATUS_MS);
+        }
         if let Some(wake) = s.lanes.next_wake() {
             at = at.min(wake);
         }
@@ -683,9 +688,11 @@ impl Scheduler {
     fn publish(&self, s: &mut State, wall_ms: i64) {
         let now = clock::tick_ms();
         if now.saturating_sub(s.status_at) < STATUS_MS {
+            s.unpublished = true;
             return;
         }
         s.status_at = now;
+        s.unpublished = false;
         for pool in s.pools.values() {
             if let Some(super::breaker::Change::Closed) = pool.breaker().tick(now) {
                 tracing::info!(

@@ -76,7 +76,7 @@ pub async fn post(
         rejected: Vec::new(),
         rejected_total: 0,
     };
-    let done = call.run(&desk, &caller, Lines::new(body)).await;
+    let done = call.run(&desk, &caller, Lines::new(body, BODY_MAX)).await;
     Ok(call.answer(done))
 }
 
@@ -360,6 +360,8 @@ fn quoted_cell(text: &str) -> Result<(String, &str), String> {
 /// The lines of a body, as they come.
 struct Lines {
     body: Body,
+    /// Longest body, bytes.
+    most: usize,
     buffer: BytesMut,
     /// Up to here the buffer has no line end.
     searched: usize,
@@ -371,9 +373,10 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(body: Body) -> Self {
+    fn new(body: Body, most: usize) -> Self {
         Self {
             body,
+            most,
             buffer: BytesMut::new(),
             searched: 0,
             ended: false,
@@ -425,11 +428,11 @@ impl Lines {
                 if let Ok(data) = frame.into_data() {
                     self.buffer.extend_from_slice(&data);
                 }
-                if self.taken + self.buffer.len() > BODY_MAX {
+                if self.taken + self.buffer.len() > self.most {
                     return Err(Refusal::new(
                         413,
                         "too_large",
-                        format!("the body is longer than {BODY_MAX} bytes"),
+                        format!("the body is longer than {} bytes", self.most),
                         "split it",
                     ));
                 }
@@ -472,11 +475,19 @@ mod tests {
     async fn lines_end_where_they_end() {
         let long = "x".repeat(LINE_MAX + 1);
         let text = format!("a\r\n\n{long}\nb\n{long}");
-        let mut lines = Lines::new(Body::from(text));
+        let mut lines = Lines::new(Body::from(text), BODY_MAX);
         let mut seen = Vec::new();
         while let Some(line) = lines.next().await.unwrap() {
             seen.push(line.map(|l| String::from_utf8(l.to_vec()).unwrap()).is_ok());
         }
         assert_eq!(seen, [true, true, false, true, false]);
+    }
+
+    #[tokio::test]
+    async fn a_body_is_bounded_also_when_its_lines_are_thrown_away() {
+        let mut lines = Lines::new(Body::from("x".repeat(11)), 10);
+        assert_eq!(lines.next().await.unwrap_err().status.as_u16(), 413);
+        let mut lines = Lines::new(Body::from("x\n".repeat(5)), 10);
+        assert!(lines.next().await.unwrap().is_some());
     }
 }

@@ -67,6 +67,29 @@ const MODELS: &[Model] = &[
     },
 ];
 
+/// What the models of stored events show, with the types.
+const COLUMNS: &[(&str, &str)] = &[
+    ("event_type", "text"),
+    ("id", "integer"),
+    ("state", "text"),
+    ("user_id", "integer"),
+    ("abonent_id", "integer"),
+    ("nas_id", "integer"),
+    ("source", "text"),
+    ("batch_id", "text"),
+    ("event_date", "datetime"),
+    ("try_count", "integer"),
+    ("next_try_at", "datetime"),
+    ("ended_at", "datetime"),
+    ("possible_duplicate", "boolean"),
+    ("code", "integer"),
+    ("error", "text"),
+    ("ms", "integer"),
+    ("answer", "text"),
+    ("params", "object"),
+    ("retried_as", "integer"),
+];
+
 /// Look-ups that reading methods know.
 const LOOKUPS: &[&str] = &[
     "id",
@@ -147,16 +170,14 @@ async fn page(
 }
 
 fn described(model: &Model) -> Value {
-    let fields: Map<String, Value> = match model.place {
-        WhereIs::Compact => compact::FIELDS
-            .iter()
-            .map(|(name, kind)| ((*name).to_owned(), Value::from(*kind)))
-            .collect(),
-        WhereIs::Stack | WhereIs::Dead | WhereIs::Done => LOOKUPS
-            .iter()
-            .map(|name| ((*name).to_owned(), Value::from("look-up")))
-            .collect(),
+    let columns = match model.place {
+        WhereIs::Compact => compact::FIELDS,
+        WhereIs::Stack | WhereIs::Dead | WhereIs::Done => COLUMNS,
     };
+    let fields: Map<String, Value> = columns
+        .iter()
+        .map(|(name, kind)| ((*name).to_owned(), Value::from(*kind)))
+        .collect();
     json!({
         "model": model.name,
         "url": format!("{ROOT}/{}/", model.name),

@@ -290,8 +290,9 @@ fn not_json(key: &str, reason: String) -> FormError {
     }
 }
 
-/// Form decoding (WHATWG URL, section 5.1): `+` is a space, `%XX` a byte.
-fn decoded(text: &str, name: &str) -> Result<String, FormError> {
+/// Form decoding (WHATWG URL, section 5.1): `+` is a space, `%XX` a byte. `name` is for the
+/// error only.
+pub fn decoded(text: &str, name: &str) -> Result<String, FormError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {

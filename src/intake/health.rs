@@ -206,10 +206,7 @@ pub fn parent_age_ms(desk: &Desk) -> u64 {
 /// `GET /healthz`: 200 while the parent loop turns; restarting helps if it does not.
 pub async fn live(State(desk): State<Desk>) -> Response {
     let age = parent_age_ms(&desk);
-    let interval = u64::try_from(desk.doors.settings_interval.as_millis()).unwrap_or(u64::MAX);
-    let limit = interval
-        .saturating_mul(LIVE_INTERVALS)
-        .saturating_add(LIVE_SLACK_MS);
+    let limit = live_limit_ms(desk.doors.settings_interval);
     if age < limit {
         return axum::Json(json!({ "status": "alive", "parent_turned_ms_ago": age }))
             .into_response();
@@ -221,6 +218,13 @@ pub async fn live(State(desk): State<Desk>) -> Response {
         "read the end of the daemon log, then restart the daemon: nothing is lost",
     )
     .into_response()
+}
+
+fn live_limit_ms(settings_interval: Duration) -> u64 {
+    u64::try_from(settings_interval.as_millis())
+        .unwrap_or(u64::MAX)
+        .saturating_mul(LIVE_INTERVALS)
+        .saturating_add(LIVE_SLACK_MS)
 }
 
 /// `GET /readyz`: 200 while the database answers.
@@ -275,5 +279,26 @@ fn show(desk: &Desk, counts: &Counts) {
     for (cmd, rows) in &counts.main {
         gauge!(STACK, "stack" => "main", "cmd" => cmd.clone()).set(*rows as f64);
         shown.insert(cmd.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_intervals_and_ten_seconds() {
+        assert_eq!(live_limit_ms(Duration::from_secs(60)), 190_000);
+        assert_eq!(live_limit_ms(Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn the_norm_of_the_documentation_is_a_bound_and_the_handle_is_one() {
+        let handle = install_metrics();
+        histogram!("nas_event_daemon_attempt_duration_seconds").record(0.2);
+        let text = install_metrics().render();
+        let bound = "nas_event_daemon_attempt_duration_seconds_bucket{le=\"0.3\"} 1";
+        assert!(text.contains(bound), "{text}");
+        handle.run_upkeep();
     }
 }

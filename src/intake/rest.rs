@@ -30,7 +30,7 @@ use crate::event::{Cmd, CompactEvent, EventId};
 use crate::intake::access::{self, Caller, Peer};
 use crate::intake::health::Seen;
 use crate::intake::trail::Trail;
-use crate::intake::{api, bulk, classic, health, openapi};
+use crate::intake::{api, bulk, classic, form, health, openapi};
 use crate::store::{self, Idempotency, Posted, Store};
 
 /// Largest body but for bulk calls, bytes; the longest sensible event has a few KiB.
@@ -269,8 +269,10 @@ async fn gate(
     } else {
         access::same_site(request.uri(), request.headers(), &desk.doors.http.listen)
     };
+    let text = form::decoded(request.uri().path(), "the path");
+    let judged = judged.and(text.map_err(|e| Refusal::malformed(e.to_string())));
     let answer = match judged {
-        Ok(()) => next.run(request).await,
+        Ok(_) => next.run(request).await,
         Err(refusal) if classic => classic::refused(request.uri().path(), refusal),
         Err(refusal) => refusal.into_response(),
     };

@@ -297,19 +297,33 @@ pub trait Store: Send + Sync {
     /// Runs an operator's own statement; `nas_secret` and `token` are never readable, and
     /// nothing can be changed unless `write`.
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer>;
+
+    /// Runs a script that fills the sample billing of the demo, which is always SQLite.
+    async fn fill_sample(&self, _script: &str) -> Result<()> {
+        Err(Error::Refused(
+            "the demo's billing is an SQLite file".to_owned(),
+        ))
+    }
 }
 
 /// Opens and migrates the database behind `url`.
 pub async fn connect(url: &str) -> Result<Arc<dyn Store>> {
     if url.starts_with("sqlite:") {
         Ok(Arc::new(sqlite::Sqlite::open(url).await?))
+    } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+        Ok(Arc::new(postgres::Postgres::open(url).await?))
     } else {
-        Err(Error::Refused("PostgreSQL comes next".to_owned()))
+        Err(Error::Refused(format!(
+            "database url {} is neither sqlite://FILE nor postgres://USER@HOST/DATABASE",
+            shown_url(url)
+        )))
     }
 }
 
-/// The URL without its password, for messages.
+/// The URL without its password and without its parameters, for messages.
 pub fn shown_url(url: &str) -> String {
+    // A parameter may be a password, and none is needed to know which database is meant.
+    let url = url.split('?').next().unwrap_or_default();
     match (url.find("://"), url.rfind('@')) {
         (Some(scheme), Some(at)) if at > scheme => {
             let user = url.get(scheme + 3..at).unwrap_or_default();
@@ -333,4 +347,21 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = e.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_url_has_no_password() {
+        for (url, shown) in [
+            ("postgres://u:se@cret@db:5432/n", "postgres://u@db:5432/n"),
+            ("postgres://u@db/n?password=secret", "postgres://u@db/n"),
+            ("postgres:///n?user=u&password=se@cret", "postgres:///n"),
+            ("sqlite:///var/lib/x.db", "sqlite:///var/lib/x.db"),
+        ] {
+            assert_eq!(shown_url(url), shown);
+        }
+    }
 }

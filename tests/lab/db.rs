@@ -2,7 +2,6 @@
 //! the server that `scripts/test` started (`NED_TEST_PG`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use nas_event_daemon::store::{Store, connect};
 use sqlx::Connection;
@@ -32,15 +31,11 @@ pub async fn fresh_url(kind: Kind) -> (String, Option<tempfile::TempDir>) {
             )
         }
         Kind::Postgres => {
-            static NUMBER: AtomicU32 = AtomicU32::new(0);
             let server = std::env::var("NED_TEST_PG").expect(
                 "NED_TEST_PG is not set: run the tests by scripts/test, which starts a server",
             );
-            let name = format!(
-                "t{}_{}",
-                std::process::id(),
-                NUMBER.fetch_add(1, Ordering::Relaxed)
-            );
+            // Random: process numbers come again, and a server may serve several runs.
+            let name = format!("t{:016x}", getrandom::u64().unwrap());
             let mut conn = sqlx::PgConnection::connect(&server).await.unwrap();
             let statement = sqlx::AssertSqlSafe(format!("create database {name}"));
             sqlx::raw_sql(statement).execute(&mut conn).await.unwrap();
@@ -79,11 +74,16 @@ impl Db {
                  create view event_params as select u.id as user_id, u.abonent_id, u.nas_id, e.* from users u, every e"
             }
             Kind::Postgres => {
-                "create table every (t_null text, t_true boolean, t_false boolean, t_int integer, t_big bigint,
+                "create domain port_number as integer;
+                 create table every (t_null text, t_true boolean, t_false boolean, t_int integer, t_big bigint,
                    t_dec numeric(10,2), t_whole double precision, t_text text, t_time timestamptz, t_date date, t_list jsonb, t_map json, t_digits text,
-                   t_inet inet, t_net inet);
+                   t_inet inet, t_net inet, t_inet6 inet, t_cidr cidr, t_real real, t_small double precision, t_huge numeric,
+                   t_local timestamp, t_bytes bytea, t_array inet[], t_uuid uuid, t_domain port_number,
+                   t_json_text jsonb, t_json_true json, t_json_null jsonb, t_json_number jsonb);
                  insert into every values (null, true, false, -42, 9007199254740993, 50.50, 50.0, 'it''s \"q\" ' || chr(10) || '$(x) юзер',
-                   '2026-01-02T03:04:05.678Z', '2026-01-02', '[\"10.88.0.1\", \"2001:db8::/56\"]', '{\"a\": 1}', '007', '10.0.0.1/32', '10.0.0.0/24');
+                   '2026-01-02T03:04:05.678Z', '2026-01-02', '[\"10.88.0.1\", \"2001:db8::/56\"]', '{\"a\": 1}', '007', '10.0.0.1/32', '10.0.0.0/24', '2001:db8::1', '10.1.0.0/16', 0.1, 1e-7, 12345678901234567890,
+                   '2026-01-02 03:04:05.678', '\\x00ff', '{10.0.0.2,10.0.0.3}', '00000000-0000-0000-0000-00000000000a', 7,
+                   '\"plain\"', 'true', 'null', '2.50');
                  create view event_params as select u.id as user_id, u.abonent_id, u.nas_id, e.* from users u, every e"
             }
         })

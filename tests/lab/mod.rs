@@ -1,9 +1,11 @@
-//! What the tests share: throw-away databases, the daemon as a child process, waiting for
-//! conditions.
+//! What the tests share: throw-away databases, the daemon as a child process, simulated
+//! routers, journals of what was executed and the checker over them, waiting for conditions.
 
 #![allow(
     dead_code,
     unreachable_pub,
+    unused_macros,
+    unused_imports,
     clippy::allow_attributes,
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,4 +14,22 @@
     reason = "each test file uses its part; a failed step fails the test"
 )]
 
+pub mod daemon;
 pub mod db;
+pub mod journal;
+pub mod sim;
+
+/// Writes each test twice, once per kind of database: `async fn name(kind: Kind)`.
+macro_rules! on_each_store {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(crate::lab::db::Kind::Sqlite).await; })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(crate::lab::db::Kind::Postgres).await; })*
+        }
+    };
+}
+pub(crate) use on_each_store;

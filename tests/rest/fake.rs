@@ -42,6 +42,7 @@ pub(crate) struct Fake {
     pub(crate) stuck: AtomicBool,
     /// Posts that may go through; the others wait.
     pub(crate) gate: Semaphore,
+    posting: AtomicI64,
     keys: Mutex<BTreeMap<String, (String, Vec<EventId>)>>,
 }
 
@@ -56,6 +57,7 @@ impl Fake {
             broken: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            posting: AtomicI64::new(0),
             keys: Mutex::default(),
         }
     }
@@ -82,6 +84,13 @@ impl Fake {
         }
         .to_owned();
         row.answer = answer.map(str::to_owned);
+    }
+
+    /// Waits until so many posts have come to the store.
+    pub(crate) async fn arrived(&self, posts: i64) {
+        while self.posting.load(Ordering::SeqCst) < posts {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// All accepted events.
@@ -149,6 +158,7 @@ impl Store for Fake {
 
     async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted> {
         self.works()?;
+        self.posting.fetch_add(1, Ordering::SeqCst);
         self.gate.acquire().await.unwrap().forget();
         if let Some(guard) = guard
             && let Some((hash, ids)) = self.keys.lock().unwrap().get(&guard.key)

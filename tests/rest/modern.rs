@@ -37,7 +37,12 @@ async fn posting_one_and_many() {
     assert_eq!(answer.json(), json!({"ids": [2, 3]}));
     assert!(rung(&h.wake, false).await);
     assert_eq!(h.fake.events()[0].source.as_deref(), Some("crm-operator"));
+    let crowd = format!(
+        r#"{{"events":[{}]}}"#,
+        vec![r#"{"user_id":1,"cmd":"user_add"}"#; 5_001].join(",")
+    );
     let cases = [
+        (crowd.as_str(), "5001 events in one call"),
         ("", "not JSON"),
         ("[]", "an event is an object"),
         (r#"{"events":{}}"#, "events is not a list"),
@@ -481,7 +486,7 @@ async fn the_document_is_true_and_every_path_is_guarded() {
         .await
         .json();
     assert_eq!(served, openapi::document());
-    let open = ["/healthz", "/readyz"];
+    let open = ["/healthz", "/readyz", "/api/openapi.json"];
     let mut seen = 0;
     for (path, item) in served["paths"].as_object().unwrap() {
         let real = path.replace("{id}", "1").replace("{model}", "EventsStack");

@@ -186,6 +186,20 @@ async fn a_head_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
+async fn an_announced_large_body_is_refused_before_it_is_sent() {
+    let s = served(Limits::default()).await;
+    let mut stream = s.connect().await;
+    let (head, _) = CURL.split_once("\r\n\r\n").unwrap();
+    let head = head.replace("Content-Length: 74", "Content-Length: 1048577");
+    stream
+        .write_all(format!("{head}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    assert!(answer(&mut stream).await.starts_with("HTTP/1.1 413"));
+    s.end().await;
+}
+
+#[tokio::test]
 async fn stopping_lets_an_open_request_end() {
     let mut s = served(Limits::default()).await;
     s.house.fake.gate.forget_permits(usize::MAX);
@@ -194,13 +208,15 @@ async fn stopping_lets_an_open_request_end() {
     answer(&mut idle).await;
     let mut busy = s.connect().await;
     busy.write_all(CURL.as_bytes()).await.unwrap();
-    // The idle connection is closed at once, the busy one is waited for.
-    let (head, body) = CURL.split_at(CURL.len() - 1);
+    s.house.fake.arrived(1).await;
+    // The idle connection is closed at once, the busy ones are waited for.
+    let (head, body) = CURL.split_once("\r\n\r\n").unwrap();
     let mut half = s.connect().await;
-    half.write_all(head.as_bytes()).await.unwrap();
-    let mut byte = [0; 1];
-    let none = tokio::time::timeout(Duration::from_millis(200), half.peek(&mut byte)).await;
-    assert!(none.is_err());
+    let asking = format!("{head}\r\nExpect: 100-continue\r\n\r\n");
+    half.write_all(asking.as_bytes()).await.unwrap();
+    let mut told = [0; 25];
+    half.read_exact(&mut told).await.unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
     s.stop.cancel();
     closed(&mut idle).await;
     half.write_all(body.as_bytes()).await.unwrap();

@@ -1,1 +1,301 @@
-//! PostgreSQL: production. (to be written)
+//! PostgreSQL: production. One connection for writer turns and one for expansion, so that the
+//! two run side by side, each opened again after it broke; a small pool for the rest. Arrays
+//! instead of IN lists keep every statement one prepared statement.
+
+mod billing;
+mod compact;
+mod connection;
+mod decide;
+mod expand;
+mod look;
+mod nas;
+mod owner;
+mod stack;
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, PgPool, SqlSafeStr};
+
+use self::connection::{CONNECT_TIMEOUT, Reopening};
+use super::{
+    AccountFlags, Counts, Error, EventRow, Expansion, Filter, Idempotency, Posted, Result,
+    SqlAnswer, Store, Token, Turn, Turned, shown_url,
+};
+use crate::event::{Cmd, CompactEvent, EventId, UserId, Waiting};
+use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+
+/// Connections for intake, tools and settings at once; the server's own limit is often 100.
+const POOL: u32 = 8;
+/// The server ends a statement of ours that runs longer.
+const STATEMENT_TIMEOUT: &str = "30s";
+/// The server ends a transaction of ours that waits longer: a forgotten one keeps vacuum from
+/// cleaning the queue tables.
+const IDLE_TIMEOUT: &str = "30s";
+/// Longest wait for one call; only a dead line reaches it, for the server's own limit is lower.
+const CALL_LIMIT: Duration = Duration::from_secs(90);
+/// Prepared statements kept by one connection.
+const STATEMENTS: usize = 200;
+/// Latest time that a column is asked to keep, ms (year 9999).
+const TIME_MAX_MS: i64 = 253_402_300_799_000;
+
+/// The production store.
+pub struct Postgres {
+    options: PgConnectOptions,
+    writer: Reopening<stack::Doubt>,
+    expander: Reopening<expand::Doubt>,
+    pool: PgPool,
+    billing: std::sync::RwLock<billing::Shape>,
+}
+
+/// Maps a failed statement to what was being done.
+fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+    move |source| Error::Sql { doing, source }
+}
+
+/// SQL for a time as wall ms; NULL stays NULL.
+fn ms_of(column: &str) -> String {
+    format!("(date_part('epoch', {column}) * 1000)::bigint")
+}
+
+/// A time that a column can keep: what is wild is bent into the range, so that it never blocks
+/// a settle. SQL makes it a time by `to_timestamp($n / 1000.0)`.
+fn kept_ms(ms: i64) -> i64 {
+    ms.clamp(0, TIME_MAX_MS)
+}
+
+/// Text as PostgreSQL can keep it: a NUL character becomes U+FFFD. For texts of devices and
+/// people that must be stored whatever they hold; what producers post is refused instead.
+fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+impl Postgres {
+    /// Connects, migrates our tables, creates the sample billing where none of its names exists.
+    pub async fn open(url: &str) -> Result<Self> {
+        let fail = |source| Error::Open {
+            url: shown_url(url),
+            source,
+        };
+        // Statements are not logged: they carry what producers and devices wrote. Zone and style
+        // are fixed, for the text of a value must not depend on the server's settings.
+        let options = PgConnectOptions::from_str(url)
+            .map_err(fail)?
+            .application_name("nas_event_daemon")
+            .statement_cache_capacity(STATEMENTS)
+            .options([
+                ("statement_timeout", STATEMENT_TIMEOUT),
+                ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+                ("timezone", "UTC"),
+                ("datestyle", "ISO"),
+            ])
+            .disable_statement_logging();
+        let mut conn = connection::open(&options).await.map_err(fail)?;
+        migrator()
+            .run_direct(None, &mut conn, false)
+            .await
+            .map_err(|source| Error::Migrate {
+                url: shown_url(url),
+                source,
+            })?;
+        billing::create_sample(&mut conn).await?;
+        let shape = billing::Shape::read(&mut conn).await?;
+        let pool = PgPoolOptions::new()
+            .max_connections(POOL)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect_lazy_with(options.clone());
+        Ok(Self {
+            writer: Reopening::new(options.clone(), Some(conn)),
+            expander: Reopening::new(options.clone(), None),
+            options,
+            pool,
+            billing: std::sync::RwLock::new(shape),
+        })
+    }
+
+    fn shape(&self) -> billing::Shape {
+        self.billing.read().map(|s| s.clone()).unwrap_or_default()
+    }
+
+    /// Looks at the billing's tables again.
+    async fn reshape(&self) -> Result<billing::Shape> {
+        let doing = "read the columns of the billing's tables";
+        let mut conn = self.pool.acquire().await.map_err(sql(doing))?;
+        let shape = billing::Shape::read(&mut conn).await?;
+        if let Ok(mut kept) = self.billing.write() {
+            *kept = shape.clone();
+        }
+        Ok(shape)
+    }
+}
+
+/// `work`, or an error of the line after `limit`: without it a call over a line that died
+/// silently would wait for the kernel's quarter of an hour.
+async fn within<T>(
+    limit: Duration,
+    doing: &'static str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    match connection::within(limit, async { Ok(work.await) }).await {
+        Ok(out) => out,
+        Err(source) => Err(Error::Sql { doing, source }),
+    }
+}
+
+/// [`within`] the usual limit.
+async fn call<T>(doing: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    within(CALL_LIMIT, doing, work).await
+}
+
+fn migrator() -> Migrator {
+    let files: [(i64, &str, &str); 1] = [(
+        1,
+        "events",
+        include_str!("../../../migrations/postgres/0001_events.sql"),
+    )];
+    Migrator::with_migrations(
+        files
+            .into_iter()
+            .map(|(version, name, text)| {
+                let text = sqlx::AssertSqlSafe(text.to_owned()).into_sql_str();
+                Migration::new(
+                    version,
+                    Cow::Owned(name.to_owned()),
+                    MigrationType::Simple,
+                    text,
+                    false,
+                )
+            })
+            .collect(),
+    )
+}
+
+#[async_trait]
+impl Store for Postgres {
+    async fn check_billing(&self) -> Result<Vec<String>> {
+        let shape = call("read the billing's tables", self.reshape()).await?;
+        Ok(shape.missing())
+    }
+
+    async fn own(&self, holder: &str, stale_ms: i64) -> Result<i64> {
+        call("take the ownership", owner::own(self, holder, stale_ms)).await
+    }
+
+    async fn still_own(&self, epoch: i64) -> Result<bool> {
+        call("renew the ownership", owner::still_own(self, epoch)).await
+    }
+
+    async fn disown(&self, epoch: i64) -> Result<()> {
+        call("give up the ownership", owner::disown(self, epoch)).await
+    }
+
+    async fn recover(&self, epoch: i64, max_deaths: u32) -> Result<(u64, u64)> {
+        let work = owner::recover(self, epoch, max_deaths);
+        within(owner::RECOVER_LIMIT * 2, "recover", work).await
+    }
+
+    async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted> {
+        call("accept events", compact::post(self, events, guard)).await
+    }
+
+    async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
+        call("expand a batch", expand::expand(self, limit, cmds)).await
+    }
+
+    async fn retry_expansion(&self) -> Result<u64> {
+        call("wake unexpandable rows", compact::retry_expansion(self)).await
+    }
+
+    async fn load(&self, nas: NasId, from: EventId, limit: usize) -> Result<Vec<Waiting>> {
+        call("load waiting events", stack::load(self, nas, from, limit)).await
+    }
+
+    async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>> {
+        call("refill a lane", stack::refill(self, nas, user, limit)).await
+    }
+
+    async fn stacked_nases(&self) -> Result<Vec<NasId>> {
+        let work = stack::stacked_nases(self);
+        call("list the NASes of the main stack", work).await
+    }
+
+    async fn turn(&self, turn: &Turn) -> Result<Turned> {
+        call("write a turn", stack::turn(self, turn)).await
+    }
+
+    async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>> {
+        call("read the NAS settings", nas::nases(self)).await
+    }
+
+    async fn nas_states(&self) -> Result<std::collections::BTreeMap<NasId, NasState>> {
+        call("read the NAS states", nas::states(self)).await
+    }
+
+    async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()> {
+        call("write a NAS state", nas::set_state(self, nas, state)).await
+    }
+
+    async fn secret(&self, nas: NasId) -> Result<NasSecret> {
+        call("read the credentials of a NAS", nas::secret(self, nas)).await
+    }
+
+    async fn counts(&self) -> Result<Counts> {
+        call("count events", look::counts(self)).await
+    }
+
+    async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>> {
+        call("list events", look::events(self, filter)).await
+    }
+
+    async fn event(&self, id: EventId) -> Result<Option<EventRow>> {
+        call("look an event up", look::event(self, id)).await
+    }
+
+    async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {
+        call("retry a dead event", compact::retry_dead(self, id)).await
+    }
+
+    async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {
+        call("drop an event", look::drop_event(self, id, why)).await
+    }
+
+    async fn account_flags(
+        &self,
+        nas: Option<NasId>,
+        user: Option<UserId>,
+    ) -> Result<Vec<AccountFlags>> {
+        let work = nas::account_flags(self, nas, user);
+        call("read the flags of accounts", work).await
+    }
+
+    async fn prune_done(&self, before_ms: i64, limit: usize) -> Result<u64> {
+        let work = look::prune_done(self, before_ms, limit);
+        call("delete old done events", work).await
+    }
+
+    async fn add_token(&self, token: &Token) -> Result<()> {
+        call("store the token", owner::add_token(self, token)).await
+    }
+
+    async fn token(&self, hash: &str) -> Result<Option<Token>> {
+        call("look a token up", owner::token(self, hash)).await
+    }
+
+    async fn audit(&self, who: &str, what: &str, detail: &str) -> Result<()> {
+        call("write the audit", owner::audit(self, who, what, detail)).await
+    }
+
+    async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {
+        let work = look::sql_statement(self, statement, write);
+        call("run the statement", work).await
+    }
+}

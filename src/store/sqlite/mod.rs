@@ -278,4 +278,14 @@ impl Store for Sqlite {
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {
         look::sql_statement(self, statement, write).await
     }
+
+    async fn fill_sample(&self, script: &str) -> Result<()> {
+        let mut writer = self.write().await;
+        let mut tx = writer.begin().await?;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(script.to_owned()))
+            .execute(&mut *tx)
+            .await
+            .map_err(sql("fill the sample billing"))?;
+        tx.commit().await.map_err(sql("fill the sample billing"))
+    }
 }

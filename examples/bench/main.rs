@@ -1,0 +1,56 @@
+//! Measures the daemon as a process: drain, order under a huge lane, sustained load, scripts,
+//! latency, idle NASes. Called by `scripts/bench`; prints Markdown, progress to stderr.
+//!
+//! usage: bench [drain|lane|sustained|scripts|latency|payer|idle]… ; all if none is named.
+//! `NED_BENCH_BIN` is the release binary, `NED_BENCH_PG` a throw-away PostgreSQL.
+
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    reason = "a measuring program: a failed step ends it"
+)]
+
+mod daemon;
+mod parts;
+
+fn main() {
+    let named: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let all = [
+            "drain",
+            "lane",
+            "sustained",
+            "scripts",
+            "latency",
+            "payer",
+            "idle",
+        ];
+        for part in all {
+            if !named.is_empty() && !named.iter().any(|n| n == part) {
+                continue;
+            }
+            eprintln!("== {part}");
+            match part {
+                "drain" => parts::drain().await,
+                "lane" => parts::lane().await,
+                "sustained" => parts::sustained().await,
+                "scripts" => parts::scripts().await,
+                "latency" => parts::latency().await,
+                "payer" => parts::payer().await,
+                _ => parts::idle().await,
+            }
+        }
+    });
+}

@@ -1,0 +1,370 @@
+//! What is measured, one function each.
+
+use std::time::{Duration, Instant};
+
+use crate::daemon::{Bench, Daemon, Kind};
+
+const KINDS: [Kind; 2] = [Kind::Sqlite, Kind::Postgres];
+
+fn kinds() -> Vec<Kind> {
+    let only = std::env::var("NED_BENCH_ONLY").unwrap_or_default();
+    KINDS
+        .into_iter()
+        .filter(|k| only.is_empty() || k.name().eq_ignore_ascii_case(&only))
+        .collect()
+}
+
+/// Drain of events that wait: expansion, order, history and logs included.
+pub async fn drain() {
+    println!(
+        "### Drain\n\nRecord driver, one `exec` step, 10 NASes × 10 forks, 10,000 accounts; from the start of the process to empty stacks, expansion, history and logs included.\n"
+    );
+    println!(
+        "| store | events | events/s | peak memory, MiB | CPU of ours, µs per event |\n|---|---|---|---|---|"
+    );
+    for kind in kinds() {
+        for n in [50_000_i64, 500_000] {
+            let mut bench = Bench::new(kind, "Record", 10, 10, 10_000).await;
+            bench.insert(n, "user_rate_set", "1 + i % 10000").await;
+            let mut daemon = bench.start();
+            let took = bench.drained(&mut daemon, Duration::from_secs(300)).await;
+            let done = bench
+                .sql
+                .number("select count(*) from events_done where result = 'done'")
+                .await;
+            assert_eq!(done, n);
+            println!(
+                "| {} | {n} | {:.0} | {:.0} | {:.1} |",
+                kind.name(),
+                n as f64 / took.as_secs_f64(),
+                daemon.peak_mib(),
+                daemon.cpu_s() * 1e6 / n as f64
+            );
+            daemon.stop();
+        }
+    }
+    println!();
+}
+
+/// One account with a huge backlog must not slow the others, nor fill the memory.
+pub async fn lane() {
+    println!(
+        "### One account with 300,000 of 1,000,000 waiting events\n\nRate of the other 700,000 against the same 700,000 without it.\n"
+    );
+    println!(
+        "| store | others alone, events/s | with the huge lane, events/s | ratio | peak memory, MiB |\n|---|---|---|---|---|"
+    );
+    for kind in kinds() {
+        let mut rates = Vec::new();
+        let mut peak = 0.0;
+        for huge in [false, true] {
+            let mut bench = Bench::new(kind, "Record", 10, 10, 10_000).await;
+            if huge {
+                bench.insert(1_000_000, "user_rate_set", "case when i % 10 < 3 then 5000 else 1 + i / 10 % 9999 + (case when 1 + i / 10 % 9999 >= 5000 then 1 else 0 end) end").await;
+            } else {
+                bench
+                    .insert(
+                        700_000,
+                        "user_rate_set",
+                        "1 + i % 9999 + (case when 1 + i % 9999 >= 5000 then 1 else 0 end)",
+                    )
+                    .await;
+            }
+            let mut daemon = bench.start();
+            let others = loop {
+                tokio::time::sleep(Duration::from_millis(250)).await;
+                assert!(
+                    daemon.started.elapsed() < Duration::from_secs(400),
+                    "too slow"
+                );
+                assert!(daemon.child.try_wait().unwrap().is_none());
+                let compact = bench.sql.number("select case when exists (select 1 from events_stack_compact) then 1 else 0 end").await;
+                if compact == 0
+                    && bench.sql.number("select case when exists (select 1 from events_stack where user_id <> 5000) then 1 else 0 end").await == 0
+                {
+                    break daemon.started.elapsed();
+                }
+            };
+            rates.push(700_000.0 / others.as_secs_f64());
+            peak = daemon.peak_mib();
+            daemon.stop();
+        }
+        println!(
+            "| {} | {:.0} | {:.0} | {:.2} | {peak:.0} |",
+            kind.name(),
+            rates[0],
+            rates[1],
+            rates[1] / rates[0]
+        );
+    }
+    println!();
+}
+
+/// Offered 15,000/s on PostgreSQL with autovacuum on.
+pub async fn sustained() {
+    let seconds: u64 = std::env::var("NED_BENCH_SECONDS")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(60);
+    println!(
+        "### Sustained\n\nPostgreSQL, autovacuum on, 15,000 events/s offered for {seconds} s in inserts of 750.\n"
+    );
+    let mut bench = Bench::new(Kind::Postgres, "Record", 10, 10, 10_000).await;
+    let daemon = bench.start();
+    bench.up().await;
+    let mut looker = crate::daemon::Sql::open(&bench.url).await;
+    let began = Instant::now();
+    let (mut windows, mut done_before, mut next) = (Vec::new(), 0, 5);
+    let mut sent = 0_u64;
+    while began.elapsed().as_secs() < seconds {
+        bench
+            .insert(750, "user_rate_set", "1 + (i * 7919) % 10000")
+            .await;
+        sent += 750;
+        if began.elapsed().as_secs() >= next {
+            let done = looker.number("select count(*) from events_done").await;
+            windows.push((done - done_before) as f64 / 5.0);
+            done_before = done;
+            next += 5;
+        }
+        let due = Duration::from_secs_f64(sent as f64 / 15_000.0);
+        tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
+    }
+    let size = looker
+        .number("select pg_total_relation_size('events_stack')")
+        .await as f64
+        / 1e6;
+    let least = windows.iter().skip(1).copied().fold(f64::MAX, f64::min);
+    let mean = windows.iter().sum::<f64>() / windows.len() as f64;
+    println!(
+        "| offered/s | mean/s | least 5 s window/s | events_stack at the end, MB | CPU of ours, % of a core |\n|---|---|---|---|---|"
+    );
+    println!(
+        "| {:.0} | {mean:.0} | {least:.0} | {size:.0} | {:.0} |\n",
+        sent as f64 / began.elapsed().as_secs_f64(),
+        daemon.cpu_s() * 100.0 / began.elapsed().as_secs_f64()
+    );
+    daemon.stop();
+}
+
+/// Scripts against `xargs`.
+pub async fn scripts() {
+    println!(
+        "### Scripts\n\nSession scheme, 20 forks, SQLite; against `xargs -P 20 bash -c …` of the same machine, in turn.\n"
+    );
+    println!("| script | ours, runs/s | xargs, runs/s | ratio |\n|---|---|---|---|");
+    for (name, body, n) in [
+        ("sleeps 50 ms", "sleep 0.05", 2_000_i64),
+        ("empty", ":", 3_000),
+    ] {
+        let mut bench = Bench::new(Kind::Sqlite, "Script", 1, 20, 10_000).await;
+        let dir = bench.dir.path().join("oss/core/Script/bin");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(
+            dir.join("session"),
+            format!("user_rate_set() {{ {body}; }}\n"),
+        )
+        .unwrap();
+        bench.insert(n, "user_rate_set", "i").await;
+        let mut daemon = bench.start();
+        let ours = n as f64
+            / bench
+                .drained(&mut daemon, Duration::from_secs(300))
+                .await
+                .as_secs_f64();
+        daemon.stop();
+        let began = Instant::now();
+        let status = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "seq {n} | xargs -P 20 -I{{}} bash --norc --noprofile -c '{body}'"
+            ))
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let xargs = n as f64 / began.elapsed().as_secs_f64();
+        println!("| {name} | {ours:.0} | {xargs:.0} | {:.2} |", ours / xargs);
+    }
+    println!();
+}
+
+fn quantile(sorted: &[f64], q: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * q).round() as usize]
+}
+
+/// From an insert, or a post, to the first byte at the NAS, which notes the time itself.
+pub async fn latency() {
+    println!(
+        "### Latency\n\nFrom the committed insert (plain SQL, or the answer of the classic REST call) to the arrival at a simulated RouterOS NAS, 300 events, one at a time.\n"
+    );
+    println!(
+        "| store | SQL p50, ms | SQL p99, ms | REST answer p50, ms | REST answer p99, ms | REST to NAS p50, ms | REST to NAS p99, ms |\n|---|---|---|---|---|---|---|"
+    );
+    for kind in kinds() {
+        let mut bench = Bench::new(kind, "Mikrotik-Simple", 1, 10, 10_000).await;
+        let journal = bench.dir.path().join("journal");
+        let sim =
+            nas_event_daemon::sim::mikrotik::Sim::start(nas_event_daemon::sim::mikrotik::Options {
+                password: "bench".to_owned(),
+                journal: Some(journal.clone()),
+                ..Default::default()
+            })
+            .unwrap();
+        bench
+            .sql
+            .run(&format!(
+                "update nas set ip = '127.0.0.1', api_port = {}",
+                sim.addr().port()
+            ))
+            .await;
+        bench
+            .sql
+            .run("insert into nas_secret (nas_id, login, password) values (1, 'admin', 'bench')")
+            .await;
+        let daemon = bench.start();
+        bench.up().await;
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let url = format!(
+            "http://127.0.0.1:{}/rest_api/v2/EventsStackCompact/",
+            bench.port
+        );
+        let (mut by_sql, mut answers, mut by_rest) = (Vec::new(), Vec::new(), Vec::new());
+        for i in 1..=610_i64 {
+            let rest = i % 2 == 0;
+            let before = now_us();
+            if rest {
+                let began = Instant::now();
+                let body = format!(
+                    "method1=objects.create&arg1={{\"user_id\": {i},\"cmd\":\"user_redirect\"}}"
+                );
+                let answer = client.post(&url).body(body).send().await.unwrap();
+                assert!(answer.status().is_success());
+                answers.push(began.elapsed().as_secs_f64() * 1e3);
+            } else {
+                bench.sql.run(&format!("insert into events_stack_compact (cmd, user_id) values ('user_redirect', {i})")).await;
+            }
+            let wanted = format!("crb_{i}\"");
+            let at = loop {
+                let text = std::fs::read_to_string(&journal).unwrap_or_default();
+                if let Some(line) = text.lines().rev().find(|l| l.contains(&wanted)) {
+                    break serde_json::from_str::<serde_json::Value>(line).unwrap()["at_us"]
+                        .as_i64()
+                        .unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            };
+            // The first ones open the sessions.
+            if i > 10 {
+                let ms = (at - before) as f64 / 1e3;
+                if rest {
+                    by_rest.push(ms)
+                } else {
+                    by_sql.push(ms)
+                }
+            }
+        }
+        for list in [&mut by_sql, &mut answers, &mut by_rest] {
+            list.sort_by(f64::total_cmp);
+        }
+        println!(
+            "| {} | {:.1} | {:.1} | {:.2} | {:.2} | {:.1} | {:.1} |",
+            kind.name(),
+            quantile(&by_sql, 0.5),
+            quantile(&by_sql, 0.99),
+            quantile(&answers, 0.5),
+            quantile(&answers, 0.99),
+            quantile(&by_rest, 0.5),
+            quantile(&by_rest, 0.99)
+        );
+        daemon.stop();
+        sim.stop().await;
+    }
+    println!();
+}
+
+fn now_us() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_micros() as i64
+}
+
+/// A payer during a batch of rate events on a slow NAS.
+pub async fn payer() {
+    println!(
+        "### A payer during a batch\n\n20,000 `user_rate_set` wait on a NAS that takes 300 ms per command with 5 forks; every 500 ms another account's `user_redirect_cancel` comes, 60 in all.\n"
+    );
+    let mut bench = Bench::new(Kind::Sqlite, "Mikrotik-Simple", 1, 5, 21_000).await;
+    let sim =
+        nas_event_daemon::sim::mikrotik::Sim::start(nas_event_daemon::sim::mikrotik::Options {
+            password: "bench".to_owned(),
+            faults: nas_event_daemon::sim::mikrotik::Faults {
+                latency_ms: 300,
+                ..Default::default()
+            },
+            ..Default::default()
+        })
+        .unwrap();
+    bench
+        .sql
+        .run(&format!(
+            "update nas set ip = '127.0.0.1', api_port = {}",
+            sim.addr().port()
+        ))
+        .await;
+    bench
+        .sql
+        .run("insert into nas_secret (nas_id, login, password) values (1, 'admin', 'bench')")
+        .await;
+    bench.insert(20_000, "user_rate_set", "i").await;
+    let daemon: Daemon = bench.start();
+    bench.up().await;
+    let mut ids = Vec::new();
+    for i in 0..60 {
+        bench.sql.run(&format!("insert into events_stack_compact (cmd, user_id) values ('user_redirect_cancel', {})", 20_001 + i)).await;
+        ids.push(20_001 + i);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut waits: Vec<f64> = Vec::new();
+    for user in ids {
+        let ms = bench
+            .sql
+            .number(&format!(
+                "select ifnull((select cast((unixepoch(finished_at, 'subsec') - unixepoch(event_date, 'subsec')) * 1000 as integer) from events_done where user_id = {user} and event_type = 'user_redirect_cancel'), 999999)"
+            ))
+            .await;
+        waits.push(ms as f64);
+    }
+    waits.sort_by(f64::total_cmp);
+    println!(
+        "| p50, ms | p95, ms | max, ms |\n|---|---|---|\n| {:.0} | {:.0} | {:.0} |\n",
+        quantile(&waits, 0.5),
+        quantile(&waits, 0.95),
+        waits[waits.len() - 1]
+    );
+    daemon.stop();
+    sim.stop().await;
+}
+
+/// A thousand NASes without work.
+pub async fn idle() {
+    println!("### 1,000 idle NASes\n");
+    println!("| store | peak memory, MiB | CPU, % of a core over 30 s |\n|---|---|---|");
+    for kind in kinds() {
+        let bench = Bench::new(kind, "Record", 1_000, 5, 1_000).await;
+        let daemon = bench.start();
+        bench.up().await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let before = daemon.cpu_s();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        println!(
+            "| {} | {:.0} | {:.2} |",
+            kind.name(),
+            daemon.peak_mib(),
+            (daemon.cpu_s() - before) * 100.0 / 30.0
+        );
+        daemon.stop();
+    }
+    println!();
+}

@@ -1,0 +1,352 @@
+//! Looks for tools and people, dropping events, pruning history, the operator's own SQL.
+
+use futures_util::TryStreamExt;
+use sqlx::postgres::PgRow;
+use sqlx::{Column, Connection, Executor, PgConnection, Row, SqlSafeStr, TypeInfo, ValueRef};
+
+use super::{Postgres, connection, kept_ms, sql, storable};
+use crate::event::{EventId, Params};
+use crate::store::{Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs};
+
+/// Most rows that `events` returns in one call.
+const LIST_MAX: usize = 1_000;
+/// Most rows that an operator's statement may return; they are kept in memory.
+const ROWS_MAX: usize = 100_000;
+
+const COMPACT: &str = "select id, 'compact' as place, 'compact' as state, cmd, user_id, abonent_id, nas_id,
+  source, batch_id, (date_part('epoch', created_at) * 1000)::bigint as event_ms, expand_tries as tries,
+  (date_part('epoch', next_expand_at) * 1000)::bigint as next_ms, null::bigint as ended_ms, false as dup,
+  null::int as code, error, null::bigint as ms, null as answer, params::text, null::bigint as retried_as,
+  null as hash from events_stack_compact";
+const STACK: &str = "select id, 'stack' as place, state, event_type as cmd, user_id, abonent_id, nas_id,
+  source, batch_id, (date_part('epoch', event_date) * 1000)::bigint as event_ms, try_count as tries,
+  (date_part('epoch', next_try_at) * 1000)::bigint as next_ms, null::bigint as ended_ms,
+  possible_duplicate as dup, last_code as code, last_error as error, null::bigint as ms, null as answer,
+  params::text, null::bigint as retried_as, null as hash from events_stack";
+const DEAD: &str =
+    "select id, 'dead' as place, 'dead' as state, event_type as cmd, user_id, abonent_id, nas_id,
+  source, batch_id, (date_part('epoch', event_date) * 1000)::bigint as event_ms, try_count as tries,
+  null::bigint as next_ms, (date_part('epoch', died_at) * 1000)::bigint as ended_ms,
+  possible_duplicate as dup, last_code as code, reason as error, null::bigint as ms, null as answer,
+  params::text, retried_as, null as hash from events_dead";
+const DONE: &str = "select id, 'done' as place, result as state, event_type as cmd, user_id, abonent_id, nas_id,
+  source, batch_id, (date_part('epoch', event_date) * 1000)::bigint as event_ms, attempts as tries,
+  null::bigint as next_ms, (date_part('epoch', finished_at) * 1000)::bigint as ended_ms,
+  possible_duplicate as dup, code, error, ms, answer, null::text as params, null::bigint as retried_as,
+  scheme_hash as hash from events_done";
+
+fn event_row(row: &PgRow) -> Result<EventRow> {
+    let read = || -> std::result::Result<EventRow, sqlx::Error> {
+        let params: Option<&str> = row.try_get("params")?;
+        Ok(EventRow {
+            id: EventId(row.try_get("id")?),
+            place: match row.try_get::<&str, _>("place")? {
+                "compact" => WhereIs::Compact,
+                "stack" => WhereIs::Stack,
+                "dead" => WhereIs::Dead,
+                _ => WhereIs::Done,
+            },
+            state: row.try_get("state")?,
+            cmd: row.try_get("cmd")?,
+            user_id: row.try_get("user_id")?,
+            abonent_id: row.try_get("abonent_id")?,
+            nas_id: row.try_get("nas_id")?,
+            source: row.try_get("source")?,
+            batch_id: row.try_get("batch_id")?,
+            event_date_ms: row.try_get::<Option<i64>, _>("event_ms")?.unwrap_or(0),
+            try_count: row.try_get::<i32, _>("tries")?.into(),
+            next_try_ms: row.try_get("next_ms")?,
+            ended_ms: row.try_get("ended_ms")?,
+            possible_duplicate: row.try_get("dup")?,
+            code: row.try_get::<Option<i32>, _>("code")?.map(i64::from),
+            error: row.try_get("error")?,
+            ms: row.try_get("ms")?,
+            answer: row.try_get("answer")?,
+            params: params.map(|p| Params(serde_json::from_str(p).unwrap_or_default())),
+            retried_as: row.try_get("retried_as")?,
+            scheme_hash: row.try_get("hash")?,
+        })
+    };
+    read().map_err(sql("read an event"))
+}
+
+pub(super) async fn counts(store: &Postgres) -> Result<Counts> {
+    let (compact, unexpandable, dead): (i64, i64, i64) = sqlx::query_as(
+        "select (select count(*) from events_stack_compact),
+           (select count(*) from events_stack_compact where error is not null),
+           (select count(*) from events_dead where retried_as is null)",
+    )
+    .fetch_one(&store.pool)
+    .await
+    .map_err(sql("count events"))?;
+    // `collate "C"`: by bytes, like SQLite, whatever the database's language.
+    let main = sqlx::query_as(
+        "select event_type, count(*) from events_stack group by event_type order by event_type collate \"C\"",
+    )
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("count events by type"))?;
+    let by_nas = sqlx::query_as(
+        "select nas_id, state, count(*) from events_stack group by nas_id, state
+         order by nas_id, state collate \"C\"",
+    )
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("count events by NAS"))?;
+    let (oldest_s,): (i64,) = sqlx::query_as(
+        "select coalesce(greatest(0, date_part('epoch', clock_timestamp() - min(oldest)))::bigint, 0) from (
+           select min(event_date) as oldest from (select event_date from events_stack order by id limit 100) s
+           union all
+           select min(created_at) from (select created_at from events_stack_compact order by id limit 100) c) o",
+    )
+    .fetch_one(&store.pool)
+    .await
+    .map_err(sql("find the oldest event"))?;
+    Ok(Counts {
+        compact,
+        unexpandable,
+        main,
+        by_nas,
+        dead,
+        oldest_s,
+    })
+}
+
+pub(super) async fn events(store: &Postgres, filter: &Filter) -> Result<Vec<EventRow>> {
+    let source = match filter.state.as_deref() {
+        None => format!("{COMPACT} union all {STACK}"),
+        Some("compact") => COMPACT.to_owned(),
+        Some("ready" | "running" | "deferred" | "held") => STACK.to_owned(),
+        Some("dead") => DEAD.to_owned(),
+        Some("done" | "observed" | "expired" | "superseded" | "not_implemented" | "dropped") => {
+            DONE.to_owned()
+        }
+        Some("all") => format!("{COMPACT} union all {STACK} union all {DEAD} union all {DONE}"),
+        Some(other) => {
+            return Err(Error::Refused(format!(
+                "state {other:?} is unknown: use compact, ready, running, deferred, held, dead, done or all"
+            )));
+        }
+    };
+    let word = filter
+        .state
+        .as_deref()
+        .filter(|s| !matches!(*s, "done" | "all"));
+    let text = format!(
+        "select * from ({source}) e where ($1::text is null or state = $1) and ($2::bigint is null or nas_id = $2)
+           and ($3::bigint is null or user_id = $3) and ($4::text is null or cmd = $4)
+           and ($5::text is null or batch_id = $5) and ($6::bigint is null or id < $6)
+         order by id desc limit $7"
+    );
+    // Planned anew each time: only with the values at hand does a filter find its index.
+    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+        .persistent(false)
+        .bind(word)
+        .bind(filter.nas)
+        .bind(filter.user)
+        .bind(filter.cmd.as_deref().map(storable))
+        .bind(filter.batch.as_deref().map(storable))
+        .bind(filter.before)
+        .bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100))
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("list events"))?;
+    rows.iter().map(event_row).collect()
+}
+
+pub(super) async fn event(store: &Postgres, id: EventId) -> Result<Option<EventRow>> {
+    // One statement sees one moment: an event on its way is in exactly one place.
+    let text = format!(
+        "select * from ({COMPACT} union all {STACK} union all {DEAD} union all {DONE}) e where id = $1"
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(id.0)
+        .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("look an event up"))?;
+    row.as_ref().map(event_row).transpose()
+}
+
+pub(super) async fn drop_event(store: &Postgres, id: EventId, why: &str) -> Result<bool> {
+    let columns =
+        "id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id, event_date,
+      owner_script, owner_function, source, batch_id";
+    // In the order of the flow, each a statement of its own: one that is being moved meanwhile
+    // is waited for, and found at the next place.
+    for (table, condition, cmd, date) in [
+        ("events_stack_compact", "true", "cmd", "created_at"),
+        (
+            "events_stack",
+            "state in ('ready', 'deferred', 'held')",
+            "event_type",
+            "event_date",
+        ),
+        (
+            "events_dead",
+            "retried_as is null",
+            "event_type",
+            "event_date",
+        ),
+    ] {
+        let from = columns
+            .replace("event_type", cmd)
+            .replace("event_date", date);
+        let text = format!(
+            "with gone as (delete from {table} where id = $1 and {condition} returning *)
+             insert into events_done ({columns}, result, error) select {from}, 'dropped', $2 from gone"
+        );
+        let moved = sqlx::query(sqlx::AssertSqlSafe(text))
+            .bind(id.0)
+            .bind(storable(why))
+            .execute(&store.pool)
+            .await
+            .map_err(sql("drop an event"))?;
+        if moved.rows_affected() == 1 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+pub(super) async fn prune_done(store: &Postgres, before_ms: i64, limit: usize) -> Result<u64> {
+    let done = sqlx::query(
+        "delete from events_done where id = any(array(select id from events_done order by id limit $2))
+           and finished_at < to_timestamp($1::bigint / 1000.0)",
+    )
+        .bind(kept_ms(before_ms))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .execute(&store.pool)
+        .await
+        .map_err(sql("delete old done events"))?;
+    Ok(done.rows_affected())
+}
+
+/// Tables that no operator's statement may read.
+const HIDDEN: [&str; 2] = ["nas_secret", "token"];
+/// Ways around [`HIDDEN`]: names spelt by escapes, functions that run a text as a statement,
+/// samples that the planner keeps of columns, and files of the server.
+const AROUND: [&str; 10] = [
+    "u&\"",
+    "u&'",
+    "_to_xml",
+    "ts_stat",
+    "dblink",
+    "crosstab",
+    "pg_stats",
+    "pg_statistic",
+    "pg_read_",
+    "pg_ls_",
+];
+/// What a statement that only looks may begin with.
+const LOOKS: [&str; 6] = ["select", "with", "values", "table", "show", "explain"];
+
+pub(super) async fn sql_statement(
+    store: &Postgres,
+    statement: &str,
+    write: bool,
+) -> Result<SqlAnswer> {
+    let lower = statement.to_ascii_lowercase();
+    if HIDDEN.iter().any(|table| lower.contains(table)) {
+        return Err(Error::Refused(format!(
+            "the tables {} are never readable here",
+            HIDDEN.join(" and ")
+        )));
+    }
+    if let Some(way) = AROUND.iter().find(|way| lower.contains(**way)) {
+        return Err(Error::Refused(format!(
+            "{way} is not allowed here: it could show tables that are never readable"
+        )));
+    }
+    if statement.contains('\0') {
+        return Err(Error::Refused(
+            "the statement holds a NUL character (U+0000)".to_owned(),
+        ));
+    }
+    let first: String = lower
+        .trim_start_matches(|c: char| c.is_whitespace() || c == '(')
+        .chars()
+        .take_while(char::is_ascii_alphabetic)
+        .collect();
+    if !write && !LOOKS.contains(&first.as_str()) {
+        return Err(Error::Refused(format!(
+            "{first:?} may change something: only {} are allowed without write",
+            LOOKS.join(", ")
+        )));
+    }
+    // A connection of its own: what the statement sets, creates or leaves open ends with it.
+    let mut conn = connection::open(&store.options)
+        .await
+        .map_err(sql("connect for the statement"))?;
+    let out = if write {
+        change(&mut conn, statement).await
+    } else {
+        look(&mut conn, statement).await
+    };
+    let closed = conn.close().await;
+    let answer = out?;
+    closed.map_err(sql("end the statement's connection"))?;
+    Ok(answer)
+}
+
+async fn change(conn: &mut PgConnection, statement: &str) -> Result<SqlAnswer> {
+    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()))
+        .execute(conn)
+        .await
+        .map_err(sql("run the statement"))?;
+    Ok(SqlAnswer {
+        changed: done.rows_affected(),
+        ..SqlAnswer::default()
+    })
+}
+
+async fn look(conn: &mut PgConnection, statement: &str) -> Result<SqlAnswer> {
+    let mut tx = conn
+        .begin_with("begin read only")
+        .await
+        .map_err(sql("begin to run the statement"))?;
+    // Refuses more than one command: a `commit;` in front would end the read-only transaction.
+    let text = sqlx::AssertSqlSafe(statement.to_owned()).into_sql_str();
+    (&mut *tx)
+        .prepare(text)
+        .await
+        .map_err(sql("check the statement"))?;
+    let mut answer = SqlAnswer::default();
+    {
+        // Asked as plain text: the server writes every type as text by itself.
+        let text = sqlx::AssertSqlSafe(statement.to_owned());
+        let mut rows = sqlx::raw_sql(text).fetch(&mut *tx);
+        while let Some(row) = rows.try_next().await.map_err(sql("run the statement"))? {
+            if answer.columns.is_empty() {
+                answer.columns = row.columns().iter().map(|c| c.name().to_owned()).collect();
+            }
+            if answer.rows.len() >= ROWS_MAX {
+                return Err(Error::Refused(format!(
+                    "the statement returns more than {ROWS_MAX} rows: add a limit"
+                )));
+            }
+            let mut values = Vec::with_capacity(row.len());
+            for i in 0..row.len() {
+                values.push(value_text(&row, i).map_err(sql("read a value"))?);
+            }
+            answer.rows.push(values);
+        }
+    }
+    tx.rollback().await.map_err(sql("end the statement"))?;
+    Ok(answer)
+}
+
+fn value_text(row: &PgRow, i: usize) -> std::result::Result<Option<String>, sqlx::Error> {
+    let raw = row.try_get_raw(i)?;
+    if raw.is_null() {
+        return Ok(None);
+    }
+    let kind = raw.type_info().name().to_owned();
+    let text = raw.as_str().map_err(sqlx::Error::Decode)?;
+    Ok(Some(match (kind.as_str(), text) {
+        ("BOOL", "t") => "1".to_owned(),
+        ("BOOL", "f") => "0".to_owned(),
+        ("TIMESTAMPTZ", text) => text.trim_end_matches("+00").to_owned(),
+        ("BYTEA", text) => text.trim_start_matches("\\x").to_owned(),
+        (_, text) => text.to_owned(),
+    }))
+}

@@ -1,0 +1,159 @@
+//! NAS settings, their secrets, the operator's state of each, and the flags of accounts.
+
+use std::collections::BTreeMap;
+
+use sqlx::Row;
+
+use super::{Postgres, kept_ms, ms_of, sql, storable};
+use crate::event::UserId;
+use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use crate::store::billing::NAS_OPTIONAL;
+use crate::store::nas_row::nas_from;
+use crate::store::{AccountFlags, Result};
+
+const NAS_TEXTS: &[&str] = &["name", "ip", "forks", "oss_path", "script_name"];
+
+pub(super) async fn nases(store: &Postgres) -> Result<Vec<std::result::Result<Nas, BadNas>>> {
+    let shape = store.shape();
+    let columns: Vec<String> = NAS_TEXTS
+        .iter()
+        .chain(NAS_OPTIONAL)
+        .map(|name| format!("{} as \"{name}\"", shape.text("nas", name)))
+        .collect();
+    let text = format!(
+        "select id::bigint as id, {} from nas order by 1",
+        columns.join(", ")
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("read the NAS settings"))?;
+    let mut nases = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let id: Option<i64> = row.try_get("id").map_err(sql("read a NAS id"))?;
+        let Some(id) = id else { continue };
+        nases.push(nas_from(id, |name| {
+            row.try_get::<Option<String>, _>(name).ok().flatten()
+        }));
+    }
+    Ok(nases)
+}
+
+pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>> {
+    let text = format!(
+        "select nas_id, case when paused_until = 'infinity' then {} else {} end, pause_reason, forks
+         from nas_state",
+        i64::MAX,
+        ms_of("paused_until")
+    );
+    let rows: Vec<(i64, Option<i64>, String, Option<i64>)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(text))
+            .fetch_all(&store.pool)
+            .await
+            .map_err(sql("read the NAS states"))?;
+    Ok(rows
+        .into_iter()
+        .map(|(id, paused_until_ms, pause_reason, forks)| {
+            (
+                NasId(id),
+                NasState {
+                    paused_until_ms,
+                    pause_reason,
+                    forks,
+                },
+            )
+        })
+        .collect())
+}
+
+pub(super) async fn set_state(store: &Postgres, nas: NasId, state: &NasState) -> Result<()> {
+    sqlx::query(
+        "insert into nas_state (nas_id, paused_until, pause_reason, forks)
+         values ($1, case when $2 then 'infinity' else to_timestamp($3::bigint / 1000.0) end, $4, $5)
+         on conflict (nas_id) do update set paused_until = excluded.paused_until,
+           pause_reason = excluded.pause_reason, forks = excluded.forks",
+    )
+        .bind(nas.0)
+        .bind(state.paused_until_ms == Some(i64::MAX))
+        .bind(state.paused_until_ms.map(kept_ms))
+        .bind(storable(&state.pause_reason))
+        .bind(state.forks)
+        .execute(&store.pool)
+        .await
+        .map_err(sql("write a NAS state"))?;
+    Ok(())
+}
+
+pub(super) async fn secret(store: &Postgres, nas: NasId) -> Result<NasSecret> {
+    let shape = store.shape();
+    let column = |name: &str| format!("coalesce({}, '')", shape.text("nas_secret", name));
+    let text = format!(
+        "select {}, {}, {}, {}, {} from nas_secret where nas_id = {}",
+        column("login"),
+        column("password"),
+        column("enable_password"),
+        column("coa_secret"),
+        column("ssh_key"),
+        shape.like("nas_secret", "nas_id", "$1::bigint")
+    );
+    let row: Option<(String, String, String, String, String)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(text))
+            .bind(nas.0)
+            .fetch_optional(&store.pool)
+            .await
+            .map_err(sql("read the credentials of a NAS"))?;
+    Ok(row.map_or_else(
+        NasSecret::default,
+        |(login, password, enable_password, coa_secret, ssh_key)| NasSecret {
+            login,
+            password,
+            enable_password,
+            coa_secret,
+            ssh_key,
+        },
+    ))
+}
+
+pub(super) async fn account_flags(
+    store: &Postgres,
+    nas: Option<NasId>,
+    user: Option<UserId>,
+) -> Result<Vec<AccountFlags>> {
+    let shape = store.shape();
+    let flag = |name: &str, default: bool| shape.flag("users", name, default);
+    let nas_id = shape.number("users", "nas_id");
+    let text = format!(
+        "select id::bigint, {nas_id}, {}, {}, {}, {} or {} or {} or {}
+         from users where ($1::bigint is null or {nas_id} = $1) and ($2::bigint is null or id = {})
+         order by 1",
+        flag("deleted", false),
+        flag("accept", true),
+        flag("redirect", false),
+        flag("rate_in", false),
+        flag("rate_out", false),
+        flag("ceil_in", false),
+        flag("ceil_out", false),
+        shape.like("users", "id", "$2::bigint")
+    );
+    let rows: Vec<(i64, Option<i64>, bool, bool, bool, bool)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(text))
+            .persistent(false)
+            .bind(nas.map(|n| n.0))
+            .bind(user.map(|u| u.0))
+            .fetch_all(&store.pool)
+            .await
+            .map_err(sql("read the flags of accounts"))?;
+    Ok(rows
+        .into_iter()
+        .map(
+            |(user_id, nas_id, deleted, accept, redirect, rated)| AccountFlags {
+                user_id,
+                nas_id,
+                deleted,
+                accept,
+                redirect,
+                rated,
+            },
+        )
+        .collect())
+}

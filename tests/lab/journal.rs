@@ -1,0 +1,281 @@
+//! Journals that the fake NASes write themselves, and the checker over them: nothing lost,
+//! nothing reordered within an account, never two at once, every repetition announced.
+//!
+//! A script appends `start <event> <user> <try> <dup>` and `end <event> <try>` with `O_APPEND`,
+//! so the order of lines is the order of what happened. The simulated router writes one record
+//! per carried-out sentence with the times of its arrival and its end; whose it is stands in
+//! its comment: `<event> <user> <try> <dup>`. The test itself puts `kill` between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::Value;
+
+/// What happened on one NAS, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// An attempt reached the NAS.
+    Start {
+        event: i64,
+        user: i64,
+        try_count: u32,
+        dup: bool,
+    },
+    /// It ended there.
+    End { event: i64, try_count: u32 },
+    /// The daemon was killed while these events were `running` in its database.
+    Kill { running: BTreeSet<i64> },
+}
+
+/// An event whose acceptance was told to its producer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    pub event: i64,
+    pub user: i64,
+}
+
+/// What the checker found wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Accepted and never executed.
+    Lost { event: i64 },
+    /// Executed, but nobody was told of its acceptance.
+    Alien { event: i64 },
+    /// `later` was accepted after `earlier` and executed before it.
+    Reordered { earlier: i64, later: i64 },
+    /// `second` started while `first` of the same account ran.
+    Overlap { first: i64, second: i64 },
+    /// Executed again without a warning.
+    Unflagged { event: i64, try_count: u32 },
+    /// Executed more often than it was running at a kill.
+    Repeated {
+        event: i64,
+        times: usize,
+        kills: usize,
+    },
+}
+
+/// Checks the journal of one NAS. `accepted` holds its events only, each account's in the
+/// order in which its one producer was told of them; `excused` need not have been executed.
+pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let known: BTreeSet<i64> = accepted.iter().map(|a| a.event).collect();
+    let mut firsts: Vec<i64> = Vec::new();
+    let mut starts: BTreeMap<i64, usize> = BTreeMap::new();
+    let mut kills: BTreeMap<i64, usize> = BTreeMap::new();
+    // Of each account the attempt that runs, and those that a kill should have ended.
+    let mut open: BTreeMap<i64, (i64, u32)> = BTreeMap::new();
+    let mut cut: BTreeMap<(i64, u32), i64> = BTreeMap::new();
+    let mut since_cut: BTreeMap<i64, i64> = BTreeMap::new();
+    for entry in entries {
+        match entry {
+            Entry::Start {
+                event,
+                user,
+                try_count,
+                dup,
+            } => {
+                let times = starts.entry(*event).or_default();
+                *times += 1;
+                if *times == 1 {
+                    firsts.push(*event);
+                } else if !dup {
+                    findings.push(Finding::Unflagged {
+                        event: *event,
+                        try_count: *try_count,
+                    });
+                }
+                if let Some((first, _)) = open.insert(*user, (*event, *try_count)) {
+                    findings.push(Finding::Overlap {
+                        first,
+                        second: *event,
+                    });
+                }
+                since_cut.insert(*user, *event);
+            }
+            Entry::End { event, try_count } => {
+                if let Some(user) = cut.get(&(*event, *try_count)) {
+                    // It outlived its daemon; whatever of its account started since, overlapped.
+                    if let Some(second) = since_cut.get(user) {
+                        findings.push(Finding::Overlap {
+                            first: *event,
+                            second: *second,
+                        });
+                    }
+                }
+                open.retain(|_, running| *running != (*event, *try_count));
+            }
+            Entry::Kill { running } => {
+                for event in running {
+                    *kills.entry(*event).or_default() += 1;
+                }
+                for (user, running) in std::mem::take(&mut open) {
+                    cut.insert(running, user);
+                    since_cut.remove(&user);
+                }
+            }
+        }
+    }
+    for (event, times) in &starts {
+        if !known.contains(event) {
+            findings.push(Finding::Alien { event: *event });
+        }
+        let kills = kills.get(event).copied().unwrap_or(0);
+        if *times > 1 + kills {
+            findings.push(Finding::Repeated {
+                event: *event,
+                times: *times,
+                kills,
+            });
+        }
+    }
+    let place: BTreeMap<i64, usize> = firsts.iter().enumerate().map(|(n, e)| (*e, n)).collect();
+    let mut last: BTreeMap<i64, (usize, i64)> = BTreeMap::new();
+    for Accepted { event, user } in accepted {
+        let Some(at) = place.get(event) else {
+            if !excused.contains(event) {
+                findings.push(Finding::Lost { event: *event });
+            }
+            continue;
+        };
+        if let Some((before, earlier)) = last.get(user)
+            && at < before
+        {
+            findings.push(Finding::Reordered {
+                earlier: *earlier,
+                later: *event,
+            });
+            continue;
+        }
+        last.insert(*user, (*at, *event));
+    }
+    findings
+}
+
+/// Most attempts that ran at once; a kill ends all.
+pub fn peak(entries: &[Entry]) -> usize {
+    let mut open = BTreeSet::new();
+    let mut peak = 0;
+    for entry in entries {
+        match entry {
+            Entry::Start {
+                event, try_count, ..
+            } => {
+                open.insert((*event, *try_count));
+            }
+            Entry::End { event, try_count } => {
+                open.remove(&(*event, *try_count));
+            }
+            Entry::Kill { .. } => open.clear(),
+        }
+        peak = peak.max(open.len());
+    }
+    peak
+}
+
+/// Repetitions: starts beyond the first of each event.
+pub fn repeated(entries: &[Entry]) -> usize {
+    let starts = entries.iter().filter_map(|entry| match entry {
+        Entry::Start { event, .. } => Some(*event),
+        Entry::End { .. } | Entry::Kill { .. } => None,
+    });
+    let all: Vec<i64> = starts.collect();
+    all.len() - all.iter().collect::<BTreeSet<_>>().len()
+}
+
+/// Notes in a script's journal that the daemon was killed.
+pub fn note_kill(journal: &Path, running: &BTreeSet<i64>) {
+    append(journal, &kill_line(running));
+}
+
+/// The same in the journal of a simulated router.
+pub fn note_kill_of_router(journal: &Path, running: &BTreeSet<i64>, at_us: i64) {
+    let record = serde_json::json!({"killed_at_us": at_us, "running": running});
+    append(journal, &format!("{record}\n"));
+}
+
+fn kill_line(running: &BTreeSet<i64>) -> String {
+    let ids: Vec<String> = running.iter().map(i64::to_string).collect();
+    format!("kill {}\n", ids.join(" "))
+}
+
+fn append(journal: &Path, line: &str) {
+    use std::io::Write;
+    let mut file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(journal)
+        .unwrap();
+    file.write_all(line.as_bytes()).unwrap();
+}
+
+/// Reads a script's journal.
+pub fn of_script(text: &str) -> Vec<Entry> {
+    let entry = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let number = |at: usize| -> i64 { words[at].parse().unwrap() };
+        match words[0] {
+            "start" => Entry::Start {
+                event: number(1),
+                user: number(2),
+                try_count: words[3].parse().unwrap(),
+                dup: words[4] == "1",
+            },
+            "end" => Entry::End {
+                event: number(1),
+                try_count: words[2].parse().unwrap(),
+            },
+            "kill" => Entry::Kill {
+                running: words[1..].iter().filter_map(|w| w.parse().ok()).collect(),
+            },
+            other => panic!("{other:?} in a journal"),
+        }
+    };
+    text.lines().map(entry).collect()
+}
+
+/// Reads the journal of a simulated router: the sentences of one attempt are one interval.
+pub fn of_router(text: &str) -> Vec<Entry> {
+    let mut moments: Vec<(i64, u8, Entry)> = Vec::new();
+    let mut attempts: BTreeMap<(i64, u32), (i64, i64, i64, bool)> = BTreeMap::new();
+    for line in text.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let us = |name: &str| record[name].as_i64().unwrap();
+        if let Some(at_us) = record["killed_at_us"].as_i64() {
+            let running = record["running"].as_array().unwrap();
+            let running = running.iter().filter_map(Value::as_i64).collect();
+            moments.push((at_us, 1, Entry::Kill { running }));
+            continue;
+        }
+        let comment = record["args"]["comment"].as_str().unwrap();
+        let words: Vec<&str> = comment.split(' ').collect();
+        let key = (words[0].parse().unwrap(), words[2].parse().unwrap());
+        let attempt = attempts.entry(key).or_insert((
+            us("at_us"),
+            us("done_at_us"),
+            words[1].parse().unwrap(),
+            words[3] == "1",
+        ));
+        attempt.0 = attempt.0.min(us("at_us"));
+        attempt.1 = attempt.1.max(us("done_at_us"));
+    }
+    for ((event, try_count), (from, to, user, dup)) in attempts {
+        let start = Entry::Start {
+            event,
+            user,
+            try_count,
+            dup,
+        };
+        moments.push((from, 2, start));
+        moments.push((to, 0, Entry::End { event, try_count }));
+    }
+    // In the same microsecond an end comes before a start: they touch, they do not overlap.
+    // An attempt within one microsecond is put right by its length of at least that.
+    for moment in &mut moments {
+        if moment.1 == 0 {
+            moment.0 += 1;
+        }
+    }
+    moments.sort_by_key(|(at, kind, _)| (*at, *kind));
+    moments.into_iter().map(|(_, _, entry)| entry).collect()
+}

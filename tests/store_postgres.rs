@@ -1,0 +1,400 @@
+//! Promises that only a server can break: lost answers, ended connections, a take-over in the
+//! middle of a turn, and the shape of the queue tables (`NED_TEST_PG`, see `scripts/test`).
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed step fails the test"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nas_event_daemon::attempt::DoneResult;
+use nas_event_daemon::event::{CompactEvent, EventId, Waiting};
+use nas_event_daemon::nas::NasId;
+use nas_event_daemon::store::{Error, Posted, Settle, SettleTo, Store, Turn, WhereIs, connect};
+use sqlx::{Connection, PgConnection, Row};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+mod lab;
+use lab::db::{Db, Kind};
+
+async fn filled() -> Db {
+    let db = Db::new(Kind::Postgres).await;
+    db.sql("insert into nas (id, name, ip) values (1, 'A', '10.0.0.1')")
+        .await;
+    db.sql(
+        "insert into users (id, nas_id, login) select n, 1, 'u' || n from generate_series(1, 9) n",
+    )
+    .await;
+    db
+}
+
+async fn posted(store: &Arc<dyn Store>, users: &[i64]) -> Vec<EventId> {
+    let events: Vec<_> = users
+        .iter()
+        .map(|user| CompactEvent {
+            cmd: "user_add".into(),
+            user_id: Some(*user),
+            ..CompactEvent::default()
+        })
+        .collect();
+    match store.post(&events, None).await.unwrap() {
+        Posted::New(ids) => ids,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn done(id: EventId) -> Settle {
+    Settle {
+        id,
+        try_count: Some(1),
+        to: SettleTo::Done {
+            result: DoneResult::Done,
+            answer: None,
+            scheme_hash: "ab".into(),
+        },
+        code: 0,
+        ms: 1,
+        error: None,
+    }
+}
+
+/// A line to the server that, when armed, passes the next COMMIT on and swallows its answer.
+struct Lossy {
+    url: String,
+    armed: Arc<AtomicBool>,
+    _tasks: JoinSet<()>,
+}
+
+impl Lossy {
+    async fn before(url: &str) -> Self {
+        let (rest, database) = url.rsplit_once('/').unwrap();
+        let (user, server) = rest.rsplit_once('@').unwrap();
+        let server = server.to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let armed = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        let seen = armed.clone();
+        tasks.spawn(async move {
+            let mut lines = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&server).await.unwrap();
+                lines.spawn(carry(client, server, seen.clone()));
+            }
+        });
+        Self {
+            url: format!("{user}@127.0.0.1:{port}/{database}"),
+            armed,
+            _tasks: tasks,
+        }
+    }
+}
+
+async fn carry(mut client: TcpStream, mut server: TcpStream, armed: Arc<AtomicBool>) {
+    let mut asked = vec![0; 64 * 1024];
+    let mut answered = vec![0; 64 * 1024];
+    loop {
+        tokio::select! {
+            n = client.read(&mut asked) => {
+                let Ok(n @ 1..) = n else { return };
+                let lost = asked[..n].windows(6).any(|w| w == b"COMMIT")
+                    && armed.swap(false, Ordering::SeqCst);
+                if server.write_all(&asked[..n]).await.is_err() {
+                    return;
+                }
+                if lost {
+                    // The server has committed once its answer is here; the client never sees it.
+                    let _answer = server.read(&mut answered).await;
+                    return;
+                }
+            }
+            n = server.read(&mut answered) => {
+                let Ok(n @ 1..) = n else { return };
+                if client.write_all(&answered[..n]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_whose_commit_got_no_answer_is_read_back() {
+    let db = filled().await;
+    let line = Lossy::before(&db.url).await;
+    let store = connect(&line.url).await.unwrap();
+    let epoch = store.own("test pid=1", 10_000).await.unwrap();
+    let ids = posted(&store, &[1, 2]).await;
+    store.expand(10, &[]).await.unwrap();
+    let first = Turn {
+        epoch,
+        starts: vec![ids[0]],
+        ..Turn::default()
+    };
+    assert_eq!(store.turn(&first).await.unwrap().started.len(), 1);
+    let both = Turn {
+        epoch,
+        settles: vec![done(ids[0])],
+        starts: vec![ids[1]],
+        ..Turn::default()
+    };
+    line.armed.store(true, Ordering::SeqCst);
+    let lost = store.turn(&both).await;
+    assert!(matches!(lost, Err(Error::Sql { .. })), "{lost:?}");
+    // It did happen.
+    let row = db.store.event(ids[1]).await.unwrap().unwrap();
+    assert_eq!((row.state.as_str(), row.try_count), ("running", 1));
+    // The caller says the same again and is answered as if nothing had been lost.
+    let again = store.turn(&both).await.unwrap();
+    assert_eq!(again.settled, vec![ids[0]]);
+    assert_eq!(
+        again
+            .started
+            .iter()
+            .map(|s| (s.id, s.try_count))
+            .collect::<Vec<_>>(),
+        vec![(ids[1], 1)]
+    );
+    // And only once.
+    let third = store.turn(&both).await.unwrap();
+    assert!(third.settled.is_empty() && third.started.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expansion_whose_commit_got_no_answer_is_handed_over_later() {
+    let db = filled().await;
+    let line = Lossy::before(&db.url).await;
+    let store = connect(&line.url).await.unwrap();
+    let ids = posted(&store, &[1, 2, 3]).await;
+    line.armed.store(true, Ordering::SeqCst);
+    assert!(store.expand(10, &[]).await.is_err());
+    let moved: Vec<Waiting> = store.expand(10, &[]).await.unwrap().moved;
+    assert_eq!(moved.iter().map(|w| w.id).collect::<Vec<_>>(), ids);
+    assert!(store.expand(10, &[]).await.unwrap().moved.is_empty());
+}
+
+/// Calls until it succeeds; a connection that was just used may be found broken once, and the
+/// pool may hold several of those.
+macro_rules! soon {
+    ($call:expr) => {{
+        let mut tries = 0;
+        loop {
+            match $call.await {
+                Ok(out) => break out,
+                Err(error) if tries < 10 => {
+                    let _: Error = error;
+                    tries += 1;
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }};
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_method_works_again_after_the_server_ended_all_connections() {
+    let db = filled().await;
+    let store = &db.store;
+    let epoch = store.own("test pid=1", 10_000).await.unwrap();
+    let ids = posted(store, &[1, 2, 3]).await;
+    store.expand(1, &[]).await.unwrap();
+    for round in 0..2 {
+        db.sql(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid()",
+        )
+        .await;
+        let turn = Turn {
+            epoch,
+            starts: vec![ids[round]],
+            ..Turn::default()
+        };
+        assert_eq!(soon!(store.turn(&turn)).started.len(), 1);
+        assert_eq!(soon!(store.expand(1, &[])).moved.len(), 1);
+        assert!(soon!(store.still_own(epoch)));
+        assert_eq!(soon!(store.nases()).len(), 1);
+        assert_eq!(soon!(store.check_billing()), Vec::<String>::new());
+        assert!(soon!(store.event(ids[0])).is_some());
+        soon!(store.audit("who", "what", "detail"));
+        soon!(store.load(NasId(1), EventId(0), 10));
+        soon!(store.sql("select 1", false));
+    }
+}
+
+/// Waits until a backend of this database waits for a lock while it runs `part`.
+async fn waits_for_lock(conn: &mut PgConnection, part: &str) {
+    loop {
+        let row = sqlx::query(
+            "select exists (select 1 from pg_stat_activity where datname = current_database()
+               and wait_event_type = 'Lock' and position($1 in query) > 0)",
+        )
+        .bind(part)
+        .fetch_one(&mut *conn)
+        .await
+        .unwrap();
+        if row.get::<bool, _>(0) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_take_over_waits_for_the_running_turn() {
+    let db = filled().await;
+    let epoch = db.store.own("test pid=1", 10_000).await.unwrap();
+    let ids = posted(&db.store, &[1]).await;
+    db.store.expand(10, &[]).await.unwrap();
+    let turn = Turn {
+        epoch,
+        starts: ids.clone(),
+        ..Turn::default()
+    };
+    // A foreign lock holds the turn up after its look at the owner.
+    let mut foreign = PgConnection::connect(&db.url).await.unwrap();
+    let mut eye = PgConnection::connect(&db.url).await.unwrap();
+    let mut lock = Connection::begin(&mut foreign).await.unwrap();
+    sqlx::query("select 1 from events_stack for update")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let second = connect(&db.url).await.unwrap();
+    let late = async {
+        waits_for_lock(&mut eye, "update events_stack").await;
+        tokio::join!(second.own("other pid=2", -1), async {
+            // Without the turn's lock on the owner's row this would never come.
+            let wait = waits_for_lock(&mut eye, "insert into owner");
+            let waited = tokio::time::timeout(std::time::Duration::from_secs(20), wait).await;
+            lock.rollback().await.unwrap();
+            waited.unwrap();
+        })
+        .0
+    };
+    let (turned, next) = tokio::join!(db.store.turn(&turn), late);
+    assert_eq!(turned.unwrap().started.len(), 1);
+    let next = next.unwrap();
+    assert_eq!(second.recover(next, 3).await.unwrap(), (1, 0));
+    let late = db.store.turn(&turn).await;
+    assert!(matches!(late, Err(Error::Fenced { .. })), "{late:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_queue_tables_are_shaped_for_churn() {
+    let db = filled().await;
+    let mut conn = PgConnection::connect(&db.url).await.unwrap();
+    let indexes: Vec<(String, String)> = sqlx::query_as(
+        "select tablename::text, indexdef from pg_indexes where tablename in ('events_stack', 'events_dead')",
+    )
+    .fetch_all(&mut conn)
+    .await
+    .unwrap();
+    for (table, index) in &indexes {
+        assert!(!index.contains("state"), "marking would write to {index}");
+        if table == "events_stack" && !index.contains("UNIQUE") {
+            assert!(index.contains("(id + 0)"), "settling could choose {index}");
+        }
+    }
+    let options: Vec<(String, Vec<String>)> = sqlx::query_as(
+        "select relname::text, reloptions from pg_class
+         where relname in ('events_stack', 'events_stack_compact') order by 1",
+    )
+    .fetch_all(&mut conn)
+    .await
+    .unwrap();
+    assert!(options[0].1.contains(&"fillfactor=45".to_owned()));
+    for (table, options) in &options {
+        assert!(
+            options.contains(&"autovacuum_vacuum_scale_factor=0".to_owned()),
+            "{table}"
+        );
+        assert!(
+            options.contains(&"autovacuum_vacuum_cost_delay=0".to_owned()),
+            "{table}"
+        );
+    }
+    // A load finds its index, whatever the statistics say.
+    let plan: Vec<(String,)> = sqlx::query_as(
+        "explain select id from events_stack where nas_id = 1 and id + 0 >= 5
+           and state in ('ready', 'deferred') order by id + 0 limit 500",
+    )
+    .fetch_all(&mut conn)
+    .await
+    .unwrap();
+    assert!(
+        plan.iter()
+            .any(|l| l.0.contains("events_stack_nas") || l.0.contains("events_stack_lane")),
+        "{plan:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_producer_needs_cmd_and_user_only() {
+    let db = filled().await;
+    db.sql("insert into events_stack_compact (cmd, user_id) values ('user_add', 1)")
+        .await;
+    db.sql("insert into events_stack_compact (cmd, user_id, params) values ('user_del', 2, '{\"ip\": \"10.1.1.1\"}')")
+        .await;
+    let moved = db.store.expand(10, &[]).await.unwrap().moved;
+    assert_eq!(moved.len(), 2);
+    let row = db.store.event(moved[1].id).await.unwrap().unwrap();
+    assert_eq!(row.place, WhereIs::Stack);
+    assert_eq!(row.params.unwrap().text("ip"), "10.1.1.1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_are_not_reached_by_detours() {
+    let db = filled().await;
+    for statement in [
+        "select * from U&\"nas\\005fsecret\"",
+        "select query_to_xml('select * from nas_' || 'sec' || 'ret', true, true, '')",
+        "select most_common_vals from pg_stats where tablename like 'nas_sec%'",
+        "copy users to program 'cat'",
+        "do $$ begin null; end $$",
+    ] {
+        let answer = db.store.sql(statement, false).await;
+        assert!(
+            matches!(answer, Err(Error::Refused(_))),
+            "{statement}: {answer:?}"
+        );
+    }
+    let answer = db
+        .store
+        .sql(
+            "select true, 1.50, timestamptz '2026-01-02 03:04:05+00', null",
+            false,
+        )
+        .await
+        .unwrap();
+    let row: Vec<_> = answer.rows[0].iter().map(Option::as_deref).collect();
+    assert_eq!(
+        row,
+        vec![Some("1"), Some("1.50"), Some("2026-01-02 03:04:05"), None]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_not_there_is_named_without_the_password() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let url = format!("postgres://ned:servicemode@127.0.0.1:{port}/billing");
+    let Err(error) = connect(&url).await else {
+        panic!("nobody listens there")
+    };
+    let told = format!(
+        "{error} {error:?} {:?}",
+        std::error::Error::source(&error).map(ToString::to_string)
+    );
+    assert!(matches!(error, Error::Open { .. }), "{told}");
+    assert!(
+        told.contains("127.0.0.1") && told.contains("refused"),
+        "{told}"
+    );
+    assert!(!told.contains("servicemode"), "{told}");
+}
