@@ -163,28 +163,32 @@ impl Scheduler {
             ..Turn::default()
         };
         turn.settles = batch.iter().map(|b| b.0.clone()).collect();
+        // The lanes that this turn settles for good are free for it, too: same transaction. An
+        // event that comes back starts in a later turn: what its own settlement writes (its
+        // flag, its try) must be read before it runs again.
+        let (at_once, after): (Vec<_>, Vec<_>) = batch
+            .iter()
+            .map(|(settle, gone)| (settle.id, *gone))
+            .partition(|(_, gone)| !stopping && *gone == Gone::Finished);
+        for (id, gone) in at_once {
+            s.lanes.settled(id, gone, now);
+        }
         if !stopping {
-            // The lanes that this turn settles are free for it, too: same transaction.
-            for (settle, gone) in &batch {
-                s.lanes.settled(settle.id, *gone, now);
-            }
             self.pick(s, &mut turn, now, wall_ms);
         }
         if !turn.settles.is_empty() || !turn.starts.is_empty() {
             let turned = self.write(turn.clone(), hard).await?;
             s.turns += 1;
-            if stopping {
-                for (settle, gone) in &batch {
-                    s.lanes.settled(settle.id, *gone, now);
-                }
-            }
             self.settled(s, &batch, &turned);
+            for (id, gone) in &after {
+                s.lanes.settled(*id, *gone, now);
+            }
             self.start(s, &turn, turned);
         }
         self.read_wanted(s);
         self.publish(s, wall_ms);
         let full = turn.settles.len() + turn.starts.len() >= TURN_MAX || !s.settles.is_empty();
-        Ok(full)
+        Ok(full || !after.is_empty())
     }
 
     fn pick(&self, s: &mut State, turn: &mut Turn, now: u64, wall_ms: i64) {

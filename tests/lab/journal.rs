@@ -175,12 +175,99 @@ pub fn peak(entries: &[Entry]) -> usize {
 
 /// Repetitions: starts beyond the first of each event.
 pub fn repeated(entries: &[Entry]) -> usize {
-    let starts = entries.iter().filter_map(|entry| match entry {
-        Entry::Start { event, .. } => Some(*event),
+    let all = starts(entries);
+    let events: BTreeSet<i64> = all.iter().map(|(event, ..)| *event).collect();
+    all.len() - events.len()
+}
+
+/// A session scheme whose every state-changing function writes the journal; `body` runs between
+/// its two lines.
+pub fn session(journal: &Path, body: &str) -> String {
+    let journal = nas_event_daemon::shell::quote(&journal.to_string_lossy());
+    let mut text = format!(
+        "note() {{ printf '%s\\n' \"$*\" >> {journal}; }}\n\
+         work() {{\n\
+           note start $event_id $user_id $try_count $possible_duplicate\n\
+           {body}\n\
+           note end $event_id $try_count\n\
+         }}\n"
+    );
+    for cmd in CMDS {
+        text.push_str(&format!("{cmd}() {{ work; }}\n"));
+    }
+    text
+}
+
+/// A body for [`session`]: goes on until the test has made a file `all`, or one that is named
+/// as the event, in `gate`.
+pub fn gated(gate: &Path) -> String {
+    std::fs::create_dir_all(gate).unwrap();
+    let gate = gate.display();
+    format!("until [[ -e {gate}/$event_id || -e {gate}/all ]]; do sleep 0.05; done")
+}
+
+/// Lets one event, or `all`, through the gate.
+pub fn let_through(gate: &Path, who: impl ToString) {
+    std::fs::write(gate.join(who.to_string()), "").unwrap();
+}
+
+/// The events that have started and not ended, in the order of their starts.
+pub fn running(entries: &[Entry]) -> Vec<i64> {
+    let mut open = Vec::new();
+    for entry in entries {
+        match entry {
+            Entry::Start { event, .. } => open.push(*event),
+            Entry::End { event, .. } => open.retain(|e| e != event),
+            Entry::Kill { .. } => open.clear(),
+        }
+    }
+    open
+}
+
+/// Every start, as (event, try, flagged).
+pub fn starts(entries: &[Entry]) -> Vec<(i64, u32, bool)> {
+    let start = |entry: &Entry| match entry {
+        Entry::Start {
+            event,
+            try_count,
+            dup,
+            ..
+        } => Some((*event, *try_count, *dup)),
         Entry::End { .. } | Entry::Kill { .. } => None,
-    });
-    let all: Vec<i64> = starts.collect();
-    all.len() - all.iter().collect::<BTreeSet<_>>().len()
+    };
+    entries.iter().filter_map(start).collect()
+}
+
+/// A native scheme of which every command writes who it is into one queue per account.
+pub fn native() -> String {
+    let mut text = "driver = \"mikrotik\"\n".to_owned();
+    for cmd in CMDS {
+        text.push_str(&format!(
+            "[[on.{cmd}]]\n\
+             ensure = \"/queue/simple\"\n\
+             where = {{ name = \"u{{{{ user_id }}}}\" }}\n\
+             set = {{ target = \"{{{{ ip }}}}\", comment = \"{{{{ event_id }}}} {{{{ user_id }}}} {{{{ try_count }}}} {{{{ possible_duplicate }}}}\" }}\n"
+        ));
+    }
+    text
+}
+
+/// Commands that both schemes know, one of each class that changes something.
+pub const CMDS: [&str; 4] = [
+    "user_redirect_cancel",
+    "user_redirect",
+    "user_rate_set",
+    "user_add",
+];
+
+/// The entries in a script's journal; none if there is no such file.
+pub fn read_script(journal: &Path) -> Vec<Entry> {
+    of_script(&std::fs::read_to_string(journal).unwrap_or_default())
+}
+
+/// The entries in the journal of a simulated router.
+pub fn read_router(journal: &Path) -> Vec<Entry> {
+    of_router(&std::fs::read_to_string(journal).unwrap_or_default())
 }
 
 /// Notes in a script's journal that the daemon was killed.
@@ -234,10 +321,19 @@ pub fn of_script(text: &str) -> Vec<Entry> {
     text.lines().map(entry).collect()
 }
 
-/// Reads the journal of a simulated router: the sentences of one attempt are one interval.
+struct Attempt {
+    from_us: i64,
+    to_us: i64,
+    user: i64,
+    dup: bool,
+    obeyed: bool,
+}
+
+/// Reads the journal of a simulated router: the sentences of one attempt are one interval. An
+/// attempt of which the router refused every sentence has changed nothing and is left out.
 pub fn of_router(text: &str) -> Vec<Entry> {
     let mut moments: Vec<(i64, u8, Entry)> = Vec::new();
-    let mut attempts: BTreeMap<(i64, u32), (i64, i64, i64, bool)> = BTreeMap::new();
+    let mut attempts: BTreeMap<(i64, u32), Attempt> = BTreeMap::new();
     for line in text.lines() {
         let record: Value = serde_json::from_str(line).unwrap();
         let us = |name: &str| record[name].as_i64().unwrap();
@@ -250,24 +346,26 @@ pub fn of_router(text: &str) -> Vec<Entry> {
         let comment = record["args"]["comment"].as_str().unwrap();
         let words: Vec<&str> = comment.split(' ').collect();
         let key = (words[0].parse().unwrap(), words[2].parse().unwrap());
-        let attempt = attempts.entry(key).or_insert((
-            us("at_us"),
-            us("done_at_us"),
-            words[1].parse().unwrap(),
-            words[3] == "1",
-        ));
-        attempt.0 = attempt.0.min(us("at_us"));
-        attempt.1 = attempt.1.max(us("done_at_us"));
+        let attempt = attempts.entry(key).or_insert(Attempt {
+            from_us: us("at_us"),
+            to_us: us("done_at_us"),
+            user: words[1].parse().unwrap(),
+            dup: words[3] == "1",
+            obeyed: false,
+        });
+        attempt.from_us = attempt.from_us.min(us("at_us"));
+        attempt.to_us = attempt.to_us.max(us("done_at_us"));
+        attempt.obeyed |= record["trap"].is_null();
     }
-    for ((event, try_count), (from, to, user, dup)) in attempts {
+    for ((event, try_count), attempt) in attempts.into_iter().filter(|(_, a)| a.obeyed) {
         let start = Entry::Start {
             event,
-            user,
+            user: attempt.user,
             try_count,
-            dup,
+            dup: attempt.dup,
         };
-        moments.push((from, 2, start));
-        moments.push((to, 0, Entry::End { event, try_count }));
+        moments.push((attempt.from_us, 2, start));
+        moments.push((attempt.to_us, 0, Entry::End { event, try_count }));
     }
     // In the same microsecond an end comes before a start: they touch, they do not overlap.
     // An attempt within one microsecond is put right by its length of at least that.
