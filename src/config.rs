@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::nas::OnError;
 
@@ -19,7 +19,7 @@ const OPEN_FROM_MIN_V4: u8 = 24;
 const OPEN_FROM_MIN_V6: u8 = 120;
 
 /// The whole configuration.
-#[derive(Debug, Clone, Deserialize, PartialEq, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where events are kept.
@@ -37,7 +37,7 @@ pub struct Config {
 }
 
 /// `[database]`
-#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     /// `sqlite:///absolute/path` or `postgres://user@host/db`.
@@ -53,7 +53,7 @@ impl Default for Database {
 }
 
 /// `[paths]`
-#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Paths {
     /// Operator's schemes: `local/` then `core/` below it.
@@ -78,7 +78,7 @@ impl Default for Paths {
 }
 
 /// `[http]`
-#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
     /// `address:port` each; empty = no TCP.
@@ -97,32 +97,32 @@ impl Default for Http {
 }
 
 /// `[dispatch]`
-#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dispatch {
     /// How often NAS settings are read again, 1s..1h.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
     pub settings_interval: Duration,
     /// How often rows inserted by others are looked for, 5ms..60s.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
     pub poll_interval: Duration,
     /// Wait after the n-th failed try is n times this, 10ms..24h.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
     pub retry_base: Duration,
     /// Tries before an event is dead, 1..1000.
     pub max_tries: u32,
     /// What an unknown exit code means.
     pub on_error: OnError,
     /// Hard deadline of one attempt, 10ms..24h.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
     pub script_timeout: Duration,
     /// How long a later event on another NAS waits for an earlier one, 0..1h.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
     pub cross_nas_wait: Duration,
     /// Ids of waiting events kept in memory, 1000..10000000.
     pub window: usize,
     /// Time that running events get at SIGTERM, 0..1h.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
     pub drain: Duration,
 }
 
@@ -143,11 +143,11 @@ impl Default for Dispatch {
 }
 
 /// `[history]`
-#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct History {
     /// How long done events are kept.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
     pub keep: Duration,
 }
 
@@ -160,7 +160,7 @@ impl Default for History {
 }
 
 /// `[compat]`
-#[derive(Debug, Clone, Deserialize, PartialEq, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct Compat {
     /// Directory for the classic `<user_id>_user_info` files; empty = none.
@@ -389,6 +389,15 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+/// The form that [`parse_duration`] reads: whole seconds, else milliseconds.
+fn duration_text<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    if value.subsec_nanos() == 0 {
+        serializer.serialize_str(&format!("{}s", value.as_secs()))
+    } else {
+        serializer.serialize_str(&format!("{}ms", value.as_secs_f64() * 1000.0))
+    }
 }
 
 #[cfg(test)]

@@ -142,6 +142,7 @@ async fn a_turn_whose_commit_got_no_answer_is_read_back() {
         epoch,
         settles: vec![done(ids[0])],
         starts: vec![ids[1]],
+        ..Turn::default()
     };
     line.armed.store(true, Ordering::SeqCst);
     let lost = store.turn(&both).await;

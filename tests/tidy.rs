@@ -190,6 +190,9 @@ const SHORT: &[(&str, &str)] = &[
         "src/driver/sessions.rs",
         "one map from NAS to pooled sessions",
     ),
+    ("src/cli/logs.rs", "one noun with one verb"),
+    ("src/cli/run.rs", "one verb, which is the daemon itself"),
+    ("src/cli/sim.rs", "one noun; the simulators are in src/sim"),
 ];
 /// Folders below `src/`.
 const FOLDERS_MAX: usize = 2;

@@ -105,3 +105,9 @@ pub fn say(line: impl AsRef<str>) {
 pub fn remark(line: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr(), "{}", line.as_ref());
 }
+
+/// Writes lines that are already ended to stdout.
+pub fn say_all(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().flush();
+}

@@ -130,9 +130,21 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     std::fs::create_dir_all(&config.paths.run).map_err(run_failed)?;
     let epoch = own(store.as_ref()).await?;
     let ctl = config.paths.run.join("ctl.sock");
-    let ctl_listener = serve::bind_ctl(&ctl).map_err(run_failed)?;
-    let pid = process::PidFile::write(&config.paths.run).map_err(run_failed)?;
-    let (returned, buried) = store.recover(epoch, DEATHS_MAX).await?;
+    let (ctl_listener, pid) = match local_doors(&config.paths.run, &ctl) {
+        Ok(doors) => doors,
+        Err(error) => {
+            given_up(store.as_ref(), epoch).await;
+            return Err(run_failed(error));
+        }
+    };
+    let (returned, buried) = match store.recover(epoch, DEATHS_MAX).await {
+        Ok(found) => found,
+        Err(error) => {
+            let _ = std::fs::remove_file(&ctl);
+            given_up(store.as_ref(), epoch).await;
+            return Err(error.into());
+        }
+    };
     if returned + buried > 0 {
         tracing::warn!(
             "the last daemon died: {returned} running events go back to ready, flagged possible_duplicate; {buried} died with it for the last time and are dead"
@@ -160,7 +172,11 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         Arc::clone(&tick),
         config.dispatch.settings_interval,
     );
-    parent.round().await?;
+    if let Err(error) = parent.round().await {
+        let _ = std::fs::remove_file(&ctl);
+        given_up(store.as_ref(), epoch).await;
+        return Err(error.into());
+    }
     let expander = Expander {
         store: Arc::clone(&store),
         wake: Arc::clone(&wake),
@@ -224,6 +240,10 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         settings_interval: config.dispatch.settings_interval,
         metrics: Some(metrics.clone()),
         high_water: 0,
+        dispatch: Some({
+            let status = status.clone();
+            Arc::new(move || serde_json::to_value(&*status.borrow()).unwrap_or_default())
+        }),
     };
     let router = rest::router(doors);
     let addresses = listeners
@@ -283,6 +303,29 @@ impl Running {
         let _ = std::fs::remove_file(&self.ctl);
         self.logs.daemon("Stopped");
         result
+    }
+}
+
+/// The control socket and the pid file, both or neither.
+fn local_doors(
+    run: &Path,
+    ctl: &Path,
+) -> std::io::Result<(tokio::net::UnixListener, process::PidFile)> {
+    let listener = serve::bind_ctl(ctl)?;
+    match process::PidFile::write(run) {
+        Ok(pid) => Ok((listener, pid)),
+        Err(error) => {
+            let _ = std::fs::remove_file(ctl);
+            Err(error)
+        }
+    }
+}
+
+/// Gives the ownership up when the start fails after it was taken: the next daemon shall not
+/// have to find out that this one is dead.
+async fn given_up(store: &dyn Store, epoch: i64) {
+    if let Err(error) = store.disown(epoch).await {
+        tracing::warn!("the ownership could not be given up: {}", chain(&error));
     }
 }
 
@@ -354,7 +397,7 @@ async fn prune(store: Arc<dyn Store>, keep: Duration, stop: Stop) -> Result<&'st
 
 /// Finds a NAS's scheme as `docs/schemes.md` says; native ones share the pooled sessions and
 /// are loaded anew only when their files have changed.
-fn resolver(config: &Config, sessions: Arc<Sessions>) -> Resolve {
+pub fn resolver(config: &Config, sessions: Arc<Sessions>) -> Resolve {
     let paths = config.paths.clone();
     let loaded: Mutex<BTreeMap<PathBuf, Loaded>> = Mutex::new(BTreeMap::new());
     Arc::new(move |nas| {

@@ -35,6 +35,14 @@ impl Signals {
         })
     }
 
+    /// Waits for SIGTERM or SIGINT, for tools that only have to end.
+    pub async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+
     /// Turns signals into stops and pokes, until the second stop signal.
     pub async fn follow(mut self, stop: Stop, reload: Arc<Notify>, logs: Logs) {
         loop {

@@ -544,7 +544,7 @@ pub async fn reload(State(desk): State<Desk>, At(caller): Operator) -> Result<Re
     Ok((StatusCode::ACCEPTED, Json(json!({ "reload": "asked" }))).into_response())
 }
 
-/// `GET /api/v1/status`: the stacks in numbers.
+/// `GET /api/v1/status`: the stacks in numbers, and what the dispatcher says of each NAS.
 pub async fn status(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Value>, Refusal> {
     let counts = health::counts(&desk, health::Freshness::Now).await?;
     let main: Map<String, Value> = counts
@@ -567,5 +567,6 @@ pub async fn status(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Valu
         "by_nas": by_nas,
         "dead": counts.dead,
         "oldest_s": counts.oldest_s,
+        "dispatch": desk.doors.dispatch.as_ref().map(|say| say()),
     })))
 }

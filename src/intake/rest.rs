@@ -68,6 +68,8 @@ pub struct Doors {
     pub metrics: Option<PrometheusHandle>,
     /// Waiting events above which posts get 429; 0 = no mark.
     pub high_water: usize,
+    /// What the dispatcher says of itself, for `/api/v1/status`; none = left out.
+    pub dispatch: Option<Arc<dyn Fn() -> Value + Send + Sync>>,
 }
 
 /// [`Doors`] and what the doors keep among themselves; one for all listeners.

@@ -73,7 +73,8 @@ fn given(text: Option<&str>) -> Option<&str> {
     text.map(str::trim).filter(|text| !text.is_empty())
 }
 
-fn roots(paths: &Paths) -> Vec<PathBuf> {
+/// Where a relative `oss_path` is looked for, first found first taken.
+pub fn roots(paths: &Paths) -> Vec<PathBuf> {
     let mut roots = vec![
         paths.oss.join("local"),
         paths.oss.join("core"),

@@ -6,6 +6,7 @@
 mod billing;
 mod nas_row;
 pub mod postgres;
+pub mod preview;
 pub mod rows;
 pub mod sqlite;
 

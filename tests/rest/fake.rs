@@ -381,6 +381,7 @@ pub(crate) fn house(high_water: usize) -> House {
         settings_interval: Duration::from_secs(60),
         metrics: Some(nas_event_daemon::intake::rest::install_metrics()),
         high_water,
+        dispatch: Some(Arc::new(|| serde_json::json!({ "turns": 7 }))),
     };
     House {
         fake,

@@ -217,12 +217,14 @@ async fn unstart(tx: &mut PgConnection, doubt: &Doubt, epoch: i64) -> Result<()>
 async fn mark(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<Started>> {
     let ids: Vec<i64> = turn.starts.iter().map(|id| id.0).collect();
     let rows = sqlx::query(
-        "update events_stack set state = 'running', epoch = $2, try_count = try_count + 1, started_at = now()
-         where id = any($1) and state in ('ready', 'deferred')
+        "update events_stack set state = 'running', epoch = $2,
+           try_count = try_count + (state <> 'running')::int, started_at = now()
+         where id = any($1) and (state in ('ready', 'deferred') or ($3 and state = 'running' and epoch = $2))
          returning id, event_type, user_id, abonent_id, usluga_id, params::text, try_count, possible_duplicate",
     )
     .bind(ids)
     .bind(turn.epoch)
+    .bind(turn.again)
     .fetch_all(&mut *tx)
     .await
     .map_err(sql("mark events running"))?;

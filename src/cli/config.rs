@@ -1,0 +1,121 @@
+//! `config …`: is the configuration right, and what is in force?
+
+use std::path::Path;
+
+use clap::Subcommand;
+
+use super::exit::{BAD_CONFIG, DONE, Failed, NOT_REACHABLE, Outcome, remark, say, say_all};
+use super::table::one_line;
+use super::{Console, sqlite_file};
+use crate::config::{Config, DEFAULT_FILE};
+use crate::daemon;
+use crate::nas::{BadNas, Mode};
+use crate::store::{self, Error, shown_url};
+
+/// Verbs of the configuration.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Check the file, the database, the billing's tables and the scheme of every NAS.
+    Check,
+    /// Print the configuration that is in force, as TOML.
+    Show,
+}
+
+/// Runs one verb.
+pub async fn run(console: &Console, verb: Verb) -> Outcome {
+    let config = console.config()?;
+    match verb {
+        Verb::Show => {
+            say_all(&shown(&config)?);
+            Ok(DONE)
+        }
+        Verb::Check => check(console, &config).await,
+    }
+}
+
+/// The whole configuration; a password in the URL of the database is left out.
+fn shown(config: &Config) -> Result<String, Failed> {
+    let mut config = config.clone();
+    config.database.url = shown_url(&config.database.url);
+    toml::to_string(&config).map_err(|e| {
+        Failed::new(
+            super::exit::BUG,
+            format!("the configuration is no TOML: {e}"),
+        )
+    })
+}
+
+async fn check(console: &Console, config: &Config) -> Outcome {
+    let file = match &console.file {
+        Some(file) => file.display().to_string(),
+        None if Path::new(DEFAULT_FILE).exists() => DEFAULT_FILE.to_owned(),
+        None => "built-in defaults".to_owned(),
+    };
+    say(format!("{file}: ok"));
+    let url = shown_url(&config.database.url);
+    if let Some(path) = sqlite_file(&config.database.url)
+        && !path.exists()
+    {
+        let dir = path.parent().filter(|p| !p.as_os_str().is_empty());
+        if dir.is_some_and(|dir| !dir.is_dir()) {
+            return Err(Failed::new(
+                NOT_REACHABLE,
+                format!(
+                    "{url}: the directory does not exist\nhint: create it, writable for the daemon's user"
+                ),
+            ));
+        }
+        say(format!(
+            "{url}: not there yet, the daemon makes it when it starts"
+        ));
+        return Ok(DONE);
+    }
+    let store = store::connect(&config.database.url).await?;
+    let missing = store.check_billing().await?;
+    if !missing.is_empty() {
+        return Err(Error::Billing(missing.join("; ")).into());
+    }
+    say(format!("{url}: ok"));
+    let resolve = daemon::resolver(config, std::sync::Arc::default());
+    let mut wrong = 0;
+    for row in store.nases().await? {
+        let (id, ip, reason) = match &row {
+            Err(BadNas { id, ip, reason }) => (*id, ip.as_str(), Some(reason.clone())),
+            Ok(nas) if nas.mode == Mode::Off => (nas.id, nas.ip.as_str(), None),
+            Ok(nas) => (nas.id, nas.ip.as_str(), resolve(nas).err()),
+        };
+        match reason {
+            None => say(format!("NAS {id} {ip}: ok")),
+            Some(reason) => {
+                wrong += 1;
+                say(one_line(&format!("NAS {id} {ip}: skipped: {reason}")));
+            }
+        }
+    }
+    if wrong > 0 {
+        remark(format!(
+            "{wrong} NASes would be skipped; the daemon serves the others"
+        ));
+        return Ok(BAD_CONFIG);
+    }
+    Ok(DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let mut config = Config::default();
+        config.database.url = "postgres://ned:s3cret@db/billing".to_owned();
+        config.dispatch.poll_interval = std::time::Duration::from_millis(7);
+        let text = shown(&config).unwrap();
+        assert!(!text.contains("s3cret"), "{text}");
+        assert!(text.contains("postgres://ned@db/billing"), "{text}");
+        let again: Config = toml::from_str(&text).unwrap();
+        assert_eq!(again.dispatch, config.dispatch);
+        assert_eq!(again.paths, config.paths);
+        assert_eq!(again.history, config.history);
+    }
+}

@@ -1,0 +1,129 @@
+//! The daemon's control socket as the command line uses it: the same HTTP paths as on TCP,
+//! spoken over `<run>/ctl.sock`, where who may is asked of the kernel.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::{Client, Method, StatusCode};
+use serde_json::Value;
+
+use super::exit::{FAILED, Failed, NOT_FOUND, NOT_REACHABLE, REFUSED, USAGE};
+use crate::config::Config;
+
+/// For the connection; a local socket connects at once or never.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// For a whole request: above the database's own busy timeout.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest part of an answer that is no JSON which an error repeats, characters.
+const SHOWN_MAX: usize = 200;
+
+/// The socket of one daemon.
+pub struct Ctl {
+    client: Client,
+    socket: PathBuf,
+}
+
+impl Ctl {
+    /// Nothing is connected yet.
+    pub fn new(config: &Config) -> Result<Self, Failed> {
+        let socket = config.paths.run.join("ctl.sock");
+        let client = Client::builder()
+            .unix_socket(socket.clone())
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
+            .build()
+            .map_err(|e| Failed::new(FAILED, format!("cannot make an HTTP client: {e}")))?;
+        Ok(Self { client, socket })
+    }
+
+    /// The socket's path, for messages.
+    pub fn socket(&self) -> String {
+        self.socket.display().to_string()
+    }
+
+    /// Reads a path. `None`: no daemon listens.
+    pub async fn get(&self, path: &str) -> Result<Option<Value>, Failed> {
+        self.asked(Method::GET, path, None).await
+    }
+
+    /// Posts to a path. `None`: no daemon listens, so nothing was done.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Option<Value>, Failed> {
+        self.asked(Method::POST, path, Some(body)).await
+    }
+
+    /// Status and body of any path. `None`: no daemon listens.
+    pub async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Option<(StatusCode, String)>, Failed> {
+        if !self.socket.exists() {
+            return Ok(None);
+        }
+        let mut request = self
+            .client
+            .request(method, format!("http://localhost{path}"));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let lost = |e: reqwest::Error| {
+            let why = if e.is_timeout() {
+                format!("gave no answer within {REQUEST_TIMEOUT:?}")
+            } else {
+                format!("broke off: {}", crate::store::chain(&e))
+            };
+            Failed::new(
+                NOT_REACHABLE,
+                format!(
+                    "the daemon behind {} {why}\nhint: whether it acted is not known; look with event list, and at the daemon's log",
+                    self.socket.display()
+                ),
+            )
+        };
+        match request.send().await {
+            Ok(answer) => {
+                let status = answer.status();
+                Ok(Some((status, answer.text().await.map_err(lost)?)))
+            }
+            Err(e) if e.is_connect() => Ok(None),
+            Err(e) => Err(lost(e)),
+        }
+    }
+
+    async fn asked(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Option<Value>, Failed> {
+        let Some((status, text)) = self.raw(method, path, body).await? else {
+            return Ok(None);
+        };
+        let value: Value = serde_json::from_str(&text)
+            .unwrap_or_else(|_| Value::from(text.chars().take(SHOWN_MAX).collect::<String>()));
+        if status.is_success() {
+            return Ok(Some(value));
+        }
+        let part = |name: &str| value.pointer(name).and_then(Value::as_str);
+        let mut said = part("/error/message").map_or_else(
+            || format!("the daemon answered {status}: {value}"),
+            str::to_owned,
+        );
+        if let Some(hint) = part("/error/hint") {
+            said.push_str(&format!("\nhint: {hint}"));
+        }
+        let code = match status {
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => USAGE,
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::CONFLICT
+            | StatusCode::TOO_MANY_REQUESTS => REFUSED,
+            StatusCode::NOT_FOUND => NOT_FOUND,
+            StatusCode::SERVICE_UNAVAILABLE => NOT_REACHABLE,
+            _ => FAILED,
+        };
+        Err(Failed::new(code, said))
+    }
+}

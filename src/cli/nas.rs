@@ -1,0 +1,403 @@
+//! `nas …`: how each NAS stands, pausing it, its forks, testing it, setting it right.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::ctl::Ctl;
+use super::exit::{DONE, Failed, NOT_FOUND, Outcome, remark};
+use super::table::Table;
+use super::{Console, nas_test, resync, who};
+use crate::clock;
+use crate::config::{Config, parse_duration};
+use crate::daemon;
+use crate::dispatch::parent::Resolve;
+use crate::nas::{BadNas, Forks, Mode, Nas, NasId, NasState};
+use crate::store::{Counts, Store, shown_url};
+
+/// Verbs of NASes.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Every NAS with its numbers and what keeps it from working.
+    List,
+    /// Settings of one NAS, its scheme, its state; never its credentials.
+    Show {
+        /// nas.id
+        id: i64,
+    },
+    /// Start nothing new on a NAS; running events finish, waiting ones stay ready.
+    Pause {
+        /// nas.id
+        id: i64,
+        /// For so long, for example 30m; else until resumed
+        #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+        length: Option<Duration>,
+        /// Why, for those who look later
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        reason: String,
+    },
+    /// End a pause.
+    Resume {
+        /// nas.id
+        id: i64,
+    },
+    /// Override nas.forks.
+    Forks {
+        /// nas.id
+        id: i64,
+        /// 1 to 100, or "default" for what the billing says
+        #[arg(value_parser = forks)]
+        forks: Override,
+    },
+    /// Log in and time one harmless command.
+    Test {
+        /// nas.id
+        id: i64,
+    },
+    /// Post the commands that the flags of its accounts call for.
+    Resync(Resync),
+}
+
+/// Which NAS, and how fast.
+#[derive(Debug, Args)]
+pub struct Resync {
+    /// nas.id
+    id: i64,
+    /// Events per second; default: as fast as the database takes them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: Option<u32>,
+    /// Say what would be posted
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// A number of forks, or none.
+#[derive(Debug, Clone, Copy)]
+pub struct Override(Option<i64>);
+
+fn forks(text: &str) -> Result<Override, String> {
+    if text == "default" {
+        return Ok(Override(None));
+    }
+    match text.parse() {
+        Ok(n) if (1..=i64::from(Forks::MAX)).contains(&n) => Ok(Override(Some(n))),
+        _ => Err("expected 1 to 100, or default".to_owned()),
+    }
+}
+
+/// Runs one verb.
+pub async fn run(console: &Console, verb: Verb) -> Outcome {
+    let config = console.config()?;
+    let store = console.store(&config).await?;
+    match verb {
+        Verb::List => list(console, &config, store.as_ref()).await,
+        Verb::Show { id } => show(console, &config, store.as_ref(), NasId(id)).await,
+        Verb::Pause { id, length, reason } => {
+            let until = length.map_or(i64::MAX, |length| {
+                let ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
+                clock::wall_ms().saturating_add(ms)
+            });
+            let detail = format!("nas={id} for={length:?} reason={reason:?}");
+            let paused = |state: &mut NasState| {
+                state.paused_until_ms = Some(until);
+                state.pause_reason = reason;
+            };
+            change(
+                &config,
+                store.as_ref(),
+                NasId(id),
+                "nas_pause",
+                &detail,
+                paused,
+            )
+            .await
+        }
+        Verb::Resume { id } => {
+            let resumed = |state: &mut NasState| {
+                state.paused_until_ms = None;
+                state.pause_reason = String::new();
+            };
+            let detail = format!("nas={id}");
+            change(
+                &config,
+                store.as_ref(),
+                NasId(id),
+                "nas_resume",
+                &detail,
+                resumed,
+            )
+            .await
+        }
+        Verb::Forks { id, forks } => {
+            let detail = format!("nas={id} forks={:?}", forks.0);
+            let set = |state: &mut NasState| state.forks = forks.0;
+            change(
+                &config,
+                store.as_ref(),
+                NasId(id),
+                "nas_forks",
+                &detail,
+                set,
+            )
+            .await
+        }
+        Verb::Test { id } => nas_test::test(&config, store.as_ref(), NasId(id)).await,
+        Verb::Resync(args) => {
+            let _ = find(store.as_ref(), NasId(args.id)).await?;
+            let whom = resync::Whom::Nas(NasId(args.id));
+            resync::resync(console, &config, store, whom, args.rate, args.dry_run).await
+        }
+    }
+}
+
+/// The row of one NAS, good or bad.
+pub async fn find(store: &dyn Store, id: NasId) -> Result<Result<Nas, BadNas>, Failed> {
+    let rows = store.nases().await?;
+    let found = rows.into_iter().find(|row| id_of(row) == id);
+    found.ok_or_else(|| {
+        Failed::new(
+            NOT_FOUND,
+            format!("there is no NAS {id}\nhint: nas list shows all"),
+        )
+    })
+}
+
+fn id_of(row: &Result<Nas, BadNas>) -> NasId {
+    match row {
+        Ok(nas) => nas.id,
+        Err(bad) => bad.id,
+    }
+}
+
+async fn change(
+    config: &Config,
+    store: &dyn Store,
+    id: NasId,
+    what: &str,
+    detail: &str,
+    change: impl FnOnce(&mut NasState),
+) -> Outcome {
+    let _ = find(store, id).await?;
+    let mut states = store.nas_states().await?;
+    let mut state = states.remove(&id).unwrap_or_default();
+    change(&mut state);
+    store.set_nas_state(id, &state).await?;
+    store.audit(&who(), what, detail).await?;
+    poke(config).await;
+    Ok(DONE)
+}
+
+/// Makes a running daemon read its settings now; without one there is nobody to tell.
+async fn poke(config: &Config) {
+    let told = match Ctl::new(config) {
+        Ok(ctl) => ctl.post("/api/v1/reload", &json!({})).await,
+        Err(failed) => Err(failed),
+    };
+    match told {
+        Ok(Some(_)) => {}
+        Ok(None) => remark("no daemon is running: stored for the next one"),
+        Err(failed) => remark(format!(
+            "stored, but the daemon was not told, and will see it within {:?}: {}",
+            config.dispatch.settings_interval, failed.text
+        )),
+    }
+}
+
+/// `paused until …: reason`, if it is paused now.
+pub fn paused_text(state: &NasState, now_ms: i64) -> Option<String> {
+    let until = state.paused_until_ms.filter(|until| *until > now_ms)?;
+    let mut text = if until == i64::MAX {
+        "paused until resumed".to_owned()
+    } else {
+        format!("paused until {}", clock::local_text(until))
+    };
+    if !state.pause_reason.is_empty() {
+        text.push_str(&format!(": {}", state.pause_reason));
+    }
+    Some(text)
+}
+
+const LIST: &[&str] = &[
+    "id", "name", "ip", "mode", "forks", "scheme", "waiting", "running", "done", "deferred",
+    "dead", "breaker", "p95_ms", "note",
+];
+
+async fn list(console: &Console, config: &Config, store: &dyn Store) -> Outcome {
+    let live = Ctl::new(config)?.get("/api/v1/status").await?;
+    if live.is_none() {
+        remark("no daemon is running: read from the database, without what only a daemon knows");
+    }
+    let table = listed(config, store, live.as_ref()).await?;
+    console.list(&table);
+    Ok(DONE)
+}
+
+/// One row per NAS; `live` is what the daemon says of itself.
+pub async fn listed(
+    config: &Config,
+    store: &dyn Store,
+    live: Option<&Value>,
+) -> Result<Table, Failed> {
+    let rows = store.nases().await?;
+    let states = store.nas_states().await?;
+    let counts = store.counts().await?;
+    let resolve = daemon::resolver(config, std::sync::Arc::default());
+    let now = clock::wall_ms();
+    let mut table = Table::new(LIST);
+    for row in rows {
+        let id = id_of(&row);
+        let state = states.get(&id).cloned().unwrap_or_default();
+        let live = live.and_then(|live| live_of(live, id));
+        table.push(match row {
+            Ok(nas) => line(&nas, &state, now, live, &counts, &resolve),
+            Err(bad) => {
+                let mut cells = vec![json!(bad.id), Value::Null, json!(bad.ip)];
+                cells.resize(LIST.len() - 1, Value::Null);
+                cells.push(json!(format!("skipped: {}", bad.reason)));
+                cells
+            }
+        });
+    }
+    Ok(table)
+}
+
+fn live_of(live: &Value, id: NasId) -> Option<&Value> {
+    let nases = live.pointer("/dispatch/nases").and_then(Value::as_array)?;
+    nases
+        .iter()
+        .find(|nas| nas.get("id").and_then(Value::as_i64) == Some(id.0))
+}
+
+fn line(
+    nas: &Nas,
+    state: &NasState,
+    now: i64,
+    live: Option<&Value>,
+    counts: &Counts,
+    resolve: &Resolve,
+) -> Vec<Value> {
+    let field = |name: &str| live.and_then(|l| l.get(name)).cloned().unwrap_or_default();
+    let stacked = |wanted: &[&str]| -> Value {
+        let rows = counts
+            .by_nas
+            .iter()
+            .filter(|(id, state, _)| *id == nas.id.0 && wanted.contains(&state.as_str()));
+        json!(rows.map(|(_, _, n)| *n).sum::<i64>())
+    };
+    let mut notes = Vec::new();
+    notes.extend(paused_text(state, now));
+    let (scheme, skipped) = scheme_of(nas, resolve);
+    notes.extend(skipped.map(|why| format!("skipped: {why}")));
+    let reason = field("reason");
+    if let Some(reason) = reason.as_str().filter(|r| !r.is_empty()) {
+        notes.push(reason.to_owned());
+    }
+    let deferred = stacked(&["deferred"]);
+    vec![
+        json!(nas.id),
+        json!(nas.name),
+        json!(nas.ip),
+        json!(nas.mode),
+        json!(state.forks.map_or(nas.forks, |n| Forks::clamped(n).0)),
+        json!(scheme),
+        stacked(&["ready", "deferred", "held"]),
+        stacked(&["running"]),
+        field("done"),
+        deferred,
+        field("dead"),
+        field("breaker"),
+        field("p95_ms"),
+        json!(notes.join("; ")),
+    ]
+}
+
+/// Name of the scheme's directory or script, and why the NAS cannot be served.
+fn scheme_of(nas: &Nas, resolve: &Resolve) -> (Option<String>, Option<String>) {
+    let named = nas.oss_path.clone().or_else(|| nas.script_name.clone());
+    if nas.mode == Mode::Off {
+        return (named, Some("mode=off".to_owned()));
+    }
+    match resolve(nas) {
+        Ok(_) => (named, None),
+        Err(reason) => (named, Some(reason)),
+    }
+}
+
+async fn show(console: &Console, config: &Config, store: &dyn Store, id: NasId) -> Outcome {
+    let nas = match find(store, id).await? {
+        Ok(nas) => nas,
+        Err(bad) => {
+            console.record(&[
+                ("id", json!(bad.id)),
+                ("ip", json!(bad.ip)),
+                ("skipped", json!(bad.reason)),
+            ]);
+            return Ok(DONE);
+        }
+    };
+    let state = store.nas_states().await?.remove(&id).unwrap_or_default();
+    let secret = store.secret(id).await?;
+    let live = Ctl::new(config)?.get("/api/v1/status").await?;
+    let live = live.as_ref().and_then(|live| live_of(live, id));
+    let field = |name: &str| live.and_then(|l| l.get(name)).cloned().unwrap_or_default();
+    let resolve = daemon::resolver(config, std::sync::Arc::default());
+    let (execute, skipped) = match resolve(&nas) {
+        _ if nas.mode == Mode::Off => (None, Some("mode=off".to_owned())),
+        Ok(execute) => (Some(execute), None),
+        Err(reason) => (None, Some(reason)),
+    };
+    let identity = execute.as_ref().map(|e| e.identity().clone());
+    let path = |p: &Option<std::path::PathBuf>| p.as_ref().map(|p| p.display().to_string());
+    let set = |text: &str| if text.is_empty() { "no" } else { "yes" };
+    let vars: Vec<&String> = nas.vars.keys().collect();
+    console.record(&[
+        ("id", json!(nas.id)),
+        ("name", json!(nas.name)),
+        ("ip", json!(nas.ip)),
+        ("mode", json!(nas.mode)),
+        ("forks", json!(nas.forks)),
+        ("forks_override", json!(state.forks)),
+        ("forks_warning", json!(nas.forks_warning)),
+        ("paused", json!(paused_text(&state, clock::wall_ms()))),
+        ("skipped", json!(skipped)),
+        ("oss_path", json!(nas.oss_path)),
+        ("script_name", json!(nas.script_name)),
+        ("scheme_kind", json!(identity.as_ref().map(|i| i.kind))),
+        (
+            "scheme_dir",
+            json!(identity.as_ref().and_then(|i| path(&i.oss_pathname))),
+        ),
+        (
+            "scheme_script",
+            json!(identity.as_ref().and_then(|i| path(&i.script_name))),
+        ),
+        (
+            "scheme_hash",
+            json!(identity.as_ref().map(|i| i.hash.clone())),
+        ),
+        ("api_port", json!(nas.api_port)),
+        ("api_tls", json!(nas.api_tls)),
+        ("ssh_port", json!(nas.ssh_port)),
+        ("telnet_port", json!(nas.telnet_port)),
+        ("coa_port", json!(nas.coa_port)),
+        ("http_url", json!(nas.http_url.as_deref().map(shown_url))),
+        ("max_sessions", json!(nas.max_sessions)),
+        ("max_rate", json!(nas.max_rate)),
+        (
+            "timeout_ms",
+            json!(nas.timeout.map(|t| t.as_secs_f64() * 1000.0)),
+        ),
+        ("on_error", json!(nas.on_error)),
+        // Values may be secrets of the operator's own.
+        ("vars", json!(vars)),
+        ("login_set", json!(set(&secret.login))),
+        ("password_set", json!(set(&secret.password))),
+        ("coa_secret_set", json!(set(&secret.coa_secret))),
+        ("running", field("running")),
+        ("breaker", field("breaker")),
+        ("breaker_reason", field("reason")),
+        ("p95_ms", field("p95_ms")),
+    ]);
+    Ok(DONE)
+}

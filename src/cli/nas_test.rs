@@ -1,0 +1,148 @@
+//! `nas test ID`: can this NAS be reached, is the login right, how fast does it answer? For a
+//! native scheme by its own driver; a script logs in by itself, so only the script is looked at.
+
+use std::time::Duration;
+
+use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, UNHEALTHY, remark, say};
+use super::nas::find;
+use super::table::one_line;
+use crate::attempt::{Failure, FailureClass, Scope};
+use crate::clock;
+use crate::config::Config;
+use crate::daemon;
+use crate::driver::mikrotik::Command;
+use crate::driver::sessions::Sessions;
+use crate::nas::{Mode, Nas, NasId, NasSecret};
+use crate::scheme::native::NativeScheme;
+use crate::store::Store;
+
+/// What one command may take: the original's norm, 1000 events in 5 minutes.
+const NORM_MS: u64 = 300;
+/// For connection, login and answer together.
+const LIMIT: Duration = Duration::from_secs(15);
+/// Reads one row, changes nothing, and every login may ask it (MikroTik manual, "Identity").
+const HARMLESS: &str = "/system/identity/print";
+
+/// Runs the test.
+pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
+    let nas = find(store, id).await?.map_err(|bad| {
+        Failed::config(format!(
+            "NAS {id} is skipped: {}\nhint: correct its row in the billing",
+            bad.reason
+        ))
+    })?;
+    match nas.mode {
+        Mode::Active | Mode::Observe => {}
+        Mode::Off => remark("mode = off: the daemon does not serve this NAS"),
+    }
+    let resolve = daemon::resolver(config, std::sync::Arc::default());
+    let execute = resolve(&nas).map_err(|reason| {
+        Failed::config(format!(
+            "NAS {id} is skipped: {reason}\nhint: docs/schemes.md says where schemes are looked for"
+        ))
+    })?;
+    let identity = execute.identity();
+    let place = identity
+        .oss_pathname
+        .as_ref()
+        .or(identity.script_name.as_ref());
+    let place = place.map(|p| p.display().to_string()).unwrap_or_default();
+    let driver = match (identity.kind, identity.oss_pathname.as_deref()) {
+        ("native", Some(dir)) => NativeScheme::load(dir).map(|s| s.driver()).unwrap_or(""),
+        _ => "",
+    };
+    match driver {
+        "mikrotik" => {
+            let secret = store.secret(id).await?;
+            mikrotik(&nas, &secret).await
+        }
+        "" => {
+            say(format!(
+                "NAS {id} {}: {} {place} (hash {}) is found and can be loaded",
+                one_line(&nas.name),
+                identity.kind,
+                identity.hash
+            ));
+            remark(
+                "a script logs in by itself: what it says is in the log of the NAS after the next event",
+            );
+            Ok(DONE)
+        }
+        "record" => {
+            say(format!(
+                "NAS {id} {}: scheme {place} sends nothing, there is nothing to log in to",
+                one_line(&nas.name)
+            ));
+            Ok(DONE)
+        }
+        other => Err(Failed::new(
+            REFUSED,
+            format!("the driver {other} of {place} cannot be tested by this version"),
+        )),
+    }
+}
+
+async fn mikrotik(nas: &Nas, secret: &NasSecret) -> Outcome {
+    let sessions = Sessions::default().mikrotik(nas, secret);
+    let command = Command {
+        path: HARMLESS.to_owned(),
+        ..Command::default()
+    };
+    let what = format!("NAS {} {} ({})", nas.id, one_line(&nas.name), nas.ip);
+    let failed = |failure: Failure| refused(&what, &failure);
+    let began = clock::tick_ms();
+    let reply = sessions.talk(&command, LIMIT).await.map_err(&failed)?;
+    let login_ms = clock::tick_ms().saturating_sub(began);
+    let began = clock::tick_ms();
+    sessions.talk(&command, LIMIT).await.map_err(&failed)?;
+    let ms = clock::tick_ms().saturating_sub(began);
+    let name = reply.rows.first().and_then(|row| row.get("name"));
+    say(format!(
+        "{what}: logged in, first answer after {login_ms} ms, {HARMLESS} took {ms} ms (norm {NORM_MS} ms), identity {}",
+        one_line(name.map_or("unknown", String::as_str))
+    ));
+    if ms > NORM_MS {
+        remark(
+            "slower than the norm: look at the CPU of the NAS; more forks help only if it works on several commands at once",
+        );
+        return Ok(UNHEALTHY);
+    }
+    Ok(DONE)
+}
+
+fn refused(what: &str, failure: &Failure) -> Failed {
+    let (code, hint) = match (failure.scope, failure.class) {
+        (_, FailureClass::Transport | FailureClass::Unknown) => (
+            NOT_REACHABLE,
+            "check the address and nas.api_port, that the service api is enabled (/ip service), and firewalls in between",
+        ),
+        (Scope::Nas, FailureClass::Refused | FailureClass::Permanent) => (
+            REFUSED,
+            "check nas_secret.login and nas_secret.password, and the policy api of its group (/user group)",
+        ),
+        (Scope::Event, FailureClass::Refused | FailureClass::Permanent) => (
+            FAILED,
+            "the login works, the command does not; is it a MikroTik, with read rights for this login?",
+        ),
+    };
+    Failed::new(code, format!("{what}: {failure}\nhint: {hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_has_its_code() {
+        let code = |failure: Failure| refused("NAS 1", &failure).code;
+        assert_eq!(code(Failure::transport("no route")), NOT_REACHABLE);
+        assert_eq!(code(Failure::timeout("no answer")), NOT_REACHABLE);
+        assert_eq!(code(Failure::permanent("no such command")), FAILED);
+        let login = Failure {
+            scope: Scope::Nas,
+            parks: true,
+            ..Failure::permanent("invalid user name or password (6)")
+        };
+        assert_eq!(code(login), REFUSED);
+    }
+}

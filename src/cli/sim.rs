@@ -1,0 +1,29 @@
+//! `sim …`: the simulators as processes; a signal ends them.
+
+use clap::Subcommand;
+
+use super::exit::{DONE, FAILED, Failed, Outcome};
+use crate::daemon::shutdown::Signals;
+use crate::sim::mikrotik::console;
+
+/// What can be simulated.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// A MikroTik: the RouterOS API over TCP on loopback.
+    Mikrotik(console::Args),
+}
+
+/// Runs until SIGTERM or Ctrl-C.
+pub async fn run(verb: Verb) -> Outcome {
+    let mut signals =
+        Signals::catch().map_err(|e| Failed::new(FAILED, format!("cannot catch signals: {e}")))?;
+    match verb {
+        Verb::Mikrotik(args) => console::serve(&args, signals.stop()).await.map_err(|e| {
+            Failed::new(
+                FAILED,
+                format!("the simulated MikroTik ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
+            )
+        })?,
+    }
+    Ok(DONE)
+}

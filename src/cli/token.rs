@@ -1,0 +1,84 @@
+//! `token …`: secrets for the API. The secret is printed once and stored nowhere; the
+//! database keeps its SHA-256.
+
+use clap::Subcommand;
+use sha2::{Digest, Sha256};
+
+use super::exit::{DONE, FAILED, Failed, Outcome, USAGE, say};
+use super::{Console, who};
+use crate::intake::access::{Scope, hex};
+use crate::store::Token;
+
+/// Letters of a token: what no shell, header or URL has to quote.
+const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+/// 43 letters of 62 hold 256 bits.
+const LENGTH: usize = 43;
+/// Longest name, letters.
+const NAME_MAX: usize = 64;
+
+/// Verbs of tokens.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a token; it is the last word printed, and is never shown again.
+    Create {
+        /// Who will use it, as the audit will name it
+        name: String,
+        /// viewer reads; support also asks for user_info; operator also posts; admin all
+        #[arg(long, value_parser = ["viewer", "support", "operator", "admin"])]
+        scope: String,
+    },
+}
+
+/// Runs one verb.
+pub async fn run(console: &Console, verb: Verb) -> Outcome {
+    let Verb::Create { name, scope } = verb;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
+    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
+        return Err(Failed::new(
+            USAGE,
+            format!("the name of a token has 1 to {NAME_MAX} letters of A-Z a-z 0-9 . _ - @"),
+        ));
+    }
+    let Some(scope) = Scope::parse(&scope) else {
+        return Err(Failed::new(USAGE, format!("{scope:?} is no scope")));
+    };
+    let store = console.store(&console.config()?).await?;
+    let secret = secret()?;
+    let token = Token {
+        name: name.clone(),
+        scope: scope.as_str().to_owned(),
+        hash: hex(&Sha256::digest(secret.as_bytes())),
+    };
+    store.add_token(&token).await?;
+    let detail = format!("name={name} scope={}", scope.as_str());
+    store.audit(&who(), "token_create", &detail).await?;
+    say(format!("token {name} ({}): {secret}", scope.as_str()));
+    Ok(DONE)
+}
+
+fn secret() -> Result<String, Failed> {
+    let mut secret = String::with_capacity(LENGTH);
+    let mut bytes = [0_u8; 64];
+    while secret.len() < LENGTH {
+        getrandom::fill(&mut bytes)
+            .map_err(|e| Failed::new(FAILED, format!("the system gives no random numbers: {e}")))?;
+        // 248 is the largest multiple of 62 in a byte: above it some letters would come more often.
+        let fair = bytes.iter().filter(|b| **b < 248);
+        let letters = fair.filter_map(|b| LETTERS.get(usize::from(*b) % LETTERS.len()));
+        secret.extend(letters.take(LENGTH - secret.len()).map(|b| char::from(*b)));
+    }
+    Ok(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_long_plain_and_different() {
+        let (a, b) = (secret().unwrap(), secret().unwrap());
+        assert_eq!(a.len(), LENGTH);
+        assert!(a.bytes().all(|c| LETTERS.contains(&c)));
+        assert_ne!(a, b);
+    }
+}
