@@ -11,6 +11,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
+/// (event, try)
+pub type Attempt = (i64, u32);
+
 /// What happened on one NAS, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
@@ -23,8 +26,8 @@ pub enum Entry {
     },
     /// It ended there.
     End { event: i64, try_count: u32 },
-    /// The daemon was killed while these events were `running` in its database.
-    Kill { running: BTreeSet<i64> },
+    /// The daemon was killed while these attempts were `running` in its database.
+    Kill { running: BTreeSet<Attempt> },
 }
 
 /// An event whose acceptance was told to its producer.
@@ -62,11 +65,12 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
     let known: BTreeSet<i64> = accepted.iter().map(|a| a.event).collect();
     let mut firsts: Vec<i64> = Vec::new();
     let mut starts: BTreeMap<i64, usize> = BTreeMap::new();
-    let mut kills: BTreeMap<i64, usize> = BTreeMap::new();
-    // Of each account the attempt that runs, and those that a kill should have ended.
-    let mut open: BTreeMap<i64, (i64, u32)> = BTreeMap::new();
-    let mut cut: BTreeMap<(i64, u32), i64> = BTreeMap::new();
-    let mut since_cut: BTreeMap<i64, i64> = BTreeMap::new();
+    let mut kills: BTreeMap<i64, BTreeSet<u32>> = BTreeMap::new();
+    // Of each account the attempt that runs; attempts that a kill should have ended; and of
+    // each account the last event that started after a kill.
+    let mut open: BTreeMap<i64, Attempt> = BTreeMap::new();
+    let mut cut: BTreeMap<Attempt, Option<i64>> = BTreeMap::new();
+    let mut fresh: BTreeMap<i64, i64> = BTreeMap::new();
     for entry in entries {
         match entry {
             Entry::Start {
@@ -75,6 +79,7 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
                 try_count,
                 dup,
             } => {
+                let attempt = (*event, *try_count);
                 let times = starts.entry(*event).or_default();
                 *times += 1;
                 if *times == 1 {
@@ -85,34 +90,43 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
                         try_count: *try_count,
                     });
                 }
-                if let Some((first, _)) = open.insert(*user, (*event, *try_count)) {
+                let first = if let Some(user_of_cut) = cut.get_mut(&attempt) {
+                    // A process that a killed daemon had started gets to its first line late.
+                    *user_of_cut = Some(*user);
+                    fresh.get(user).copied()
+                } else {
+                    fresh.insert(*user, *event);
+                    open.insert(*user, attempt).map(|(first, _)| first)
+                };
+                if let Some(first) = first {
                     findings.push(Finding::Overlap {
                         first,
                         second: *event,
                     });
                 }
-                since_cut.insert(*user, *event);
             }
             Entry::End { event, try_count } => {
-                if let Some(user) = cut.get(&(*event, *try_count)) {
-                    // It outlived its daemon; whatever of its account started since, overlapped.
-                    if let Some(second) = since_cut.get(user) {
-                        findings.push(Finding::Overlap {
-                            first: *event,
-                            second: *second,
-                        });
-                    }
+                let attempt = (*event, *try_count);
+                if let Some(Some(user)) = cut.get(&attempt)
+                    && let Some(second) = fresh.get(user)
+                {
+                    // It outlived its daemon until something of its account had started.
+                    findings.push(Finding::Overlap {
+                        first: *event,
+                        second: *second,
+                    });
                 }
-                open.retain(|_, running| *running != (*event, *try_count));
+                open.retain(|_, running| *running != attempt);
             }
             Entry::Kill { running } => {
-                for event in running {
-                    *kills.entry(*event).or_default() += 1;
+                for (event, try_count) in running {
+                    kills.entry(*event).or_default().insert(*try_count);
+                    cut.entry((*event, *try_count)).or_default();
                 }
-                for (user, running) in std::mem::take(&mut open) {
-                    cut.insert(running, user);
-                    since_cut.remove(&user);
+                for (user, attempt) in std::mem::take(&mut open) {
+                    cut.insert(attempt, Some(user));
                 }
+                fresh.clear();
             }
         }
     }
@@ -120,7 +134,7 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
         if !known.contains(event) {
             findings.push(Finding::Alien { event: *event });
         }
-        let kills = kills.get(event).copied().unwrap_or(0);
+        let kills = kills.get(event).map_or(0, BTreeSet::len);
         if *times > 1 + kills {
             findings.push(Finding::Repeated {
                 event: *event,
@@ -152,21 +166,27 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
     findings
 }
 
-/// Most attempts that ran at once; a kill ends all.
+/// Most attempts that ran at once; a kill ends all, also those that have yet to show up.
 pub fn peak(entries: &[Entry]) -> usize {
     let mut open = BTreeSet::new();
+    let mut cut = BTreeSet::new();
     let mut peak = 0;
     for entry in entries {
         match entry {
             Entry::Start {
                 event, try_count, ..
             } => {
-                open.insert((*event, *try_count));
+                if !cut.contains(&(*event, *try_count)) {
+                    open.insert((*event, *try_count));
+                }
             }
             Entry::End { event, try_count } => {
                 open.remove(&(*event, *try_count));
             }
-            Entry::Kill { .. } => open.clear(),
+            Entry::Kill { running } => {
+                cut.extend(running.iter().copied());
+                open.clear();
+            }
         }
         peak = peak.max(open.len());
     }
@@ -271,19 +291,18 @@ pub fn read_router(journal: &Path) -> Vec<Entry> {
 }
 
 /// Notes in a script's journal that the daemon was killed.
-pub fn note_kill(journal: &Path, running: &BTreeSet<i64>) {
-    append(journal, &kill_line(running));
+pub fn note_kill(journal: &Path, running: &BTreeSet<Attempt>) {
+    let mut line = "kill".to_owned();
+    for (event, try_count) in running {
+        line.push_str(&format!(" {event}/{try_count}"));
+    }
+    append(journal, &format!("{line}\n"));
 }
 
 /// The same in the journal of a simulated router.
-pub fn note_kill_of_router(journal: &Path, running: &BTreeSet<i64>, at_us: i64) {
+pub fn note_kill_of_router(journal: &Path, running: &BTreeSet<Attempt>, at_us: i64) {
     let record = serde_json::json!({"killed_at_us": at_us, "running": running});
     append(journal, &format!("{record}\n"));
-}
-
-fn kill_line(running: &BTreeSet<i64>) -> String {
-    let ids: Vec<String> = running.iter().map(i64::to_string).collect();
-    format!("kill {}\n", ids.join(" "))
 }
 
 fn append(journal: &Path, line: &str) {
@@ -294,6 +313,11 @@ fn append(journal: &Path, line: &str) {
         .open(journal)
         .unwrap();
     file.write_all(line.as_bytes()).unwrap();
+}
+
+fn attempt(word: &str) -> Attempt {
+    let (event, try_count) = word.split_once('/').unwrap();
+    (event.parse().unwrap(), try_count.parse().unwrap())
 }
 
 /// Reads a script's journal.
@@ -313,7 +337,7 @@ pub fn of_script(text: &str) -> Vec<Entry> {
                 try_count: words[2].parse().unwrap(),
             },
             "kill" => Entry::Kill {
-                running: words[1..].iter().filter_map(|w| w.parse().ok()).collect(),
+                running: words[1..].iter().map(|w| attempt(w)).collect(),
             },
             other => panic!("{other:?} in a journal"),
         }
@@ -321,7 +345,7 @@ pub fn of_script(text: &str) -> Vec<Entry> {
     text.lines().map(entry).collect()
 }
 
-struct Attempt {
+struct Sentences {
     from_us: i64,
     to_us: i64,
     user: i64,
@@ -333,20 +357,19 @@ struct Attempt {
 /// attempt of which the router refused every sentence has changed nothing and is left out.
 pub fn of_router(text: &str) -> Vec<Entry> {
     let mut moments: Vec<(i64, u8, Entry)> = Vec::new();
-    let mut attempts: BTreeMap<(i64, u32), Attempt> = BTreeMap::new();
+    let mut attempts: BTreeMap<Attempt, Sentences> = BTreeMap::new();
     for line in text.lines() {
         let record: Value = serde_json::from_str(line).unwrap();
         let us = |name: &str| record[name].as_i64().unwrap();
         if let Some(at_us) = record["killed_at_us"].as_i64() {
-            let running = record["running"].as_array().unwrap();
-            let running = running.iter().filter_map(Value::as_i64).collect();
+            let running = serde_json::from_value(record["running"].clone()).unwrap();
             moments.push((at_us, 1, Entry::Kill { running }));
             continue;
         }
         let comment = record["args"]["comment"].as_str().unwrap();
         let words: Vec<&str> = comment.split(' ').collect();
         let key = (words[0].parse().unwrap(), words[2].parse().unwrap());
-        let attempt = attempts.entry(key).or_insert(Attempt {
+        let attempt = attempts.entry(key).or_insert(Sentences {
             from_us: us("at_us"),
             to_us: us("done_at_us"),
             user: words[1].parse().unwrap(),
