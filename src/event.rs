@@ -286,6 +286,18 @@ impl Params {
     }
 }
 
+impl Params {
+    /// A row of the account as JSON, without the names that the event's own object (JSON) has.
+    pub fn without(account: &str, own: Option<&str>) -> Self {
+        let mut all: Map<String, Value> = serde_json::from_str(account).unwrap_or_default();
+        let own: Map<String, Value> = own
+            .and_then(|own| serde_json::from_str(own).ok())
+            .unwrap_or_default();
+        all.retain(|name, _| !own.contains_key(name));
+        Self(all)
+    }
+}
+
 /// Names that never become variables: they would leak secrets or steer programs.
 pub fn refused_name(name: &str) -> bool {
     name.ends_with("_proxy")

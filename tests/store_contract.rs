@@ -52,6 +52,7 @@ on_both!(
     every_missing_column_is_named,
     nas_rows_are_checked_one_by_one,
     secrets_are_never_readable_by_statements,
+    params_are_read_again_but_for_what_the_event_brought,
     a_statement_that_looks_changes_nothing,
     many_posts_keep_their_order,
     one_bad_row_of_the_view_stops_only_itself,
@@ -1048,4 +1049,25 @@ async fn an_expiring_command_carries_its_time(db: Db) {
         "{life:?}"
     );
     assert_eq!(life[3], 0);
+}
+
+async fn params_are_read_again_but_for_what_the_event_brought(db: Db) {
+    fill(&db).await;
+    let mut del = event("user_del", 1);
+    del.params = json!({"ip": "10.9.9.9"}).as_object().cloned();
+    let ids = posted(&db.store, &[del, event("user_disconnect", 2)]).await;
+    db.store.expand(10, &[]).await.unwrap();
+    db.sql("update users set ip = '10.7.7.7', acct_session_id = 'S-new'")
+        .await;
+    let now = db.store.params_now(ids[0]).await.unwrap().unwrap();
+    assert_eq!(now.text("acct_session_id"), "S-new");
+    assert!(
+        !now.0.contains_key("ip"),
+        "the old address stays what the event said"
+    );
+    let now = db.store.params_now(ids[1]).await.unwrap().unwrap();
+    assert_eq!(now.text("ip"), "10.7.7.7");
+    db.sql("delete from users where id = 2").await;
+    assert_eq!(db.store.params_now(ids[1]).await.unwrap(), None);
+    assert_eq!(db.store.params_now(EventId(999_999)).await.unwrap(), None);
 }

@@ -8,7 +8,7 @@ use super::Finished;
 use super::breaker::{Breaker, Change, Evidence, Ticket};
 use super::settle::{self, Facts};
 use crate::attempt::{
-    ANSWER_MAX, Failure, Job, Line, LineKind, Outcome, Report, Transcript, Verdict,
+    ANSWER_MAX, Failure, Job, Line, LineKind, Outcome, Report, Scope, Transcript, Verdict,
 };
 use crate::clock;
 use crate::config;
@@ -16,7 +16,7 @@ use crate::event::UserId;
 use crate::logs::line::{End, Key, Records, result_word};
 use crate::logs::{Logs, NasLog};
 use crate::scheme::Execute;
-use crate::store::SettleTo;
+use crate::store::{SettleTo, Store, chain};
 
 /// An executor must end by its own deadline plus the grace of killing a process group; this
 /// much later the attempt is given up, whatever it does.
@@ -41,6 +41,8 @@ pub struct Fork {
     pub config: Arc<config::Dispatch>,
     /// Directory of the classic result files, if set.
     pub result_dir: Option<std::path::PathBuf>,
+    /// Where PARAMS are read again, for schemes that ask for it.
+    pub store: Arc<dyn Store>,
     /// A remark for the log, such as `cross_nas_overtake`.
     pub remark: Option<&'static str>,
 }
@@ -63,7 +65,7 @@ impl Book {
 
 impl Fork {
     /// Runs the job to its end.
-    pub async fn run(self, job: Job) -> Finished {
+    pub async fn run(self, mut job: Job) -> Finished {
         let began = clock::tick_ms();
         let owned = (job.event, job.user, job.cmd.clone(), job.try_count);
         let key = || Key {
@@ -109,7 +111,10 @@ impl Fork {
                 book.write();
             }),
         );
-        let mut report = self.attempt(&job, &mut transcript).await;
+        let mut report = match self.refresh(&mut job).await {
+            Ok(()) => self.attempt(&job, &mut transcript).await,
+            Err(failure) => Report::of(Verdict::Failed(failure)),
+        };
         redact(&mut report, &transcript);
         let error = error_text(&report);
         let rest = transcript.into_rest();
@@ -150,6 +155,27 @@ impl Fork {
             ms,
             error,
         }
+    }
+
+    /// Reads the PARAMS again that the scheme calls `fresh`.
+    async fn refresh(&self, job: &mut Job) -> Result<(), Failure> {
+        let names = self.execute.fresh();
+        if names.is_empty() || job.user.is_none() {
+            return Ok(());
+        }
+        let now = self.store.params_now(job.event).await.map_err(|error| {
+            let text = format!("PARAMS could not be read again: {}", chain(&error));
+            Failure {
+                scope: Scope::Nas,
+                ..Failure::transport(text)
+            }
+        })?;
+        for (name, value) in now.map(|p| p.0).unwrap_or_default() {
+            if names.contains(&name) {
+                job.params.0.insert(name, value);
+            }
+        }
+        Ok(())
     }
 
     async fn attempt(&self, job: &Job, transcript: &mut Transcript) -> Report {

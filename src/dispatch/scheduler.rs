@@ -342,6 +342,7 @@ impl Scheduler {
                 log: pool.log.clone(),
                 config: Arc::clone(&self.config),
                 result_dir: self.result_dir.clone(),
+                store: Arc::clone(&self.store),
                 remark: out.taken.overtakes.then_some(
                     "cross_nas_overtake: an earlier event of the account waits on another NAS",
                 ),

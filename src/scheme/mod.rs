@@ -36,6 +36,12 @@ pub trait Execute: Send + Sync {
     /// sourced, so it says `true` and reports `NotImplemented` later.
     fn has(&self, cmd: &Cmd) -> bool;
 
+    /// PARAMS that are read again at the attempt (`fresh = [names]`): a session id or an address
+    /// may have changed while the event waited.
+    fn fresh(&self) -> &[String] {
+        &[]
+    }
+
     /// Commands outside the catalogue that this scheme defines.
     fn own_cmds(&self) -> BTreeSet<Cmd>;
 }

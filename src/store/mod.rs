@@ -234,6 +234,10 @@ pub trait Store: Send + Sync {
     /// The first waiting events of one lane, ordered by id.
     async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>>;
 
+    /// The account's variables as they are now, without those that the event brought itself
+    /// (`user_del` with old data keeps them). None = no such event, or no account row any more.
+    async fn params_now(&self, event: EventId) -> Result<Option<Params>>;
+
     /// NASes that have anything on the main stack.
     async fn stacked_nases(&self) -> Result<Vec<NasId>>;
 

@@ -196,6 +196,10 @@ impl Store for Fake {
     async fn refill(&self, _: NasId, _: Option<UserId>, _: usize) -> Result<Vec<Waiting>> {
         no()
     }
+    async fn params_now(&self, _event: EventId) -> Result<Option<nas_event_daemon::event::Params>> {
+        Err(Error::Refused("not in the fake".to_owned()))
+    }
+
     async fn stacked_nases(&self) -> Result<Vec<NasId>> {
         no()
     }

@@ -257,6 +257,10 @@ impl Execute for NativeExecute {
         run_via(scheme, job, transcript, via, done).await
     }
 
+    fn fresh(&self) -> &[String] {
+        &self.scheme.fresh
+    }
+
     fn policy(&self) -> &ExitPolicy {
         &self.scheme.policy
     }

@@ -27,7 +27,7 @@ use super::{
     AccountFlags, Counts, Error, EventRow, Expansion, Filter, Idempotency, Posted, Result,
     SqlAnswer, Store, Token, Turn, Turned, shown_url,
 };
-use crate::event::{Cmd, CompactEvent, EventId, UserId, Waiting};
+use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
 
 /// Connections for intake, tools and settings at once; the server's own limit is often 100.
@@ -221,6 +221,11 @@ impl Store for Postgres {
 
     async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>> {
         call("refill a lane", stack::refill(self, nas, user, limit)).await
+    }
+
+    async fn params_now(&self, event: EventId) -> Result<Option<Params>> {
+        let work = stack::params_now(self, event);
+        call("read PARAMS again", work).await
     }
 
     async fn stacked_nases(&self) -> Result<Vec<NasId>> {

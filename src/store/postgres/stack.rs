@@ -82,6 +82,22 @@ pub(super) async fn refill(
     rows.iter().map(waiting).collect()
 }
 
+pub(super) async fn params_now(store: &Postgres, event: EventId) -> Result<Option<Params>> {
+    let shape = store.shape();
+    let text = format!(
+        "select ({})::text, e.own_params::text from events_stack e join event_params p on p.user_id = {}
+         where e.id = $1 and not e.params_complete limit 1",
+        shape.params,
+        shape.like("event_params", "user_id", "e.user_id"),
+    );
+    let row: Option<(String, Option<String>)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(event.0)
+        .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("read PARAMS again"))?;
+    Ok(row.map(|(now, own)| Params::without(&now, own.as_deref())))
+}
+
 pub(super) async fn stacked_nases(store: &Postgres) -> Result<Vec<NasId>> {
     // A loose index scan: `distinct` would read every row of a stack of millions.
     let rows: Vec<(i64,)> = sqlx::query_as(

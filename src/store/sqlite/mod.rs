@@ -27,7 +27,7 @@ use super::{
     SqlAnswer, Store, Token, Turn, Turned, shown_url,
 };
 use crate::clock;
-use crate::event::{Cmd, CompactEvent, EventId, UserId, Waiting};
+use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
 
 /// How long a write waits for another process that holds the lock.
@@ -205,6 +205,10 @@ impl Store for Sqlite {
 
     async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>> {
         stack::refill(self, nas, user, limit).await
+    }
+
+    async fn params_now(&self, event: EventId) -> Result<Option<Params>> {
+        stack::params_now(self, event).await
     }
 
     async fn stacked_nases(&self) -> Result<Vec<NasId>> {

@@ -104,6 +104,20 @@ pub(super) async fn refill(
     rows.iter().map(waiting).collect()
 }
 
+pub(super) async fn params_now(store: &Sqlite, event: EventId) -> Result<Option<Params>> {
+    let text = format!(
+        "select {}, e.own_params from events_stack e join event_params p on p.user_id = e.user_id
+         where e.id = ?1 and e.params_complete = 0 limit 1",
+        store.shape().params
+    );
+    let row: Option<(String, Option<String>)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(event.0)
+        .fetch_optional(&store.readers)
+        .await
+        .map_err(sql("read PARAMS again"))?;
+    Ok(row.map(|(now, own)| Params::without(&now, own.as_deref())))
+}
+
 pub(super) async fn stacked_nases(store: &Sqlite) -> Result<Vec<NasId>> {
     // A loose index scan: `distinct` would read every row of a stack of millions.
     let rows: Vec<(i64,)> = sqlx::query_as(
