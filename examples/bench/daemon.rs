@@ -139,6 +139,16 @@ impl Bench {
             .await;
     }
 
+    /// One event for each account, so that every log file exists: making a directory and a
+    /// file costs more than an event, and happens once in an account's life.
+    pub async fn warm(&mut self, accounts: i64) {
+        self.insert(accounts, "user_edit", "i").await;
+        let mut daemon = self.start();
+        self.drained(&mut daemon, Duration::from_secs(120)).await;
+        daemon.stop();
+        self.sql.run("delete from events_done").await;
+    }
+
     pub fn start(&self) -> Daemon {
         let bin = std::env::var("NED_BENCH_BIN").expect("NED_BENCH_BIN");
         let errors = std::fs::File::create(self.dir.path().join("stderr")).unwrap();

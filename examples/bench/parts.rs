@@ -17,7 +17,7 @@ fn kinds() -> Vec<Kind> {
 /// Drain of events that wait: expansion, order, history and logs included.
 pub async fn drain() {
     println!(
-        "### Drain\n\nRecord driver, one `exec` step, 10 NASes × 10 forks, 10,000 accounts; from the start of the process to empty stacks, expansion, history and logs included.\n"
+        "### Drain\n\nRecord driver, one `exec` step, 10 NASes × 10 forks, 10,000 accounts whose log files exist; from the start of the process to empty stacks, expansion, history and logs included.\n"
     );
     println!(
         "| store | events | events/s | peak memory, MiB | CPU of ours, µs per event |\n|---|---|---|---|---|"
@@ -25,6 +25,7 @@ pub async fn drain() {
     for kind in kinds() {
         for n in [50_000_i64, 500_000] {
             let mut bench = Bench::new(kind, "Record", 10, 10, 10_000).await;
+            bench.warm(10_000).await;
             bench.insert(n, "user_rate_set", "1 + i % 10000").await;
             let mut daemon = bench.start();
             let took = bench.drained(&mut daemon, Duration::from_secs(300)).await;
@@ -59,6 +60,7 @@ pub async fn lane() {
         let mut peak = 0.0;
         for huge in [false, true] {
             let mut bench = Bench::new(kind, "Record", 10, 10, 10_000).await;
+            bench.warm(10_000).await;
             if huge {
                 bench.insert(1_000_000, "user_rate_set", "case when i % 10 < 3 then 5000 else 1 + i / 10 % 9999 + (case when 1 + i / 10 % 9999 >= 5000 then 1 else 0 end) end").await;
             } else {
@@ -110,6 +112,7 @@ pub async fn sustained() {
         "### Sustained\n\nPostgreSQL, autovacuum on, 15,000 events/s offered for {seconds} s in inserts of 750.\n"
     );
     let mut bench = Bench::new(Kind::Postgres, "Record", 10, 10, 10_000).await;
+    bench.warm(10_000).await;
     let daemon = bench.start();
     bench.up().await;
     let mut looker = crate::daemon::Sql::open(&bench.url).await;
