@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
+use super::lane::{Head, Item, Lane, item, lane_mut, lower, nudge};
 use crate::event::{Class, EventId, UserId, Waiting};
 use crate::nas::NasId;
 
@@ -29,46 +30,6 @@ pub enum Owner {
     User(UserId),
     /// Events of the NAS as a whole.
     Nas(NasId),
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Item {
-    id: EventId,
-    class: Class,
-    since: u64,
-    due: u64,
-    expires_ms: i64,
-    suspect: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Head {
-    /// Nothing to do, or a refill is awaited.
-    Idle,
-    /// In the NAS's ready set under this key.
-    Ready(Class, u64, EventId),
-    /// In `timers` under this time.
-    Timed(u64),
-    /// Waits for an earlier event of the account on another NAS; also in `timers`.
-    Crossed(u64),
-    /// Handed out by `take`, not yet settled.
-    Out(EventId),
-}
-
-#[derive(Debug)]
-struct Lane {
-    nas: NasId,
-    queue: VecDeque<Item>,
-    head: Head,
-    /// The item that is out; it comes back if it is deferred.
-    out: Option<Item>,
-    more: bool,
-    refilling: bool,
-    /// An event was handed over but not kept while a refill was under way.
-    missed: bool,
-    /// A new event came while the head was out: a deferral of the head is cut short once.
-    nudged: bool,
-    crossed_since: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -633,64 +594,7 @@ enum Crossing {
     Wait(u64),
 }
 
-impl Lane {
-    fn new(nas: NasId) -> Self {
-        Self {
-            nas,
-            queue: VecDeque::new(),
-            head: Head::Idle,
-            out: None,
-            more: false,
-            refilling: false,
-            missed: false,
-            nudged: false,
-            crossed_since: None,
-        }
-    }
-
-    fn knows(&self, id: EventId) -> bool {
-        self.out.is_some_and(|i| i.id == id) || self.queue.iter().any(|i| i.id == id)
-    }
-}
-
-/// A new event makes a deferred head ready at once, once per new event.
-fn nudge(lane: &mut Lane, timers: &mut BTreeSet<(u64, NasId, Owner)>, owner: Owner, now: u64) {
-    lane.nudged = true;
-    if let Head::Timed(at) = lane.head
-        && let Some(first) = lane.queue.front_mut()
-    {
-        first.due = now;
-        timers.remove(&(at, lane.nas, owner));
-        lane.head = Head::Idle;
-    }
-}
-
-fn lane_mut(lanes: &mut HashMap<Owner, Vec<Lane>>, owner: Owner, nas: NasId) -> Option<&mut Lane> {
-    lanes.get_mut(&owner)?.iter_mut().find(|l| l.nas == nas)
-}
-
-fn lower(mark: &mut Option<EventId>, id: EventId) {
-    *mark = Some(mark.map_or(id, |m| m.min(id)));
-}
-
 /// Whose lane an event belongs to.
 pub fn owner_of(w: &Waiting) -> Owner {
     w.user.map_or(Owner::Nas(w.nas), Owner::User)
-}
-
-fn item(w: &Waiting, now: u64, wall_ms: i64) -> Item {
-    let age = u64::try_from(wall_ms.saturating_sub(w.since_ms)).unwrap_or(0);
-    let wait = if w.next_try_ms > 0 {
-        u64::try_from(w.next_try_ms - wall_ms).unwrap_or(0)
-    } else {
-        0
-    };
-    Item {
-        id: w.id,
-        class: w.class,
-        since: now.saturating_sub(age),
-        due: if wait > 0 { now + wait } else { 0 },
-        expires_ms: w.expires_ms,
-        suspect: w.deaths >= SUSPECT_DEATHS,
-    }
 }

@@ -12,7 +12,10 @@
 //! ```
 
 pub mod breaker;
+mod drain;
 pub mod fork;
+mod hear;
+mod lane;
 pub mod lanes;
 pub mod parent;
 pub mod plan;

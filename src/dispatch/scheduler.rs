@@ -12,36 +12,27 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Evidence, Start, Ticket};
-use super::fork::{Fork, random};
-use super::lanes::{Gone, Lanes, Owner, REFILL_ROWS, Taken, Wanted};
-use super::parent::Settings;
-use super::plan::Step;
+use super::fork::Fork;
+use super::lanes::{Gone, Lanes, Taken};
 use super::pool::Pool;
-use super::status::{NasStatus, Status};
+use super::status::{STATUS_MS, Status};
 use super::{Finished, Message, Skipped};
-use crate::attempt::{DoneResult, Job};
+use crate::attempt::Job;
 use crate::clock;
 use crate::config;
-use crate::event::{Class, Cmd, EventId, Waiting};
+use crate::event::{Class, Cmd, EventId};
 use crate::logs::Logs;
-use crate::logs::line::{End, Key};
 use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo, Started, Store, Turn, Turned, chain};
 
 /// Most settles plus starts of one turn: past a hundred nothing is gained, and the writer must
 /// not be held longer than a few milliseconds.
 const TURN_MAX: usize = 500;
-/// Rows of one page when ids are loaded.
-const PAGE: usize = 500;
 /// First and longest wait before a turn that the database refused is written again.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(2);
-/// Wait before rows that could not be read are read again.
-const READ_AGAIN: Duration = Duration::from_millis(500);
 /// The loop looks at expiry and breakers at least this often, ms.
 const IDLE_MS: u64 = 1_000;
-/// How often `status` is renewed at most, ms.
-const STATUS_MS: u64 = 200;
 
 /// What the scheduler works with.
 pub struct Scheduler {
@@ -61,30 +52,30 @@ pub struct Scheduler {
     pub sender: mpsc::Sender<Message>,
 }
 
-struct State {
-    lanes: Lanes,
-    pools: BTreeMap<NasId, Pool>,
-    skipped: Skipped,
-    forks: JoinSet<Finished>,
-    out: HashMap<EventId, OutEvent>,
-    tasks: HashMap<Id, EventId>,
-    settles: Vec<(Settle, Gone)>,
-    readers: JoinSet<()>,
-    rotate: usize,
-    alone: Option<EventId>,
-    quiet: Option<NasId>,
-    turns: u64,
-    status_at: u64,
-    unpublished: bool,
+pub(super) struct State {
+    pub(super) lanes: Lanes,
+    pub(super) pools: BTreeMap<NasId, Pool>,
+    pub(super) skipped: Skipped,
+    pub(super) forks: JoinSet<Finished>,
+    pub(super) out: HashMap<EventId, OutEvent>,
+    pub(super) tasks: HashMap<Id, EventId>,
+    pub(super) settles: Vec<(Settle, Gone)>,
+    pub(super) readers: JoinSet<()>,
+    pub(super) rotate: usize,
+    pub(super) alone: Option<EventId>,
+    pub(super) quiet: Option<NasId>,
+    pub(super) turns: u64,
+    pub(super) status_at: u64,
+    pub(super) unpublished: bool,
 }
 
 /// An event between its start and its settlement.
-struct OutEvent {
-    nas: NasId,
-    try_count: u32,
-    taken: Taken,
-    ticket: Ticket,
-    finished: bool,
+pub(super) struct OutEvent {
+    pub(super) nas: NasId,
+    pub(super) try_count: u32,
+    pub(super) taken: Taken,
+    pub(super) ticket: Ticket,
+    pub(super) finished: bool,
 }
 
 impl Scheduler {
@@ -144,7 +135,7 @@ impl Scheduler {
     }
 
     /// One turn; says whether another should follow at once.
-    async fn round(
+    pub(super) async fn round(
         &self,
         s: &mut State,
         stopping: bool,
@@ -163,31 +154,35 @@ impl Scheduler {
             ..Turn::default()
         };
         turn.settles = batch.iter().map(|b| b.0.clone()).collect();
+        // The lanes that this turn settles for good are free for it, too: same transaction. An
+        // event that comes back starts in a later turn: what its own settlement writes (its
+        // flag, its try) must be read before it runs again.
+        let (at_once, after): (Vec<_>, Vec<_>) = batch
+            .iter()
+            .map(|(settle, gone)| (settle.id, *gone))
+            .partition(|(_, gone)| !stopping && *gone == Gone::Finished);
+        for (id, gone) in at_once {
+            s.lanes.settled(id, gone, now);
+        }
         if !stopping {
-            // The lanes that this turn settles are free for it, too: same transaction.
-            for (settle, gone) in &batch {
-                s.lanes.settled(settle.id, *gone, now);
-            }
             self.pick(s, &mut turn, now, wall_ms);
         }
         if !turn.settles.is_empty() || !turn.starts.is_empty() {
             let turned = self.write(turn.clone(), hard).await?;
             s.turns += 1;
-            if stopping {
-                for (settle, gone) in &batch {
-                    s.lanes.settled(settle.id, *gone, now);
-                }
-            }
             self.settled(s, &batch, &turned);
+            for (id, gone) in &after {
+                s.lanes.settled(*id, *gone, now);
+            }
             self.start(s, &turn, turned);
         }
         self.read_wanted(s);
         self.publish(s, wall_ms);
         let full = turn.settles.len() + turn.starts.len() >= TURN_MAX || !s.settles.is_empty();
-        Ok(full)
+        Ok(full || !after.is_empty())
     }
 
-    fn pick(&self, s: &mut State, turn: &mut Turn, now: u64, wall_ms: i64) {
+    pub(super) fn pick(&self, s: &mut State, turn: &mut Turn, now: u64, wall_ms: i64) {
         if s.alone.is_some() {
             return;
         }
@@ -267,7 +262,11 @@ impl Scheduler {
 
     /// Writes a turn, again and again while the database cannot: results stay in memory, their
     /// lanes stay held, nothing else starts.
-    async fn write(&self, mut turn: Turn, hard: &CancellationToken) -> Result<Turned, Error> {
+    pub(super) async fn write(
+        &self,
+        mut turn: Turn,
+        hard: &CancellationToken,
+    ) -> Result<Turned, Error> {
         let mut wait = RETRY_FIRST;
         loop {
             match self.store.turn(&turn).await {
@@ -295,7 +294,7 @@ impl Scheduler {
         }
     }
 
-    fn settled(&self, s: &mut State, batch: &[(Settle, Gone)], turned: &Turned) {
+    pub(super) fn settled(&self, s: &mut State, batch: &[(Settle, Gone)], turned: &Turned) {
         for (settle, _) in batch {
             if let Some(out) = s.out.remove(&settle.id)
                 && s.alone == Some(settle.id)
@@ -311,7 +310,7 @@ impl Scheduler {
         }
     }
 
-    fn start(&self, s: &mut State, turn: &Turn, turned: Turned) {
+    pub(super) fn start(&self, s: &mut State, turn: &Turn, turned: Turned) {
         let now = clock::tick_ms();
         let mut started: HashMap<EventId, Started> =
             turned.started.into_iter().map(|e| (e.id, e)).collect();
@@ -360,7 +359,7 @@ impl Scheduler {
         clippy::result_large_err,
         reason = "the error is the message that is sent either way"
     )]
-    fn job(&self, pool: &Pool, class: Class, event: Started) -> Result<Job, Finished> {
+    pub(super) fn job(&self, pool: &Pool, class: Class, event: Started) -> Result<Job, Finished> {
         let nas = &pool.served.nas;
         match Cmd::parse(&event.cmd) {
             Ok(cmd) => Ok(Job {
@@ -393,279 +392,6 @@ impl Scheduler {
             }),
         }
     }
-
-    fn hear(&self, s: &mut State, message: Message) {
-        let (now, wall_ms) = (clock::tick_ms(), clock::wall_ms());
-        match message {
-            Message::Waiting(events) => {
-                for w in &events {
-                    match s.pools.get(&w.nas) {
-                        Some(pool) if !pool.stopping => {
-                            s.lanes.add(&self.clamped(w, wall_ms), now, wall_ms)
-                        }
-                        _ if w.class == Class::Interactive => {
-                            let why = s
-                                .skipped
-                                .get(&w.nas)
-                                .map_or("it is not served", String::as_str);
-                            let reason = format!("nobody can ask NAS {}: {why}", w.nas);
-                            s.settles
-                                .push((unstarted(w.id, SettleTo::Dead { reason }), Gone::Finished));
-                        }
-                        // It stands in the store and is loaded when the NAS is served.
-                        _ => {}
-                    }
-                }
-            }
-            Message::Finished(finished) => self.finished(s, finished),
-            Message::Refilled(nas, owner, rows) => {
-                let rows = rows.map(|r| {
-                    r.iter()
-                        .map(|w| self.clamped(w, wall_ms))
-                        .collect::<Vec<_>>()
-                });
-                s.lanes.refilled(nas, owner, rows.as_deref(), now, wall_ms);
-            }
-            Message::Loaded(nas, None) => s.lanes.load_failed(nas),
-            Message::Loaded(nas, Some((rows, full))) => {
-                let rows: Vec<Waiting> = rows.iter().map(|w| self.clamped(w, wall_ms)).collect();
-                s.lanes.loaded(nas, &rows, full, now, wall_ms);
-            }
-            Message::Settings(settings) => self.apply(s, settings, now),
-        }
-    }
-
-    /// The wait of a deferred event, bounded: a clock that was set back must not stall it.
-    fn clamped(&self, w: &Waiting, wall_ms: i64) -> Waiting {
-        let base = i64::try_from(self.config.retry_base.as_millis()).unwrap_or(i64::MAX);
-        let most = wall_ms.saturating_add(base.saturating_mul(i64::from(w.tries)));
-        Waiting {
-            next_try_ms: w.next_try_ms.min(most),
-            ..*w
-        }
-    }
-
-    fn finished(&self, s: &mut State, f: Finished) {
-        let Some(out) = s.out.get_mut(&f.id) else {
-            return;
-        };
-        out.finished = true;
-        let (result, gone) = match &f.to {
-            SettleTo::Done { result, .. } => (result.as_str(), Gone::Finished),
-            SettleTo::Dead { .. } => ("dead", Gone::Finished),
-            SettleTo::Deferred { .. } => ("deferred", Gone::Deferred(f.due)),
-            SettleTo::Ready { .. } => ("ready", Gone::Released),
-        };
-        if let Some(pool) = s.pools.get_mut(&out.nas) {
-            pool.running = pool.running.saturating_sub(1);
-            pool.took(f.ms);
-            match &f.to {
-                SettleTo::Done { .. } => pool.done += 1,
-                SettleTo::Dead { .. } => pool.dead += 1,
-                SettleTo::Deferred { .. } => pool.deferred += 1,
-                SettleTo::Ready { .. } => {}
-            }
-        }
-        metrics::counter!("nas_event_daemon_attempts_total", "result" => result).increment(1);
-        let settle = Settle {
-            id: f.id,
-            try_count: Some(f.try_count),
-            to: f.to,
-            code: f.code,
-            ms: f.ms,
-            error: f.error,
-        };
-        s.settles.push((settle, gone));
-    }
-
-    fn ended(&self, s: &mut State, ended: Result<(Id, Finished), tokio::task::JoinError>) {
-        match ended {
-            Ok((task, finished)) => {
-                s.tasks.remove(&task);
-                self.finished(s, finished);
-            }
-            Err(error) => {
-                // A bug in an executor: the event is not lost, and nobody else is hurt.
-                let Some(id) = s.tasks.remove(&error.id()) else {
-                    return;
-                };
-                let Some(out) = s.out.get(&id) else { return };
-                if let Some(pool) = s.pools.get(&out.nas) {
-                    pool.breaker().ended(
-                        clock::tick_ms(),
-                        out.ticket,
-                        None,
-                        Evidence::Other,
-                        random(),
-                    );
-                }
-                let reason =
-                    "the attempt ended by a bug of the daemon (panic); please report it".to_owned();
-                tracing::error!("event={id} {reason}");
-                let finished = Finished {
-                    id,
-                    user: None,
-                    nas: out.nas,
-                    try_count: out.try_count,
-                    to: SettleTo::Dead {
-                        reason: reason.clone(),
-                    },
-                    due: 0,
-                    code: 70,
-                    ms: 0,
-                    error: Some(reason),
-                };
-                self.finished(s, finished);
-            }
-        }
-    }
-
-    fn reap(&self, s: &mut State) {
-        while let Some(ended) = s.forks.try_join_next_with_id() {
-            self.ended(s, ended);
-        }
-        while s.readers.try_join_next().is_some() {}
-    }
-
-    fn expire(&self, s: &mut State, now: u64, wall_ms: i64) {
-        for (id, nas) in s.lanes.expire(now, wall_ms) {
-            let to = SettleTo::Done {
-                result: DoneResult::Expired,
-                answer: None,
-                scheme_hash: String::new(),
-            };
-            s.settles.push((unstarted(id, to), Gone::Finished));
-            self.note(s, nas, id, "expired", wall_ms);
-        }
-    }
-
-    /// While a NAS is paused or its breaker is open, an operator must not wait for an answer.
-    fn fail_interactive(&self, s: &mut State, now: u64, wall_ms: i64) {
-        let mut failed = Vec::new();
-        for (nas, pool) in &s.pools {
-            if !s.lanes.has_interactive(*nas) {
-                continue;
-            }
-            let why = if pool.is_paused(wall_ms) {
-                Some("it is paused".to_owned())
-            } else if pool.stopping {
-                Some("it is no longer served".to_owned())
-            } else {
-                let breaker = pool.breaker();
-                (breaker.may_start(now) != Start::Free).then(|| breaker.reason().to_owned())
-            };
-            if let Some(why) = why {
-                failed.push((*nas, why));
-            }
-        }
-        for (nas, why) in failed {
-            for id in s.lanes.fail_interactive(nas) {
-                let reason = format!("NAS {nas} cannot be asked now: {why}");
-                s.settles
-                    .push((unstarted(id, SettleTo::Dead { reason }), Gone::Finished));
-                self.note(s, nas, id, "dead", wall_ms);
-            }
-        }
-    }
-
-    /// An event that ends without an attempt leaves a record, too.
-    fn note(&self, s: &State, nas: NasId, id: EventId, result: &str, wall_ms: i64) {
-        let Some(pool) = s.pools.get(&nas) else {
-            return;
-        };
-        let key = Key {
-            event: id,
-            user: None,
-            cmd: "-",
-            try_count: 0,
-        };
-        let mut out = Vec::new();
-        let end = End {
-            result,
-            code: 0,
-            ms: 0,
-            next_try_ms: None,
-            error: None,
-        };
-        self.logs.records().end(&mut out, wall_ms, &key, &end);
-        self.logs.write(&pool.log, None, &out);
-    }
-
-    fn apply(&self, s: &mut State, settings: Settings, now: u64) {
-        s.skipped = settings.skipped;
-        for step in settings.steps {
-            match step {
-                Step::Stop(nas) => {
-                    if let Some(pool) = s.pools.get_mut(&nas) {
-                        pool.stopping = true;
-                    }
-                    s.lanes.drop_nas(nas);
-                }
-                Step::Change(nas, served) => {
-                    if let Some(pool) = s.pools.get_mut(&nas) {
-                        if served.may_mend(&pool.served) {
-                            pool.breaker().poke(now);
-                        }
-                        pool.log = self.logs.nas_file(&served.log_name);
-                        pool.served = served;
-                    }
-                }
-                Step::Start(nas, served) => {
-                    let log = self.logs.nas_file(&served.log_name);
-                    match s.pools.get_mut(&nas) {
-                        Some(pool) => {
-                            // It was stopped and still has running events.
-                            pool.stopping = false;
-                            pool.breaker().poke(now);
-                            pool.log = log;
-                            pool.served = served;
-                        }
-                        None => {
-                            s.pools.insert(nas, Pool::new(served, log));
-                        }
-                    }
-                    s.lanes.expect(nas);
-                }
-            }
-        }
-        s.pools.retain(|_, p| !(p.stopping && p.running == 0));
-    }
-
-    fn read_wanted(&self, s: &mut State) {
-        let wall_ms = clock::wall_ms();
-        for (nas, pool) in &s.pools {
-            let dark = pool.is_paused(wall_ms) || pool.breaker().state() != "closed";
-            s.lanes.set_dark(*nas, dark);
-        }
-        for wanted in s.lanes.wanted() {
-            let (store, sender) = (Arc::clone(&self.store), self.sender.clone());
-            s.readers.spawn(async move {
-                let message = match wanted {
-                    Wanted::Refill(nas, owner) => {
-                        let user = match owner {
-                            Owner::User(user) => Some(user),
-                            Owner::Nas(_) => None,
-                        };
-                        let rows = store.refill(nas, user, REFILL_ROWS).await;
-                        Message::Refilled(nas, owner, told(rows).await)
-                    }
-                    Wanted::Load(nas, from) => {
-                        let rows = store.load(nas, from, PAGE).await;
-                        Message::Loaded(
-                            nas,
-                            told(rows).await.map(|r| {
-                                let full = r.len() >= PAGE;
-                                (r, full)
-                            }),
-                        )
-                    }
-                };
-                // Only fails when the scheduler has ended.
-                let _ = sender.send(message).await;
-            });
-        }
-    }
-
     fn wait_ms(&self, s: &State) -> u64 {
         let now = clock::tick_ms();
         let mut at = now + IDLE_MS;
@@ -683,135 +409,5 @@ impl Scheduler {
             }
         }
         at.saturating_sub(now).max(1)
-    }
-
-    fn publish(&self, s: &mut State, wall_ms: i64) {
-        let now = clock::tick_ms();
-        if now.saturating_sub(s.status_at) < STATUS_MS {
-            s.unpublished = true;
-            return;
-        }
-        s.status_at = now;
-        s.unpublished = false;
-        for pool in s.pools.values() {
-            if let Some(super::breaker::Change::Closed) = pool.breaker().tick(now) {
-                tracing::info!(
-                    "NAS obeys again nasid={} nas_ip={}",
-                    pool.served.nas.id,
-                    pool.served.nas.ip
-                );
-            }
-        }
-        let nases = s
-            .pools
-            .iter()
-            .map(|(id, p)| {
-                let breaker = p.breaker();
-                NasStatus {
-                    id: id.0,
-                    name: p.served.nas.name.clone(),
-                    ip: p.served.nas.ip.clone(),
-                    waiting: s.lanes.held_of(*id),
-                    running: p.running,
-                    forks: p.served.nas.forks.get(),
-                    done: p.done,
-                    deferred: p.deferred,
-                    dead: p.dead,
-                    breaker: breaker.state(),
-                    reason: breaker.reason().to_owned(),
-                    paused: p.is_paused(wall_ms),
-                    p95_ms: p.p95_ms(),
-                }
-            })
-            .collect();
-        let status = Status {
-            turns: s.turns,
-            held: s.lanes.held(),
-            running: s.out.len(),
-            nases,
-            skipped: s
-                .skipped
-                .iter()
-                .map(|(id, why)| (id.0, why.clone()))
-                .collect(),
-        };
-        self.status.send_replace(status);
-    }
-
-    /// Nothing starts any more; running events get their time, then are ended and go back to
-    /// ready, flagged.
-    async fn drain(
-        &self,
-        s: &mut State,
-        inbox: &mut mpsc::Receiver<Message>,
-        hard: &CancellationToken,
-    ) -> Result<(), Error> {
-        let end = tokio::time::sleep(self.config.drain);
-        tokio::pin!(end);
-        while !s.forks.is_empty() {
-            tokio::select! {
-                Some(ended) = s.forks.join_next_with_id() => self.ended(s, ended),
-                message = inbox.recv() => if let Some(Message::Finished(f)) = message { self.finished(s, f) },
-                () = &mut end => break,
-                () = hard.cancelled() => break,
-            }
-            self.reap(s);
-            while !s.settles.is_empty() {
-                self.round(s, true, hard).await?;
-            }
-        }
-        // Aborting a fork drops its session and closes the pipe of its shim, which ends the script.
-        s.forks.shutdown().await;
-        let cut: Vec<(EventId, u32)> = s
-            .out
-            .iter()
-            .filter(|(_, o)| !o.finished && o.try_count > 0)
-            .map(|(id, o)| (*id, o.try_count))
-            .collect();
-        for (id, try_count) in cut {
-            tracing::warn!("event={id} was cut short by the shutdown and goes back to ready");
-            let settle = Settle {
-                id,
-                try_count: Some(try_count),
-                to: SettleTo::Ready {
-                    possible_duplicate: true,
-                },
-                code: 0,
-                ms: 0,
-                error: Some("cut short by a shutdown of the daemon".to_owned()),
-            };
-            s.settles.push((settle, Gone::Released));
-        }
-        while !s.settles.is_empty() {
-            self.round(s, true, hard).await?;
-        }
-        Ok(())
-    }
-}
-
-fn unstarted(id: EventId, to: SettleTo) -> Settle {
-    let error = match &to {
-        SettleTo::Dead { reason } => Some(reason.clone()),
-        SettleTo::Done { .. } | SettleTo::Deferred { .. } | SettleTo::Ready { .. } => None,
-    };
-    Settle {
-        id,
-        try_count: None,
-        to,
-        code: 0,
-        ms: 0,
-        error,
-    }
-}
-
-/// The rows, or none after a pause: a database that is away is not asked in a circle.
-async fn told<T>(read: Result<T, Error>) -> Option<T> {
-    match read {
-        Ok(rows) => Some(rows),
-        Err(error) => {
-            tracing::warn!("waiting events cannot be read now: {}", chain(&error));
-            tokio::time::sleep(READ_AGAIN).await;
-            None
-        }
     }
 }

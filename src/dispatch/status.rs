@@ -2,6 +2,13 @@
 
 use serde::Serialize;
 
+use super::breaker::Change;
+use super::scheduler::{Scheduler, State};
+use crate::clock;
+
+/// How often `status` is renewed at most, ms.
+pub(super) const STATUS_MS: u64 = 200;
+
 /// One served NAS, as of the last turn.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NasStatus {
@@ -46,4 +53,59 @@ pub struct Status {
     pub nases: Vec<NasStatus>,
     /// NASes that are not served, with the reason.
     pub skipped: Vec<(i64, String)>,
+}
+
+impl Scheduler {
+    pub(super) fn publish(&self, s: &mut State, wall_ms: i64) {
+        let now = clock::tick_ms();
+        if now.saturating_sub(s.status_at) < STATUS_MS {
+            s.unpublished = true;
+            return;
+        }
+        s.status_at = now;
+        s.unpublished = false;
+        for pool in s.pools.values() {
+            if let Some(Change::Closed) = pool.breaker().tick(now) {
+                tracing::info!(
+                    "NAS obeys again nasid={} nas_ip={}",
+                    pool.served.nas.id,
+                    pool.served.nas.ip
+                );
+            }
+        }
+        let nases = s
+            .pools
+            .iter()
+            .map(|(id, p)| {
+                let breaker = p.breaker();
+                NasStatus {
+                    id: id.0,
+                    name: p.served.nas.name.clone(),
+                    ip: p.served.nas.ip.clone(),
+                    waiting: s.lanes.held_of(*id),
+                    running: p.running,
+                    forks: p.served.nas.forks.get(),
+                    done: p.done,
+                    deferred: p.deferred,
+                    dead: p.dead,
+                    breaker: breaker.state(),
+                    reason: breaker.reason().to_owned(),
+                    paused: p.is_paused(wall_ms),
+                    p95_ms: p.p95_ms(),
+                }
+            })
+            .collect();
+        let status = Status {
+            turns: s.turns,
+            held: s.lanes.held(),
+            running: s.out.len(),
+            nases,
+            skipped: s
+                .skipped
+                .iter()
+                .map(|(id, why)| (id.0, why.clone()))
+                .collect(),
+        };
+        self.status.send_replace(status);
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nas_event_daemon::daemon::process;
@@ -37,7 +38,7 @@ pub async fn wait_for<T>(mut probe: impl AsyncFnMut() -> Option<T>) -> Option<T>
 
 /// A database, a directory and a configuration; daemons are started in it.
 pub struct Lab {
-    pub db: Db,
+    pub db: Arc<Db>,
     pub port: u16,
     pub client: reqwest::Client,
     dir: tempfile::TempDir,
@@ -53,7 +54,6 @@ impl Lab {
     /// `dispatch`: lines of `[dispatch]`. Settings are read again at SIGHUP, and otherwise so
     /// seldom that only a test that asks for it sees it.
     pub async fn new(kind: Kind, dispatch: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let db = Db::new(kind).await;
         let token = Token {
             name: "lab".to_owned(),
@@ -61,11 +61,16 @@ impl Lab {
             hash: hex(&Sha256::digest(SECRET.as_bytes())),
         };
         db.store.add_token(&token).await.unwrap();
+        Self::on(Arc::new(db), dispatch)
+    }
+
+    /// Another place on a database that is there already.
+    pub fn on(db: Arc<Db>, dispatch: &str) -> Self {
         let lab = Self {
             port: free_port(),
             client: reqwest::Client::new(),
             db,
-            dir,
+            dir: tempfile::tempdir().unwrap(),
         };
         for name in ["log", "run", "oss/local"] {
             std::fs::create_dir_all(lab.path(name)).unwrap();
@@ -223,6 +228,11 @@ impl Lab {
         }
     }
 
+    /// What the daemons of this lab wrote to stderr.
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(self.path("stderr")).unwrap_or_default()
+    }
+
     fn evidence(&self) -> String {
         let mut text = String::new();
         for name in ["log/nas_event_daemon.log", "stderr"] {
@@ -297,12 +307,18 @@ impl Lab {
             .await
     }
 
-    /// Waits until both stacks are empty.
+    /// Waits until both stacks are empty, for as long as they become shorter.
     pub async fn drained(&self) {
-        self.until("both stacks are empty", async || {
-            (self.waiting().await == 0).then_some(())
-        })
-        .await;
+        let mut left = self.waiting().await;
+        while left > 0 {
+            let what = format!("fewer than {left} events on both stacks");
+            left = self
+                .until(&what, async || {
+                    let now = self.waiting().await;
+                    (now < left).then_some(now)
+                })
+                .await;
+        }
     }
 
     /// Waits until this event is done or dead; its place and state.

@@ -105,3 +105,30 @@ pub async fn run_sql(url: &str, statement: &str) {
         conn.close().await.unwrap();
     }
 }
+
+/// A foreign program that inserts rows over one connection.
+pub enum Foreign {
+    Sqlite(sqlx::SqliteConnection),
+    Postgres(sqlx::PgConnection),
+}
+
+impl Foreign {
+    pub async fn connect(url: &str) -> Self {
+        if url.starts_with("sqlite") {
+            Self::Sqlite(sqlx::SqliteConnection::connect(url).await.unwrap())
+        } else {
+            Self::Postgres(sqlx::PgConnection::connect(url).await.unwrap())
+        }
+    }
+
+    /// Inserts one event as billing services do; its id once it is committed, or why it is not.
+    pub async fn insert(&mut self, cmd: &str, user: i64) -> Result<i64, sqlx::Error> {
+        let text = sqlx::AssertSqlSafe(format!(
+            "insert into events_stack_compact (cmd, user_id) values ('{cmd}', {user}) returning id"
+        ));
+        match self {
+            Self::Sqlite(conn) => sqlx::query_scalar(text).fetch_one(conn).await,
+            Self::Postgres(conn) => sqlx::query_scalar(text).fetch_one(conn).await,
+        }
+    }
+}

@@ -11,6 +11,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
+/// (event, try)
+pub type Attempt = (i64, u32);
+
 /// What happened on one NAS, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
@@ -23,8 +26,8 @@ pub enum Entry {
     },
     /// It ended there.
     End { event: i64, try_count: u32 },
-    /// The daemon was killed while these events were `running` in its database.
-    Kill { running: BTreeSet<i64> },
+    /// The daemon was killed while these attempts were `running` in its database.
+    Kill { running: BTreeSet<Attempt> },
 }
 
 /// An event whose acceptance was told to its producer.
@@ -62,11 +65,12 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
     let known: BTreeSet<i64> = accepted.iter().map(|a| a.event).collect();
     let mut firsts: Vec<i64> = Vec::new();
     let mut starts: BTreeMap<i64, usize> = BTreeMap::new();
-    let mut kills: BTreeMap<i64, usize> = BTreeMap::new();
-    // Of each account the attempt that runs, and those that a kill should have ended.
-    let mut open: BTreeMap<i64, (i64, u32)> = BTreeMap::new();
-    let mut cut: BTreeMap<(i64, u32), i64> = BTreeMap::new();
-    let mut since_cut: BTreeMap<i64, i64> = BTreeMap::new();
+    let mut kills: BTreeMap<i64, BTreeSet<u32>> = BTreeMap::new();
+    // Of each account the attempt that runs; attempts that a kill should have ended; and of
+    // each account the last event that started after a kill.
+    let mut open: BTreeMap<i64, Attempt> = BTreeMap::new();
+    let mut cut: BTreeMap<Attempt, Option<i64>> = BTreeMap::new();
+    let mut fresh: BTreeMap<i64, i64> = BTreeMap::new();
     for entry in entries {
         match entry {
             Entry::Start {
@@ -75,6 +79,7 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
                 try_count,
                 dup,
             } => {
+                let attempt = (*event, *try_count);
                 let times = starts.entry(*event).or_default();
                 *times += 1;
                 if *times == 1 {
@@ -85,34 +90,43 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
                         try_count: *try_count,
                     });
                 }
-                if let Some((first, _)) = open.insert(*user, (*event, *try_count)) {
+                let first = if let Some(user_of_cut) = cut.get_mut(&attempt) {
+                    // A process that a killed daemon had started gets to its first line late.
+                    *user_of_cut = Some(*user);
+                    fresh.get(user).copied()
+                } else {
+                    fresh.insert(*user, *event);
+                    open.insert(*user, attempt).map(|(first, _)| first)
+                };
+                if let Some(first) = first {
                     findings.push(Finding::Overlap {
                         first,
                         second: *event,
                     });
                 }
-                since_cut.insert(*user, *event);
             }
             Entry::End { event, try_count } => {
-                if let Some(user) = cut.get(&(*event, *try_count)) {
-                    // It outlived its daemon; whatever of its account started since, overlapped.
-                    if let Some(second) = since_cut.get(user) {
-                        findings.push(Finding::Overlap {
-                            first: *event,
-                            second: *second,
-                        });
-                    }
+                let attempt = (*event, *try_count);
+                if let Some(Some(user)) = cut.get(&attempt)
+                    && let Some(second) = fresh.get(user)
+                {
+                    // It outlived its daemon until something of its account had started.
+                    findings.push(Finding::Overlap {
+                        first: *event,
+                        second: *second,
+                    });
                 }
-                open.retain(|_, running| *running != (*event, *try_count));
+                open.retain(|_, running| *running != attempt);
             }
             Entry::Kill { running } => {
-                for event in running {
-                    *kills.entry(*event).or_default() += 1;
+                for (event, try_count) in running {
+                    kills.entry(*event).or_default().insert(*try_count);
+                    cut.entry((*event, *try_count)).or_default();
                 }
-                for (user, running) in std::mem::take(&mut open) {
-                    cut.insert(running, user);
-                    since_cut.remove(&user);
+                for (user, attempt) in std::mem::take(&mut open) {
+                    cut.insert(attempt, Some(user));
                 }
+                fresh.clear();
             }
         }
     }
@@ -120,7 +134,7 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
         if !known.contains(event) {
             findings.push(Finding::Alien { event: *event });
         }
-        let kills = kills.get(event).copied().unwrap_or(0);
+        let kills = kills.get(event).map_or(0, BTreeSet::len);
         if *times > 1 + kills {
             findings.push(Finding::Repeated {
                 event: *event,
@@ -152,21 +166,27 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
     findings
 }
 
-/// Most attempts that ran at once; a kill ends all.
+/// Most attempts that ran at once; a kill ends all, also those that have yet to show up.
 pub fn peak(entries: &[Entry]) -> usize {
     let mut open = BTreeSet::new();
+    let mut cut = BTreeSet::new();
     let mut peak = 0;
     for entry in entries {
         match entry {
             Entry::Start {
                 event, try_count, ..
             } => {
-                open.insert((*event, *try_count));
+                if !cut.contains(&(*event, *try_count)) {
+                    open.insert((*event, *try_count));
+                }
             }
             Entry::End { event, try_count } => {
                 open.remove(&(*event, *try_count));
             }
-            Entry::Kill { .. } => open.clear(),
+            Entry::Kill { running } => {
+                cut.extend(running.iter().copied());
+                open.clear();
+            }
         }
         peak = peak.max(open.len());
     }
@@ -175,28 +195,114 @@ pub fn peak(entries: &[Entry]) -> usize {
 
 /// Repetitions: starts beyond the first of each event.
 pub fn repeated(entries: &[Entry]) -> usize {
-    let starts = entries.iter().filter_map(|entry| match entry {
-        Entry::Start { event, .. } => Some(*event),
+    let all = starts(entries);
+    let events: BTreeSet<i64> = all.iter().map(|(event, ..)| *event).collect();
+    all.len() - events.len()
+}
+
+/// A session scheme whose every state-changing function writes the journal; `body` runs between
+/// its two lines.
+pub fn session(journal: &Path, body: &str) -> String {
+    let journal = nas_event_daemon::shell::quote(&journal.to_string_lossy());
+    let mut text = format!(
+        "note() {{ printf '%s\\n' \"$*\" >> {journal}; }}\n\
+         work() {{\n\
+           note start $event_id $user_id $try_count $possible_duplicate\n\
+           {body}\n\
+           note end $event_id $try_count\n\
+         }}\n"
+    );
+    for cmd in CMDS {
+        text.push_str(&format!("{cmd}() {{ work; }}\n"));
+    }
+    text
+}
+
+/// A body for [`session`]: goes on until the test has made a file `all`, or one that is named
+/// as the event, in `gate`.
+pub fn gated(gate: &Path) -> String {
+    std::fs::create_dir_all(gate).unwrap();
+    let gate = gate.display();
+    format!("until [[ -e {gate}/$event_id || -e {gate}/all ]]; do sleep 0.05; done")
+}
+
+/// Lets one event, or `all`, through the gate.
+pub fn let_through(gate: &Path, who: impl ToString) {
+    std::fs::write(gate.join(who.to_string()), "").unwrap();
+}
+
+/// The events that have started and not ended, in the order of their starts.
+pub fn running(entries: &[Entry]) -> Vec<i64> {
+    let mut open = Vec::new();
+    for entry in entries {
+        match entry {
+            Entry::Start { event, .. } => open.push(*event),
+            Entry::End { event, .. } => open.retain(|e| e != event),
+            Entry::Kill { .. } => open.clear(),
+        }
+    }
+    open
+}
+
+/// Every start, as (event, try, flagged).
+pub fn starts(entries: &[Entry]) -> Vec<(i64, u32, bool)> {
+    let start = |entry: &Entry| match entry {
+        Entry::Start {
+            event,
+            try_count,
+            dup,
+            ..
+        } => Some((*event, *try_count, *dup)),
         Entry::End { .. } | Entry::Kill { .. } => None,
-    });
-    let all: Vec<i64> = starts.collect();
-    all.len() - all.iter().collect::<BTreeSet<_>>().len()
+    };
+    entries.iter().filter_map(start).collect()
+}
+
+/// A native scheme of which every command writes who it is into one queue per account.
+pub fn native() -> String {
+    let mut text = "driver = \"mikrotik\"\n".to_owned();
+    for cmd in CMDS {
+        text.push_str(&format!(
+            "[[on.{cmd}]]\n\
+             ensure = \"/queue/simple\"\n\
+             where = {{ name = \"u{{{{ user_id }}}}\" }}\n\
+             set = {{ target = \"{{{{ ip }}}}\", comment = \"{{{{ event_id }}}} {{{{ user_id }}}} {{{{ try_count }}}} {{{{ possible_duplicate }}}}\" }}\n"
+        ));
+    }
+    text
+}
+
+/// Commands that both schemes know, one of each class that changes something.
+pub const CMDS: [&str; 4] = [
+    "user_redirect_cancel",
+    "user_redirect",
+    "user_rate_set",
+    "user_add",
+];
+
+/// The entries in a script's journal; none if there is no such file.
+pub fn read_script(journal: &Path) -> Vec<Entry> {
+    of_script(&std::fs::read_to_string(journal).unwrap_or_default())
+}
+
+/// The entries in the journal of a simulated router.
+pub fn read_router(journal: &Path) -> Vec<Entry> {
+    of_router(&std::fs::read_to_string(journal).unwrap_or_default())
 }
 
 /// Notes in a script's journal that the daemon was killed.
-pub fn note_kill(journal: &Path, running: &BTreeSet<i64>) {
-    append(journal, &kill_line(running));
+pub fn note_kill(journal: &Path, running: &BTreeSet<Attempt>) {
+    let mut line = "kill".to_owned();
+    for (event, try_count) in running {
+        line.push_str(&format!(" {event}/{try_count}"));
+    }
+    append(journal, &format!("{line}\n"));
 }
 
 /// The same in the journal of a simulated router.
-pub fn note_kill_of_router(journal: &Path, running: &BTreeSet<i64>, at_us: i64) {
+pub fn note_kill_of_router(journal: &Path, running: &BTreeSet<Attempt>, at_us: i64) {
     let record = serde_json::json!({"killed_at_us": at_us, "running": running});
     append(journal, &format!("{record}\n"));
-}
-
-fn kill_line(running: &BTreeSet<i64>) -> String {
-    let ids: Vec<String> = running.iter().map(i64::to_string).collect();
-    format!("kill {}\n", ids.join(" "))
 }
 
 fn append(journal: &Path, line: &str) {
@@ -207,6 +313,11 @@ fn append(journal: &Path, line: &str) {
         .open(journal)
         .unwrap();
     file.write_all(line.as_bytes()).unwrap();
+}
+
+fn attempt(word: &str) -> Attempt {
+    let (event, try_count) = word.split_once('/').unwrap();
+    (event.parse().unwrap(), try_count.parse().unwrap())
 }
 
 /// Reads a script's journal.
@@ -226,7 +337,7 @@ pub fn of_script(text: &str) -> Vec<Entry> {
                 try_count: words[2].parse().unwrap(),
             },
             "kill" => Entry::Kill {
-                running: words[1..].iter().filter_map(|w| w.parse().ok()).collect(),
+                running: words[1..].iter().map(|w| attempt(w)).collect(),
             },
             other => panic!("{other:?} in a journal"),
         }
@@ -234,40 +345,50 @@ pub fn of_script(text: &str) -> Vec<Entry> {
     text.lines().map(entry).collect()
 }
 
-/// Reads the journal of a simulated router: the sentences of one attempt are one interval.
+struct Sentences {
+    from_us: i64,
+    to_us: i64,
+    user: i64,
+    dup: bool,
+    obeyed: bool,
+}
+
+/// Reads the journal of a simulated router: the sentences of one attempt are one interval. An
+/// attempt of which the router refused every sentence has changed nothing and is left out.
 pub fn of_router(text: &str) -> Vec<Entry> {
     let mut moments: Vec<(i64, u8, Entry)> = Vec::new();
-    let mut attempts: BTreeMap<(i64, u32), (i64, i64, i64, bool)> = BTreeMap::new();
+    let mut attempts: BTreeMap<Attempt, Sentences> = BTreeMap::new();
     for line in text.lines() {
         let record: Value = serde_json::from_str(line).unwrap();
         let us = |name: &str| record[name].as_i64().unwrap();
         if let Some(at_us) = record["killed_at_us"].as_i64() {
-            let running = record["running"].as_array().unwrap();
-            let running = running.iter().filter_map(Value::as_i64).collect();
+            let running = serde_json::from_value(record["running"].clone()).unwrap();
             moments.push((at_us, 1, Entry::Kill { running }));
             continue;
         }
         let comment = record["args"]["comment"].as_str().unwrap();
         let words: Vec<&str> = comment.split(' ').collect();
         let key = (words[0].parse().unwrap(), words[2].parse().unwrap());
-        let attempt = attempts.entry(key).or_insert((
-            us("at_us"),
-            us("done_at_us"),
-            words[1].parse().unwrap(),
-            words[3] == "1",
-        ));
-        attempt.0 = attempt.0.min(us("at_us"));
-        attempt.1 = attempt.1.max(us("done_at_us"));
+        let attempt = attempts.entry(key).or_insert(Sentences {
+            from_us: us("at_us"),
+            to_us: us("done_at_us"),
+            user: words[1].parse().unwrap(),
+            dup: words[3] == "1",
+            obeyed: false,
+        });
+        attempt.from_us = attempt.from_us.min(us("at_us"));
+        attempt.to_us = attempt.to_us.max(us("done_at_us"));
+        attempt.obeyed |= record["trap"].is_null();
     }
-    for ((event, try_count), (from, to, user, dup)) in attempts {
+    for ((event, try_count), attempt) in attempts.into_iter().filter(|(_, a)| a.obeyed) {
         let start = Entry::Start {
             event,
-            user,
+            user: attempt.user,
             try_count,
-            dup,
+            dup: attempt.dup,
         };
-        moments.push((from, 2, start));
-        moments.push((to, 0, Entry::End { event, try_count }));
+        moments.push((attempt.from_us, 2, start));
+        moments.push((attempt.to_us, 0, Entry::End { event, try_count }));
     }
     // In the same microsecond an end comes before a start: they touch, they do not overlap.
     // An attempt within one microsecond is put right by its length of at least that.

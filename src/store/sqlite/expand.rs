@@ -1,17 +1,20 @@
 //! Expansion: one statement moves the plain rows of a batch with their PARAMS; what it leaves
 //! (services, own variables, addresses of NASes, mistakes) is taken row by row.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite as Db, Transaction};
 
-use super::stack::{WAITING, waiting};
+use super::stack::{WAITING, WAITING_VALUES, waiting, waiting_from_json};
 use super::{Sqlite, Writer, billing, compact, sql};
 use crate::event::{Cmd, EventId, Params, Waiting};
 use crate::store::{Error, Expansion, Result};
 
 /// Failed rows looked at again in one batch; they never fill it.
 const AGAIN_PER_BATCH: i64 = 50;
+
+/// Ids that one batch spans at most: what it hands over is found by this range.
+const SPAN: i64 = 4_000;
 
 /// A row that needs no overlay and names its NAS by id or not at all.
 const PLAIN: &str = "c.user_id is not null and c.params is null and c.usluga_id is null
@@ -64,30 +67,39 @@ async fn batch(
 ) -> Result<Expansion> {
     let mut tx = writer.begin().await?;
     let text = format!(
-        "select c.id, ({PLAIN}) as plain from events_stack_compact c
-         where c.error is null order by c.id limit ?1"
+        "select ifnull(min(id), 0), ifnull(max(id), 0), count(*), ifnull(sum(plain), 0),
+           ifnull((select max(id) from events_stack_compact where error is null), 0)
+         from (select c.id, ({PLAIN}) as plain from events_stack_compact c
+               where c.error is null
+                 and c.id < ?2 + (select min(id) from events_stack_compact where error is null)
+               order by c.id limit ?1)"
     );
-    let fresh: Vec<(i64, bool)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
-        .bind(limit)
+    let (first, last, fresh, plain, end): (i64, i64, i64, i64, i64) =
+        sqlx::query_as(sqlx::AssertSqlSafe(text))
+            .bind(limit)
+            .bind(SPAN)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(sql("pick compact events"))?;
+    let mut out = Expansion {
+        full: last < end,
+        ..Expansion::default()
+    };
+    let mut moved = 0;
+    let mut slow: Vec<i64> = Vec::new();
+    if at_once && plain > 0 {
+        (moved, out.moved) = plain_rows(&mut tx, shape, first, last).await?;
+    }
+    if i64::try_from(moved).is_ok_and(|moved| moved < fresh) {
+        let left: Vec<(i64,)> = sqlx::query_as(
+            "select id from events_stack_compact where error is null and id between ?1 and ?2 order by id",
+        )
+        .bind(first)
+        .bind(last)
         .fetch_all(&mut *tx)
         .await
         .map_err(sql("pick compact events"))?;
-    let mut out = Expansion {
-        full: i64::try_from(fresh.len()).unwrap_or(i64::MAX) >= limit,
-        ..Expansion::default()
-    };
-    let mut slow: Vec<i64> = Vec::new();
-    if at_once && let (Some(first), Some(last)) = (fresh.first(), fresh.last()) {
-        out.moved = plain_rows(&mut tx, shape, first.0, last.0).await?;
-        let moved: std::collections::HashSet<i64> = out.moved.iter().map(|w| w.id.0).collect();
-        slow.extend(
-            fresh
-                .iter()
-                .map(|row| row.0)
-                .filter(|id| !moved.contains(id)),
-        );
-    } else {
-        slow.extend(fresh.iter().map(|row| row.0));
+        slow.extend(left.into_iter().map(|row| row.0));
     }
     let again: Vec<(i64,)> = sqlx::query_as(
         "select id from events_stack_compact where error is not null
@@ -111,7 +123,7 @@ async fn plain_rows(
     shape: &billing::Shape,
     first: i64,
     last: i64,
-) -> Result<Vec<Waiting>> {
+) -> Result<(u64, Vec<Waiting>)> {
     let params = &shape.params;
     let text = format!(
         "insert into events_stack (id, event_type, user_id, abonent_id, nas_id, acct_session_id, params,
@@ -126,23 +138,39 @@ async fn plain_rows(
            cross join catalogue k on k.cmd = c.cmd
            cross join event_params p on p.user_id = c.user_id
            cross join nas n on n.id = ifnull(c.nas_id, p.nas_id)
-         where c.id between ?1 and ?2 and c.error is null and {PLAIN}
-         returning {WAITING}"
+         where c.id between ?1 and ?2 and c.error is null and {PLAIN}"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+    let moved = sqlx::query(sqlx::AssertSqlSafe(text))
         .bind(first)
         .bind(last)
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(sql("expand a batch"))?;
-    let moved: Vec<Waiting> = rows.iter().map(waiting).collect::<Result<_>>()?;
-    let ids: Vec<i64> = moved.iter().map(|w| w.id.0).collect();
-    sqlx::query("delete from events_stack_compact where id in (select value from json_each(?1))")
-        .bind(json!(ids).to_string())
         .execute(&mut **tx)
         .await
-        .map_err(sql("take expanded rows off the compact stack"))?;
-    Ok(moved)
+        .map_err(sql("expand a batch"))?
+        .rows_affected();
+    if moved == 0 {
+        return Ok((0, Vec::new()));
+    }
+    sqlx::query(
+        "delete from events_stack_compact where id between ?1 and ?2
+           and id in (select id from events_stack where id between ?1 and ?2)",
+    )
+    .bind(first)
+    .bind(last)
+    .execute(&mut **tx)
+    .await
+    .map_err(sql("take expanded rows off the compact stack"))?;
+    // One text instead of a row each, which would cost more than the expansion itself. A few
+    // that were moved before may stand between the first and the last id: the lanes know them.
+    let text = format!(
+        "select json_group_array(json_array({WAITING_VALUES})) from events_stack where id between ?1 and ?2 and state = 'ready' and epoch = 0"
+    );
+    let (rows,): (String,) = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(first)
+        .bind(last)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(sql("hand over a batch"))?;
+    Ok((moved, waiting_from_json(&rows)?))
 }
 
 /// One row: expands it, or writes why not.

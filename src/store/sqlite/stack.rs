@@ -1,5 +1,7 @@
 //! The main stack: loading ids, and the writer turn that moves events between states.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite as Db, Transaction};
@@ -14,6 +16,36 @@ pub(super) const WAITING: &str = "id, nas_id, user_id, class, try_count, deaths,
   cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as since_ms,
   ifnull(cast(round(unixepoch(next_try_at, 'subsec') * 1000) as integer), 0) as next_try_ms,
   ifnull(cast(round(unixepoch(expires_at, 'subsec') * 1000) as integer), 0) as expires_ms";
+
+/// The same, in the order that `waiting_from_json` reads.
+pub(super) const WAITING_VALUES: &str = "id, nas_id, user_id, class, try_count, deaths,
+  cast(round(unixepoch(event_date, 'subsec') * 1000) as integer),
+  ifnull(cast(round(unixepoch(next_try_at, 'subsec') * 1000) as integer), 0),
+  ifnull(cast(round(unixepoch(expires_at, 'subsec') * 1000) as integer), 0)";
+
+type WaitingValues = (i64, i64, Option<i64>, i64, u32, u32, Option<i64>, i64, i64);
+
+/// Reads what `json_group_array(json_array(WAITING_VALUES))` gave.
+pub(super) fn waiting_from_json(text: &str) -> Result<Vec<Waiting>> {
+    let rows: Vec<WaitingValues> = serde_json::from_str(text)
+        .map_err(|e| sql("read waiting events")(sqlx::Error::Decode(Box::new(e))))?;
+    Ok(rows
+        .into_iter()
+        .map(
+            |(id, nas, user, class, tries, deaths, since_ms, next_try_ms, expires_ms)| Waiting {
+                id: EventId(id),
+                nas: NasId(nas),
+                user: user.map(UserId),
+                class: Class::from_number(class),
+                since_ms: since_ms.unwrap_or(0),
+                next_try_ms,
+                expires_ms,
+                tries,
+                deaths,
+            },
+        )
+        .collect())
+}
 
 pub(super) fn waiting(row: &SqliteRow) -> Result<Waiting> {
     let read = || -> std::result::Result<Waiting, sqlx::Error> {
@@ -106,24 +138,25 @@ pub(super) async fn turn(store: &Sqlite, turn: &Turn) -> Result<Turned> {
         return Err(Error::Fenced { epoch: turn.epoch });
     }
     let settled = settle(&mut tx, turn).await?;
-    if !started.is_empty() {
-        let marked = mark(&mut tx, turn).await?;
-        started.retain_mut(|s| match marked.get(&s.id.0) {
-            Some(try_count) => {
-                s.try_count = *try_count;
-                true
-            }
-            None => false,
-        });
-    }
+    mark(&mut tx, turn, &mut started).await?;
     tx.commit().await.map_err(sql("commit a turn"))?;
-    Ok(Turned { settled, started })
+    Ok(Turned {
+        settled,
+        started: started.into_iter().map(|s| s.event).collect(),
+    })
 }
 
-async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Started>> {
+/// An event to start, as it stood before the write transaction.
+struct Read {
+    event: Started,
+    waits: bool,
+}
+
+async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Read>> {
     let ids = json!(ids).to_string();
     let rows = sqlx::query(
-        "select id, event_type, user_id, abonent_id, usluga_id, params, try_count, possible_duplicate
+        "select id, event_type, user_id, abonent_id, usluga_id, params, try_count, possible_duplicate,
+           state in ('ready', 'deferred') as waits
          from events_stack where id in (select value from json_each(?1))",
     )
     .bind(ids)
@@ -132,9 +165,9 @@ async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Started>> {
     .map_err(sql("read PARAMS"))?;
     let mut found = Vec::with_capacity(rows.len());
     for row in &rows {
-        let read = || -> std::result::Result<Started, sqlx::Error> {
+        let read = || -> std::result::Result<Read, sqlx::Error> {
             let text: &str = row.try_get("params")?;
-            Ok(Started {
+            let event = Started {
                 id: EventId(row.try_get("id")?),
                 cmd: row.try_get("event_type")?,
                 user: row.try_get::<Option<i64>, _>("user_id")?.map(UserId),
@@ -145,6 +178,10 @@ async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Started>> {
                 ),
                 try_count: u32::try_from(row.try_get::<i64, _>("try_count")?).unwrap_or(0),
                 possible_duplicate: row.try_get::<i64, _>("possible_duplicate")? != 0,
+            };
+            Ok(Read {
+                event,
+                waits: row.try_get("waits")?,
             })
         };
         found.push(read().map_err(sql("read PARAMS"))?);
@@ -152,28 +189,44 @@ async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Started>> {
     Ok(found)
 }
 
-async fn mark(
-    tx: &mut Transaction<'_, Db>,
-    turn: &Turn,
-) -> Result<std::collections::HashMap<i64, u32>> {
-    let rows: Vec<(i64, i64)> = sqlx::query_as(
-        "update events_stack set state = 'running', epoch = ?2,
-           try_count = try_count + (state <> 'running'),
+/// Marks the starts running and leaves in `starts` those that were, with the number of their
+/// try. A row for each would cost more than the update, so rows are asked for only if some
+/// start changed nothing since it was read.
+async fn mark(tx: &mut Transaction<'_, Db>, turn: &Turn, starts: &mut Vec<Read>) -> Result<()> {
+    starts.retain(|s| s.waits || turn.again);
+    if starts.is_empty() {
+        return Ok(());
+    }
+    let ids = json!(starts.iter().map(|s| s.event.id).collect::<Vec<_>>()).to_string();
+    let marked = sqlx::query(
+        "update events_stack set state = 'running', epoch = ?2, try_count = try_count + 1,
            started_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
-         where id in (select value from json_each(?1))
-           and (state in ('ready', 'deferred') or (?3 and state = 'running' and epoch = ?2))
-         returning id, try_count",
+         where id in (select value from json_each(?1)) and state in ('ready', 'deferred')",
     )
-    .bind(json!(turn.starts).to_string())
+    .bind(&ids)
     .bind(turn.epoch)
-    .bind(turn.again)
+    .execute(&mut **tx)
+    .await
+    .map_err(sql("mark events running"))?
+    .rows_affected();
+    for s in starts.iter_mut().filter(|s| s.waits) {
+        s.event.try_count += 1;
+    }
+    if usize::try_from(marked).is_ok_and(|n| n == starts.len()) {
+        return Ok(());
+    }
+    let rows: Vec<(i64, i64)> = sqlx::query_as(
+        "select id, try_count from events_stack where id in (select value from json_each(?1))
+           and state = 'running' and epoch = ?2",
+    )
+    .bind(&ids)
+    .bind(turn.epoch)
     .fetch_all(&mut **tx)
     .await
     .map_err(sql("mark events running"))?;
-    Ok(rows
-        .into_iter()
-        .map(|(id, tries)| (id, u32::try_from(tries).unwrap_or(1)))
-        .collect())
+    let running: HashMap<i64, i64> = rows.into_iter().collect();
+    starts.retain(|s| running.get(&s.event.id.0) == Some(&i64::from(s.event.try_count)));
+    Ok(())
 }
 
 /// The compare-and-set of a settle: claimed try of this epoch, or still waiting.
@@ -203,10 +256,9 @@ async fn settle(tx: &mut Transaction<'_, Db>, turn: &Turn) -> Result<Vec<EventId
                e.event_date, e.owner_script, e.owner_function, e.source, e.batch_id,
                j.value ->> '$.result', j.value ->> '$.code', j.value ->> '$.ms', j.value ->> '$.answer',
                e.try_count, j.value ->> '$.hash', j.value ->> '$.error', e.possible_duplicate, e.started_at
-             from json_each(?1) j cross join events_stack e where {CLAIMED}
-             returning id"
+             from json_each(?1) j cross join events_stack e where {CLAIMED}"
         );
-        ids.extend(leave(tx, text, &Value::Array(done), turn.epoch).await?);
+        ids.extend(leave(tx, "events_done", text, done, turn.epoch).await?);
     }
     if !dead.is_empty() {
         let text = format!(
@@ -219,10 +271,9 @@ async fn settle(tx: &mut Transaction<'_, Db>, turn: &Turn) -> Result<Vec<EventId
                e.expires_at, e.try_count, e.deaths, e.epoch, e.started_at, e.possible_duplicate,
                j.value ->> '$.code', j.value ->> '$.error', e.own_params, e.params_complete,
                j.value ->> '$.reason'
-             from json_each(?1) j cross join events_stack e where {CLAIMED}
-             returning id"
+             from json_each(?1) j cross join events_stack e where {CLAIMED}"
         );
-        ids.extend(leave(tx, text, &Value::Array(dead), turn.epoch).await?);
+        ids.extend(leave(tx, "events_dead", text, dead, turn.epoch).await?);
     }
     for value in back {
         // One by one: only failures come here, and each has its own time.
@@ -246,19 +297,43 @@ async fn settle(tx: &mut Transaction<'_, Db>, turn: &Turn) -> Result<Vec<EventId
     Ok(ids)
 }
 
+/// Moves rows out of the stack by `insert` (an insert … select over the settles) and deletes
+/// them. Asking for the ids row by row costs more than the move itself, so they are asked for
+/// only if some settle changed nothing.
 async fn leave(
     tx: &mut Transaction<'_, Db>,
+    target: &'static str,
     insert: String,
-    settles: &Value,
+    settles: Vec<Value>,
     epoch: i64,
 ) -> Result<Vec<EventId>> {
-    let rows: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(insert))
-        .bind(settles.to_string())
+    let wanted: Vec<EventId> = settles
+        .iter()
+        .filter_map(|s| s.get("id").and_then(Value::as_i64))
+        .map(EventId)
+        .collect();
+    let moved = sqlx::query(sqlx::AssertSqlSafe(insert))
+        .bind(Value::Array(settles).to_string())
         .bind(epoch)
-        .fetch_all(&mut **tx)
+        .execute(&mut **tx)
         .await
-        .map_err(sql("settle events"))?;
-    let ids: Vec<EventId> = rows.into_iter().map(|(id,)| EventId(id)).collect();
+        .map_err(sql("settle events"))?
+        .rows_affected();
+    let ids = if usize::try_from(moved).is_ok_and(|n| n == wanted.len()) {
+        wanted
+    } else {
+        // Ids never repeat: what is in the target now and was on the stack was moved just now.
+        let text = format!(
+            "select id from {target} where id in (select value from json_each(?1))
+               and id in (select id from events_stack)"
+        );
+        let rows: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+            .bind(json!(wanted).to_string())
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(sql("settle events"))?;
+        rows.into_iter().map(|(id,)| EventId(id)).collect()
+    };
     sqlx::query("delete from events_stack where id in (select value from json_each(?1))")
         .bind(json!(ids).to_string())
         .execute(&mut **tx)

@@ -1,0 +1,62 @@
+//! The end of the scheduler: nothing starts any more, what runs gets its time.
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Message;
+use super::lanes::Gone;
+use super::scheduler::{Scheduler, State};
+use crate::event::EventId;
+use crate::store::{Error, Settle, SettleTo};
+
+impl Scheduler {
+    /// Nothing starts any more; running events get their time, then are ended and go back to
+    /// ready, flagged.
+    pub(super) async fn drain(
+        &self,
+        s: &mut State,
+        inbox: &mut mpsc::Receiver<Message>,
+        hard: &CancellationToken,
+    ) -> Result<(), Error> {
+        let end = tokio::time::sleep(self.config.drain);
+        tokio::pin!(end);
+        while !s.forks.is_empty() {
+            tokio::select! {
+                Some(ended) = s.forks.join_next_with_id() => self.ended(s, ended),
+                message = inbox.recv() => if let Some(Message::Finished(f)) = message { self.finished(s, f) },
+                () = &mut end => break,
+                () = hard.cancelled() => break,
+            }
+            self.reap(s);
+            while !s.settles.is_empty() {
+                self.round(s, true, hard).await?;
+            }
+        }
+        // Aborting a fork drops its session and closes the pipe of its shim, which ends the script.
+        s.forks.shutdown().await;
+        let cut: Vec<(EventId, u32)> = s
+            .out
+            .iter()
+            .filter(|(_, o)| !o.finished && o.try_count > 0)
+            .map(|(id, o)| (*id, o.try_count))
+            .collect();
+        for (id, try_count) in cut {
+            tracing::warn!("event={id} was cut short by the shutdown and goes back to ready");
+            let settle = Settle {
+                id,
+                try_count: Some(try_count),
+                to: SettleTo::Ready {
+                    possible_duplicate: true,
+                },
+                code: 0,
+                ms: 0,
+                error: Some("cut short by a shutdown of the daemon".to_owned()),
+            };
+            s.settles.push((settle, Gone::Released));
+        }
+        while !s.settles.is_empty() {
+            self.round(s, true, hard).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,332 @@
+//! What the scheduler hears and what follows from it: events handed over, ended attempts, rows
+//! read for lanes, changed settings, time to live, interactive events that cannot be asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::Id;
+
+use super::breaker::{Evidence, Start};
+use super::fork::random;
+use super::lanes::{Gone, Owner, REFILL_ROWS, Wanted};
+use super::parent::Settings;
+use super::plan::Step;
+use super::pool::Pool;
+use super::scheduler::{Scheduler, State};
+use super::{Finished, Message};
+use crate::attempt::DoneResult;
+use crate::clock;
+use crate::event::{Class, EventId, Waiting};
+use crate::logs::line::{End, Key};
+use crate::nas::NasId;
+use crate::store::{Error, Settle, SettleTo, chain};
+
+/// Rows of one page when ids are loaded.
+const PAGE: usize = 500;
+/// Wait before rows that could not be read are read again.
+const READ_AGAIN: Duration = Duration::from_millis(500);
+
+impl Scheduler {
+    pub(super) fn hear(&self, s: &mut State, message: Message) {
+        let (now, wall_ms) = (clock::tick_ms(), clock::wall_ms());
+        match message {
+            Message::Waiting(events) => {
+                for w in &events {
+                    match s.pools.get(&w.nas) {
+                        Some(pool) if !pool.stopping => {
+                            s.lanes.add(&self.clamped(w, wall_ms), now, wall_ms)
+                        }
+                        _ if w.class == Class::Interactive => {
+                            let why = s
+                                .skipped
+                                .get(&w.nas)
+                                .map_or("it is not served", String::as_str);
+                            let reason = format!("nobody can ask NAS {}: {why}", w.nas);
+                            s.settles
+                                .push((unstarted(w.id, SettleTo::Dead { reason }), Gone::Finished));
+                        }
+                        // It stands in the store and is loaded when the NAS is served.
+                        _ => {}
+                    }
+                }
+            }
+            Message::Finished(finished) => self.finished(s, finished),
+            Message::Refilled(nas, owner, rows) => {
+                let rows = rows.map(|r| {
+                    r.iter()
+                        .map(|w| self.clamped(w, wall_ms))
+                        .collect::<Vec<_>>()
+                });
+                s.lanes.refilled(nas, owner, rows.as_deref(), now, wall_ms);
+            }
+            Message::Loaded(nas, None) => s.lanes.load_failed(nas),
+            Message::Loaded(nas, Some((rows, full))) => {
+                let rows: Vec<Waiting> = rows.iter().map(|w| self.clamped(w, wall_ms)).collect();
+                s.lanes.loaded(nas, &rows, full, now, wall_ms);
+            }
+            Message::Settings(settings) => self.apply(s, settings, now),
+        }
+    }
+
+    /// The wait of a deferred event, bounded: a clock that was set back must not stall it.
+    pub(super) fn clamped(&self, w: &Waiting, wall_ms: i64) -> Waiting {
+        let base = i64::try_from(self.config.retry_base.as_millis()).unwrap_or(i64::MAX);
+        let most = wall_ms.saturating_add(base.saturating_mul(i64::from(w.tries)));
+        Waiting {
+            next_try_ms: w.next_try_ms.min(most),
+            ..*w
+        }
+    }
+
+    pub(super) fn finished(&self, s: &mut State, f: Finished) {
+        let Some(out) = s.out.get_mut(&f.id) else {
+            return;
+        };
+        out.finished = true;
+        let (result, gone) = match &f.to {
+            SettleTo::Done { result, .. } => (result.as_str(), Gone::Finished),
+            SettleTo::Dead { .. } => ("dead", Gone::Finished),
+            SettleTo::Deferred { .. } => ("deferred", Gone::Deferred(f.due)),
+            SettleTo::Ready { .. } => ("ready", Gone::Released),
+        };
+        if let Some(pool) = s.pools.get_mut(&out.nas) {
+            pool.running = pool.running.saturating_sub(1);
+            pool.took(f.ms);
+            match &f.to {
+                SettleTo::Done { .. } => pool.done += 1,
+                SettleTo::Dead { .. } => pool.dead += 1,
+                SettleTo::Deferred { .. } => pool.deferred += 1,
+                SettleTo::Ready { .. } => {}
+            }
+        }
+        metrics::counter!("nas_event_daemon_attempts_total", "result" => result).increment(1);
+        let settle = Settle {
+            id: f.id,
+            try_count: Some(f.try_count),
+            to: f.to,
+            code: f.code,
+            ms: f.ms,
+            error: f.error,
+        };
+        s.settles.push((settle, gone));
+    }
+
+    pub(super) fn ended(
+        &self,
+        s: &mut State,
+        ended: Result<(Id, Finished), tokio::task::JoinError>,
+    ) {
+        match ended {
+            Ok((task, finished)) => {
+                s.tasks.remove(&task);
+                self.finished(s, finished);
+            }
+            Err(error) => {
+                // A bug in an executor: the event is not lost, and nobody else is hurt.
+                let Some(id) = s.tasks.remove(&error.id()) else {
+                    return;
+                };
+                let Some(out) = s.out.get(&id) else { return };
+                if let Some(pool) = s.pools.get(&out.nas) {
+                    pool.breaker().ended(
+                        clock::tick_ms(),
+                        out.ticket,
+                        None,
+                        Evidence::Other,
+                        random(),
+                    );
+                }
+                let reason =
+                    "the attempt ended by a bug of the daemon (panic); please report it".to_owned();
+                tracing::error!("event={id} {reason}");
+                let finished = Finished {
+                    id,
+                    user: None,
+                    nas: out.nas,
+                    try_count: out.try_count,
+                    to: SettleTo::Dead {
+                        reason: reason.clone(),
+                    },
+                    due: 0,
+                    code: 70,
+                    ms: 0,
+                    error: Some(reason),
+                };
+                self.finished(s, finished);
+            }
+        }
+    }
+
+    pub(super) fn reap(&self, s: &mut State) {
+        while let Some(ended) = s.forks.try_join_next_with_id() {
+            self.ended(s, ended);
+        }
+        while s.readers.try_join_next().is_some() {}
+    }
+
+    pub(super) fn expire(&self, s: &mut State, now: u64, wall_ms: i64) {
+        for (id, nas) in s.lanes.expire(now, wall_ms) {
+            let to = SettleTo::Done {
+                result: DoneResult::Expired,
+                answer: None,
+                scheme_hash: String::new(),
+            };
+            s.settles.push((unstarted(id, to), Gone::Finished));
+            self.note(s, nas, id, "expired", wall_ms);
+        }
+    }
+
+    /// While a NAS is paused or its breaker is open, an operator must not wait for an answer.
+    pub(super) fn fail_interactive(&self, s: &mut State, now: u64, wall_ms: i64) {
+        let mut failed = Vec::new();
+        for (nas, pool) in &s.pools {
+            if !s.lanes.has_interactive(*nas) {
+                continue;
+            }
+            let why = if pool.is_paused(wall_ms) {
+                Some("it is paused".to_owned())
+            } else if pool.stopping {
+                Some("it is no longer served".to_owned())
+            } else {
+                let breaker = pool.breaker();
+                (breaker.may_start(now) != Start::Free).then(|| breaker.reason().to_owned())
+            };
+            if let Some(why) = why {
+                failed.push((*nas, why));
+            }
+        }
+        for (nas, why) in failed {
+            for id in s.lanes.fail_interactive(nas) {
+                let reason = format!("NAS {nas} cannot be asked now: {why}");
+                s.settles
+                    .push((unstarted(id, SettleTo::Dead { reason }), Gone::Finished));
+                self.note(s, nas, id, "dead", wall_ms);
+            }
+        }
+    }
+
+    /// An event that ends without an attempt leaves a record, too.
+    pub(super) fn note(&self, s: &State, nas: NasId, id: EventId, result: &str, wall_ms: i64) {
+        let Some(pool) = s.pools.get(&nas) else {
+            return;
+        };
+        let key = Key {
+            event: id,
+            user: None,
+            cmd: "-",
+            try_count: 0,
+        };
+        let mut out = Vec::new();
+        let end = End {
+            result,
+            code: 0,
+            ms: 0,
+            next_try_ms: None,
+            error: None,
+        };
+        self.logs.records().end(&mut out, wall_ms, &key, &end);
+        self.logs.write(&pool.log, None, &out);
+    }
+
+    pub(super) fn apply(&self, s: &mut State, settings: Settings, now: u64) {
+        s.skipped = settings.skipped;
+        for step in settings.steps {
+            match step {
+                Step::Stop(nas) => {
+                    if let Some(pool) = s.pools.get_mut(&nas) {
+                        pool.stopping = true;
+                    }
+                    s.lanes.drop_nas(nas);
+                }
+                Step::Change(nas, served) => {
+                    if let Some(pool) = s.pools.get_mut(&nas) {
+                        if served.may_mend(&pool.served) {
+                            pool.breaker().poke(now);
+                        }
+                        pool.log = self.logs.nas_file(&served.log_name);
+                        pool.served = served;
+                    }
+                }
+                Step::Start(nas, served) => {
+                    let log = self.logs.nas_file(&served.log_name);
+                    match s.pools.get_mut(&nas) {
+                        Some(pool) => {
+                            // It was stopped and still has running events.
+                            pool.stopping = false;
+                            pool.breaker().poke(now);
+                            pool.log = log;
+                            pool.served = served;
+                        }
+                        None => {
+                            s.pools.insert(nas, Pool::new(served, log));
+                        }
+                    }
+                    s.lanes.expect(nas);
+                }
+            }
+        }
+        s.pools.retain(|_, p| !(p.stopping && p.running == 0));
+    }
+
+    pub(super) fn read_wanted(&self, s: &mut State) {
+        let wall_ms = clock::wall_ms();
+        for (nas, pool) in &s.pools {
+            let dark = pool.is_paused(wall_ms) || pool.breaker().state() != "closed";
+            s.lanes.set_dark(*nas, dark);
+        }
+        for wanted in s.lanes.wanted() {
+            let (store, sender) = (Arc::clone(&self.store), self.sender.clone());
+            s.readers.spawn(async move {
+                let message = match wanted {
+                    Wanted::Refill(nas, owner) => {
+                        let user = match owner {
+                            Owner::User(user) => Some(user),
+                            Owner::Nas(_) => None,
+                        };
+                        let rows = store.refill(nas, user, REFILL_ROWS).await;
+                        Message::Refilled(nas, owner, told(rows).await)
+                    }
+                    Wanted::Load(nas, from) => {
+                        let rows = store.load(nas, from, PAGE).await;
+                        Message::Loaded(
+                            nas,
+                            told(rows).await.map(|r| {
+                                let full = r.len() >= PAGE;
+                                (r, full)
+                            }),
+                        )
+                    }
+                };
+                // Only fails when the scheduler has ended.
+                let _ = sender.send(message).await;
+            });
+        }
+    }
+}
+
+fn unstarted(id: EventId, to: SettleTo) -> Settle {
+    let error = match &to {
+        SettleTo::Dead { reason } => Some(reason.clone()),
+        SettleTo::Done { .. } | SettleTo::Deferred { .. } | SettleTo::Ready { .. } => None,
+    };
+    Settle {
+        id,
+        try_count: None,
+        to,
+        code: 0,
+        ms: 0,
+        error,
+    }
+}
+
+/// The rows, or none after a pause: a database that is away is not asked in a circle.
+async fn told<T>(read: Result<T, Error>) -> Option<T> {
+    match read {
+        Ok(rows) => Some(rows),
+        Err(error) => {
+            tracing::warn!("waiting events cannot be read now: {}", chain(&error));
+            tokio::time::sleep(READ_AGAIN).await;
+            None
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The end of a daemon, and two daemons on one database.
+
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+
+use crate::lab::daemon::{Daemon, Lab};
+use crate::lab::db::Kind;
+use crate::lab::journal::{self, gated, let_through, running, starts};
+use crate::lab::on_each_store;
+
+on_each_store!(
+    a_second_daemon_is_refused_and_told_who_is_there,
+    sigterm_lets_running_events_finish,
+    a_second_signal_ends_what_runs,
+    the_drain_is_bounded,
+    a_frozen_daemon_is_taken_over_and_fenced,
+);
+
+/// Exit code of "another daemon owns the database".
+const REFUSED: i32 = 6;
+
+/// One NAS with a gated script and the accounts 10 to 19.
+async fn gated_lab(kind: Kind, dispatch: &str) -> Lab {
+    let lab = Lab::new(kind, dispatch).await;
+    scheme(&lab, &lab);
+    lab.nas(1, "Mine", 2, &[]).await;
+    lab.accounts(1, 10..20).await;
+    lab
+}
+
+/// The gated scheme of `owner` in `place`; it notes its process ids beside the journal.
+fn scheme(place: &Lab, owner: &Lab) {
+    let body = format!(
+        "echo $BASHPID >> {}\n{}",
+        owner.path("pids").display(),
+        gated(&owner.path("gate"))
+    );
+    place.session("Mine", &journal::session(&owner.path("journal"), &body));
+}
+
+fn entries(lab: &Lab) -> Vec<journal::Entry> {
+    journal::read_script(&lab.path("journal"))
+}
+
+async fn until_running(lab: &Lab, id: i64) {
+    lab.until("it runs", async || {
+        (running(&entries(lab)) == [id]).then_some(())
+    })
+    .await;
+}
+
+/// Waits until no script of this lab lives.
+async fn scripts_gone(lab: &Lab) {
+    let pids = std::fs::read_to_string(lab.path("pids")).unwrap();
+    lab.until("the script is gone", async || {
+        let alive = |pid: &str| std::path::Path::new("/proc").join(pid).exists();
+        (!pids.lines().any(alive)).then_some(())
+    })
+    .await;
+}
+
+async fn a_second_daemon_is_refused_and_told_who_is_there(kind: Kind) {
+    let lab = gated_lab(kind, "").await;
+    let_through(&lab.path("gate"), "all");
+    let first = lab.start().await;
+    let other = Lab::on(Arc::clone(&lab.db), "");
+    scheme(&other, &lab);
+    let mut second = other.spawn();
+    assert_eq!(second.end().await.code(), Some(REFUSED));
+    let said = other.stderr();
+    assert!(said.contains(&format!("pid={}", first.pid)), "{said}");
+    assert!(said.contains("hint: "), "{said}");
+    assert!(!other.is_up().await, "nothing half-started");
+    let id = lab.event(10, "user_redirect").await;
+    assert_eq!(lab.ended(id).await.1, "done", "the first goes on");
+    // Once the first has gone in order, the place is free at once.
+    first.stop().await;
+    let second = other.start().await;
+    let id = other.event(11, "user_redirect").await;
+    assert_eq!(other.ended(id).await.1, "done");
+    second.stop().await;
+}
+
+/// Starts an event that runs and one of its account that waits.
+async fn one_runs_one_waits(lab: &Lab) -> (i64, i64) {
+    let runs = lab.event(10, "user_redirect").await;
+    let waits = lab.event(10, "user_redirect_cancel").await;
+    until_running(lab, runs).await;
+    (runs, waits)
+}
+
+async fn sigterm_lets_running_events_finish(kind: Kind) {
+    let lab = gated_lab(kind, "").await;
+    let mut daemon = lab.start().await;
+    let (runs, waits) = one_runs_one_waits(&lab).await;
+    daemon.signal(Signal::SIGTERM);
+    lab.said("stopping: ").await;
+    lab.until("the doors are closed", async || {
+        (!lab.is_up().await).then_some(())
+    })
+    .await;
+    // A row inserted now is nobody's until the next daemon.
+    lab.sql("insert into events_stack_compact (cmd, user_id) values ('user_redirect', 11)")
+        .await;
+    assert!(daemon.child.try_wait().unwrap().is_none(), "it drains");
+    let_through(&lab.path("gate"), "all");
+    let status = daemon.end().await;
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(starts(&entries(&lab)), [(runs, 1, false)]);
+    let done = lab
+        .rows("select id, result, attempts from events_done")
+        .await;
+    assert_eq!(done, [[&runs.to_string(), "done", "1"]]);
+    let left = lab
+        .rows("select id, state, try_count from events_stack")
+        .await;
+    assert_eq!(left, [[&waits.to_string(), "ready", "0"]]);
+    assert!(!lab.path("run/ctl.sock").exists());
+    assert!(!lab.path("run/nas_event_daemon.pid").exists());
+    let daemon = lab.start().await;
+    lab.drained().await;
+    assert_eq!(journal::repeated(&entries(&lab)), 0);
+    assert_eq!(lab.number("select count(*) from events_done").await, 3);
+    daemon.stop().await;
+}
+
+/// After the end: the cut event is back, flagged, its script is gone, and it is run again.
+async fn comes_back_flagged(lab: &Lab, mut daemon: Daemon, runs: i64, waits: i64) {
+    daemon.end().await;
+    scripts_gone(lab).await;
+    assert_eq!(running(&entries(lab)), [runs], "it was cut, it did not end");
+    let left = lab
+        .rows("select id, state, possible_duplicate from events_stack order by id")
+        .await;
+    assert_eq!(
+        left,
+        [
+            [&runs.to_string(), "ready", "1"],
+            [&waits.to_string(), "ready", "0"]
+        ]
+    );
+    let_through(&lab.path("gate"), "all");
+    let daemon = lab.start().await;
+    lab.drained().await;
+    let again = starts(&entries(lab));
+    assert_eq!((again[1].0, again[1].2), (runs, true), "{again:?}");
+    assert_eq!(again[2], (waits, 1, false));
+    assert_eq!(again.len(), 3);
+    daemon.stop().await;
+}
+
+async fn a_second_signal_ends_what_runs(kind: Kind) {
+    let lab = gated_lab(kind, "drain = \"1h\"").await;
+    let daemon = lab.start().await;
+    let (runs, waits) = one_runs_one_waits(&lab).await;
+    daemon.signal(Signal::SIGTERM);
+    lab.said("stopping: ").await;
+    daemon.signal(Signal::SIGINT);
+    comes_back_flagged(&lab, daemon, runs, waits).await;
+    lab.said("second signal").await;
+}
+
+async fn the_drain_is_bounded(kind: Kind) {
+    let lab = gated_lab(kind, "drain = \"100ms\"").await;
+    let daemon = lab.start().await;
+    let (runs, waits) = one_runs_one_waits(&lab).await;
+    daemon.signal(Signal::SIGTERM);
+    comes_back_flagged(&lab, daemon, runs, waits).await;
+}
+
+async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
+    let lab = gated_lab(kind, "").await;
+    let mut frozen = lab.start().await;
+    let (runs, waits) = one_runs_one_waits(&lab).await;
+    frozen.signal(Signal::SIGSTOP);
+    // It cannot be seen to be dead; only its silence tells.
+    let other = Lab::on(Arc::clone(&lab.db), "");
+    scheme(&other, &lab);
+    let mut refused = 0;
+    let heir = other
+        .until("the silent one is taken over", async || {
+            let mut heir = other.spawn();
+            loop {
+                if let Some(status) = heir.child.try_wait().unwrap() {
+                    assert_eq!(status.code(), Some(REFUSED), "{}", other.stderr());
+                    refused += 1;
+                    return None;
+                }
+                if other.is_up().await {
+                    return Some(heir);
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    assert!(refused > 0, "it was alive at first");
+    lab.until("the heir runs it again", async || {
+        (starts(&entries(&lab)).len() == 2).then_some(())
+    })
+    .await;
+    let again = starts(&entries(&lab))[1];
+    assert_eq!((again.0, again.2), (runs, true), "flagged");
+    frozen.signal(Signal::SIGCONT);
+    let_through(&lab.path("gate"), "all");
+    assert_eq!(frozen.end().await.code(), Some(REFUSED));
+    lab.said("another daemon owns the database now").await;
+    lab.drained().await;
+    let done = lab
+        .rows("select id, result from events_done order by id")
+        .await;
+    assert_eq!(
+        done,
+        [[&runs.to_string(), "done"], [&waits.to_string(), "done"]]
+    );
+    assert_eq!(starts(&entries(&lab)).len(), 3);
+    heir.stop().await;
+}
