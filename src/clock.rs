@@ -43,6 +43,11 @@ pub fn tick_ms() -> u64 {
     TICK_START.saturating_add(u64::try_from(run.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Milliseconds since the clock was first asked, which is the start of the process.
+pub fn up_ms() -> u64 {
+    tick_ms().saturating_sub(TICK_START)
+}
+
 /// `YYYY-MM-DD HH:MM:SS.mmm` in UTC, the form in which SQLite rows keep times.
 pub fn utc_text(ms: i64) -> String {
     chrono::DateTime::from_timestamp_millis(ms).map_or_else(String::new, |t| {

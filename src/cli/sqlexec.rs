@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use super::exit::{DONE, FAILED, Failed, Outcome, USAGE, remark, say_all};
 use super::table::one_line;
 use super::{Console, runtime, who};
-use crate::store::SqlAnswer;
+use crate::store::{Error, SqlAnswer};
 
 /// Widths as isql has them: a number has 20 digits and a sign, a name 31 letters.
 const NUMBER_WIDTH: usize = 21;
@@ -89,7 +89,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         if args.write {
             store.audit(&who(), "sql", &statement).await?;
         }
-        let answer = store.sql(&statement, args.write).await?;
+        let answer = store.sql(&statement, args.write).await.map_err(refused)?;
         if answer.columns.is_empty() {
             if answer.changed > 0 {
                 remark(format!("{} rows changed", answer.changed));
@@ -101,6 +101,17 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         }
     }
     Ok(DONE)
+}
+
+/// As in the original, whatever is wrong with a statement is exit code 1.
+fn refused(error: Error) -> Failed {
+    match error {
+        Error::Refused(text) => Failed::new(
+            FAILED,
+            format!("{text}\nhint: --write lets statements change things"),
+        ),
+        other => other.into(),
+    }
 }
 
 /// `set list`, `set list on`, `set list off`: the only commands of isql that are understood.

@@ -559,7 +559,7 @@ pub async fn status(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Valu
         .collect();
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "up_ms": clock::tick_ms(),
+        "up_ms": clock::up_ms(),
         "parent_turned_ms_ago": health::parent_age_ms(&desk),
         "compact": counts.compact,
         "unexpandable": counts.unexpandable,

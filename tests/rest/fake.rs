@@ -381,7 +381,9 @@ pub(crate) fn house(high_water: usize) -> House {
         wake: Arc::clone(&wake),
         reload: Arc::clone(&reload),
         cmds,
-        parent_tick: Arc::default(),
+        parent_tick: Arc::new(std::sync::atomic::AtomicU64::new(
+            nas_event_daemon::clock::tick_ms(),
+        )),
         settings_interval: Duration::from_secs(60),
         metrics: Some(nas_event_daemon::intake::rest::install_metrics()),
         high_water,

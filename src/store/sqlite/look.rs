@@ -223,6 +223,11 @@ pub(super) async fn prune_done(store: &Sqlite, before_ms: i64, limit: usize) -> 
 /// Tables that no operator's statement may read.
 const HIDDEN: [&str; 2] = ["nas_secret", "token"];
 
+/// First words of statements that only look.
+const LOOKS: [&str; 4] = ["select", "with", "values", "explain"];
+/// The switch that keeps readers from writing must stay where it is.
+const AROUND: &str = "query_only";
+
 pub(super) async fn sql_statement(
     store: &Sqlite,
     statement: &str,
@@ -233,6 +238,17 @@ pub(super) async fn sql_statement(
         return Err(Error::Refused(format!(
             "the tables {} are never readable here",
             HIDDEN.join(" and ")
+        )));
+    }
+    let first: String = lower
+        .trim_start_matches(|c: char| c.is_whitespace() || c == '(')
+        .chars()
+        .take_while(char::is_ascii_alphabetic)
+        .collect();
+    if !write && (!LOOKS.contains(&first.as_str()) || lower.contains(AROUND)) {
+        return Err(Error::Refused(format!(
+            "the statement may change something: only {} are allowed without write",
+            LOOKS.join(", ")
         )));
     }
     let text = sqlx::AssertSqlSafe(statement.to_owned());

@@ -1,0 +1,318 @@
+//! `event …`: post, follow, look, retry, drop.
+
+use serde_json::{Value, json};
+
+use crate::lab::daemon::Lab;
+use crate::lab::db::Kind;
+use crate::lab::on_each_store;
+use crate::{RECORD, ned};
+
+on_each_store!(
+    an_event_is_posted_followed_and_shown,
+    without_a_daemon_events_go_to_the_database,
+    dead_events_are_retried_unless_a_later_one_would_be_undone,
+    what_waits_says_why,
+    dropping_needs_a_yes,
+    wrong_events_are_refused_with_a_hint,
+);
+
+/// Every command of it fails for good, but those that defer.
+const FAILING: &str = "user_add() { exit 3; }\nuser_redirect() { exit 254; }\nuser_drop() { :; }\n";
+
+async fn an_event_is_posted_followed_and_shown(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [1424]).await;
+    let daemon = lab.start().await;
+    let args = ["event", "post", "--user", "1424", "--cmd", "user_redirect"];
+    let out = ned(&lab, &[&args[..], &["--follow"]].concat()).await.fine();
+    let mut lines = out.lines();
+    let id = lines.next().unwrap();
+    assert!(id.parse::<i64>().is_ok(), "{out}");
+    let end = lines.last().unwrap();
+    assert!(end.contains("result=done code=0 ms="), "{out}");
+
+    let row = ned(&lab, &["-o", "json", "event", "show", id]).await.json();
+    assert_eq!(row["cmd"], "user_redirect");
+    assert_eq!(row["source"], "cli");
+    assert_eq!(row["state"], "done");
+    assert_eq!(row["why"], Value::Null);
+    let plain = ned(&lab, &["event", "show", id]).await.fine();
+    assert!(plain.contains("table\tevents_done\n"), "{plain}");
+    ned(&lab, &["event", "show", "999999"])
+        .await
+        .failed(5, &["there is no event 999999", "hint:"]);
+
+    let json = [
+        "-o", "json", "event", "post", "--nas", "5", "--user", "1424",
+    ];
+    let more = ["--cmd", "user_add", "--param", "ip=10.1.2.3", "--follow"];
+    let said = ned(&lab, &[&json[..], &more].concat()).await;
+    assert!(said.err.is_empty() || said.err.contains("state") || !said.err.contains("error"));
+    let last = said.out.split_once('\n').unwrap().1.to_owned();
+    let end: Value = serde_json::from_str(&last).unwrap();
+    assert_eq!(
+        (end["result"].as_str(), end["code"].as_i64()),
+        (Some("done"), Some(0))
+    );
+    let log = lab.account_log(1424).join("\n");
+    assert!(log.contains("user 1424 user_add 10.1.2.3"), "{log}");
+
+    let list = ned(
+        &lab,
+        &[
+            "-o", "json", "event", "list", "--state", "done", "--user", "1424",
+        ],
+    );
+    let list = list.await.json();
+    let cmds: Vec<&str> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["cmd"].as_str().unwrap())
+        .collect();
+    assert_eq!(cmds, ["user_add", "user_redirect"], "newest first");
+    let one = ["event", "list", "--state", "done", "--limit", "1"];
+    let said = ned(&lab, &one).await;
+    assert!(said.err.contains("--before"), "{said:?}");
+    assert_eq!(said.fine().lines().count(), 1);
+    let csv = ned(
+        &lab,
+        &[
+            "-o", "csv", "event", "list", "--state", "done", "--cmd", "user_add",
+        ],
+    );
+    assert!(csv.await.fine().starts_with("id,state,cmd,user,nas,"));
+    ned(&lab, &["event", "list", "--state", "lost"])
+        .await
+        .failed(2, &["lost"]);
+    daemon.stop().await;
+}
+
+async fn without_a_daemon_events_go_to_the_database(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [7]).await;
+    let args = [
+        "event",
+        "post",
+        "--user",
+        "7",
+        "--cmd",
+        "user_add",
+        "--params",
+        "{\"a\": [1]}",
+    ];
+    let said = ned(&lab, &args).await;
+    said.failed(0, &["no daemon listens on", "written to the database"]);
+    let id = said.fine().trim().to_owned();
+    let show = ned(&lab, &["-o", "json", "event", "show", &id])
+        .await
+        .json();
+    assert_eq!(show["state"], "compact");
+    assert_eq!(show["why"], "no daemon is running: it waits until one does");
+    assert_eq!(show["params"], json!({"a": [1]}));
+    let follow = [
+        "event",
+        "post",
+        "--user",
+        "7",
+        "--cmd",
+        "user_add",
+        "--follow",
+        "--timeout",
+        "50ms",
+    ];
+    ned(&lab, &follow)
+        .await
+        .failed(7, &["is still compact", "event show"]);
+    let waiting = lab.waiting().await;
+    let dry = [&args[..], &["--dry-run"]].concat();
+    let event = ned(&lab, &dry).await.json();
+    assert_eq!(event["params"]["a"], json!([1]));
+    assert_eq!(lab.waiting().await, waiting, "a dry run posts nothing");
+    let daemon = lab.start().await;
+    lab.drained().await;
+    daemon.stop().await;
+}
+
+async fn dead_events_are_retried_unless_a_later_one_would_be_undone(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.session("Failing", FAILING);
+    lab.nas(5, "Failing", 2, &[]).await;
+    lab.accounts(5, [1, 2, 3]).await;
+    let daemon = lab.start().await;
+    let post = |user: &'static str| {
+        [
+            "event", "post", "--cmd", "user_add", "--follow", "--user", user,
+        ]
+    };
+    let mut ids = Vec::new();
+    for user in ["1", "2", "3"] {
+        let said = ned(&lab, &post(user)).await;
+        said.failed(1, &["event retry"]);
+        assert!(said.out.contains("result=dead code=3"), "{said:?}");
+        ids.push(said.out.lines().next().unwrap().to_owned());
+    }
+    // Account 2 has a later event that is done: a retry would undo it.
+    let later = [
+        "event",
+        "post",
+        "--cmd",
+        "user_drop",
+        "--user",
+        "2",
+        "--follow",
+    ];
+    ned(&lab, &later).await.fine();
+    let bulk = [
+        "event", "retry", "--state", "dead", "--nas", "5", "--cmd", "user_add",
+    ];
+    let dry = ned(&lab, &[&bulk[..], &["--dry-run"]].concat()).await;
+    dry.failed(0, &["3 dead events"]);
+    assert_eq!(dry.fine().lines().count(), 3);
+    let said = ned(&lab, &bulk).await;
+    said.failed(0, &["2 retried, 1 skipped"]);
+    let retried = said.fine();
+    assert_eq!(retried.lines().count(), 2, "{retried}");
+    let new = retried
+        .lines()
+        .last()
+        .unwrap()
+        .split('\t')
+        .next_back()
+        .unwrap()
+        .to_owned();
+    assert_eq!(lab.ended(new.parse().unwrap()).await.0, "dead");
+    ned(&lab, &["event", "retry", &ids[1]])
+        .await
+        .failed(6, &["was not retried", "later event"]);
+    ned(&lab, &["event", "retry", &ids[0]])
+        .await
+        .failed(6, &["was not retried"]);
+    ned(&lab, &["event", "retry", "999999"])
+        .await
+        .failed(5, &["no event 999999"]);
+    ned(&lab, &["event", "retry"]).await.failed(2, &["Usage"]);
+    let one = ned(&lab, &["event", "retry", &new]).await.fine();
+    assert!(one.starts_with(&format!("{new}\t")), "{one}");
+    let shown = ned(&lab, &["event", "show", &new]).await.fine();
+    assert!(shown.contains("posted anew as event"), "{shown}");
+    daemon.stop().await;
+}
+
+async fn what_waits_says_why(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.session("Failing", FAILING);
+    lab.nas(5, "Failing", 2, &[]).await;
+    lab.nas(6, "No-Such-Scheme", 2, &[]).await;
+    lab.accounts(5, [1]).await;
+    lab.accounts(6, [2]).await;
+    let daemon = lab.start().await;
+    let why = async |id: i64, text: &str| {
+        lab.until(text, async || {
+            let said = ned(&lab, &["-o", "json", "event", "show", &id.to_string()]).await;
+            let row = said.json();
+            row["why"]
+                .as_str()
+                .unwrap_or_default()
+                .contains(text)
+                .then_some(())
+        })
+        .await;
+    };
+    let deferred = lab.event(1, "user_redirect").await;
+    why(deferred, "deferred until").await;
+    let behind = lab.event(1, "user_add").await;
+    why(behind, &format!("earlier event {deferred}")).await;
+    let skipped = lab.event(2, "user_add").await;
+    why(skipped, "NAS 6 is not served: scheme directory missing").await;
+    let unknown = lab.event(777, "user_add").await;
+    why(unknown, "cannot be expanded").await;
+    ned(&lab, &["nas", "pause", "5", "--reason", "new cable"])
+        .await
+        .fine();
+    lab.until("the pause is noticed", async || {
+        let id = lab.event(1, "user_add").await;
+        let said = ned(&lab, &["event", "show", &id.to_string()]).await.fine();
+        said.contains("NAS 5 is paused until resumed: new cable")
+            .then_some(())
+    })
+    .await;
+    daemon.stop().await;
+    why(behind, "no daemon is running").await;
+}
+
+async fn dropping_needs_a_yes(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [1]).await;
+    let post = ["event", "post", "--user", "1", "--cmd", "user_add"];
+    let id = ned(&lab, &post).await.fine().trim().to_owned();
+    ned(&lab, &["event", "drop", &id])
+        .await
+        .failed(2, &["say -y"]);
+    assert_eq!(lab.waiting().await, 1);
+    ned(&lab, &["event", "drop", "-y", "999999"])
+        .await
+        .failed(5, &["999999"]);
+    let drop = ["event", "drop", "-y", &id, "--reason", "test of mine"];
+    assert_eq!(ned(&lab, &drop).await.fine(), format!("{id}\tdropped\n"));
+    assert_eq!(lab.waiting().await, 0);
+    let row = ned(&lab, &["-o", "json", "event", "show", &id])
+        .await
+        .json();
+    assert_eq!(row["state"], "dropped");
+    assert!(
+        row["error"].as_str().unwrap().ends_with("test of mine"),
+        "{row}"
+    );
+    ned(&lab, &drop)
+        .await
+        .failed(6, &["only events that are neither running nor done"]);
+    let audit = lab
+        .rows("select what, detail from audit where what = 'drop'")
+        .await;
+    assert!(audit[0][1].contains(&format!("event={id}")), "{audit:?}");
+}
+
+async fn wrong_events_are_refused_with_a_hint(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    let table: &[(&[&str], &str)] = &[
+        (
+            &["--user", "1", "--cmd", "user_redirekt"],
+            "did you mean user_redirect?",
+        ),
+        (&["--user", "1", "--cmd", "$(reboot)"], "does not match"),
+        (&["--cmd", "user_add"], "--user"),
+        (
+            &["--user", "1", "--cmd", "user_add", "--param", "x"],
+            "NAME=VALUE",
+        ),
+        (
+            &["--user", "1", "--cmd", "user_add", "--params", "[]"],
+            "not a JSON object",
+        ),
+        (
+            &["--user", "1", "--cmd", "user_add", "--param", "A b=1"],
+            "does not match",
+        ),
+        (&["--user", "x", "--cmd", "user_add"], "invalid"),
+        (
+            &["--user", "1", "--cmd", "user_add", "--timeout", "5"],
+            "not a duration",
+        ),
+    ];
+    let daemon = lab.start().await;
+    for (more, text) in table {
+        let args = [&["event", "post"][..], more].concat();
+        ned(&lab, &args).await.failed(2, &[text]);
+    }
+    daemon.stop().await;
+    for (more, text) in table {
+        let args = [&["event", "post"][..], more].concat();
+        ned(&lab, &args).await.failed(2, &[text]);
+    }
+    assert_eq!(lab.waiting().await, 0);
+}

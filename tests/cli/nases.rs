@@ -1,0 +1,199 @@
+//! `nas …` and `account …`: look, pause, forks, test, set right.
+
+use nas_event_daemon::sim::mikrotik::Faults;
+use serde_json::{Value, json};
+
+use crate::lab::daemon::{Lab, address};
+use crate::lab::db::Kind;
+use crate::lab::on_each_store;
+use crate::lab::sim::{PASSWORD, Router};
+use crate::{RECORD, ned};
+
+on_each_store!(
+    a_nas_is_listed_paused_and_resumed,
+    a_nas_is_tested_by_its_own_driver,
+    a_resync_brings_the_router_to_the_flags,
+);
+
+async fn list(lab: &Lab) -> Vec<Value> {
+    let said = ned(lab, &["-o", "json", "nas", "list"]).await;
+    said.json().as_array().unwrap().clone()
+}
+
+async fn a_nas_is_listed_paused_and_resumed(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.nas(6, "No-Such-Scheme", 3, &[("mode", "'maybe'".into())])
+        .await;
+    lab.accounts(5, [1]).await;
+    let rows = list(&lab).await;
+    assert_eq!(rows[0]["breaker"], Value::Null, "no daemon, no breaker");
+    assert!(
+        rows[1]["note"]
+            .as_str()
+            .unwrap()
+            .contains("mode is 'maybe'"),
+        "{rows:?}"
+    );
+    let daemon = lab.start().await;
+    ned(
+        &lab,
+        &["nas", "pause", "5", "--for", "30m", "--reason", "works"],
+    )
+    .await
+    .fine();
+    let rows = list(&lab).await;
+    assert!(
+        rows[0]["note"]
+            .as_str()
+            .unwrap()
+            .starts_with("paused until 2"),
+        "{rows:?}"
+    );
+    assert!(
+        rows[0]["note"].as_str().unwrap().ends_with(": works"),
+        "{rows:?}"
+    );
+    lab.said("paused").await;
+    let id = lab.event(1, "user_add").await;
+    lab.until("it waits on the main stack", async || {
+        let row = list(&lab).await.remove(0);
+        (row["waiting"] == 1).then_some(())
+    })
+    .await;
+    ned(&lab, &["nas", "resume", "5"]).await.fine();
+    assert_eq!(lab.ended(id).await, ("done".into(), "done".into()));
+    lab.until("the daemon's own numbers are shown", async || {
+        let row = list(&lab).await.remove(0);
+        (row["done"] == 1 && row["breaker"] == "closed").then_some(())
+    })
+    .await;
+
+    ned(&lab, &["nas", "forks", "5", "7"]).await.fine();
+    lab.said("Change work with nas nasid=5 nas_ip=127.0.0.1 forks=7")
+        .await;
+    let row = ned(&lab, &["-o", "json", "nas", "show", "5"]).await.json();
+    assert_eq!(
+        (&row["forks"], &row["forks_override"]),
+        (&json!(2), &json!(7))
+    );
+    assert_eq!(row["scheme_kind"], "native");
+    ned(&lab, &["nas", "forks", "5", "default"]).await.fine();
+    lab.said("nasid=5 nas_ip=127.0.0.1 forks=2").await;
+    ned(&lab, &["nas", "forks", "5", "101"])
+        .await
+        .failed(2, &["1 to 100"]);
+    for verb in [
+        &["show"][..],
+        &["pause"],
+        &["resume"],
+        &["test"],
+        &["resync"],
+    ] {
+        let args = [&["nas"][..], verb, &["99"]].concat();
+        ned(&lab, &args)
+            .await
+            .failed(5, &["there is no NAS 99", "hint:"]);
+    }
+    let status = ned(&lab, &["-o", "json", "status"]).await.json();
+    assert_eq!(status["daemon"], "running");
+    assert_eq!(status["nas"][0]["id"], 5);
+    daemon.stop().await;
+    ned(&lab, &["status"])
+        .await
+        .failed(0, &["no daemon is running"]);
+}
+
+async fn a_nas_is_tested_by_its_own_driver(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let router = Router::start(lab.root(), "router", Faults::default());
+    router.serve_as(&lab, 5, "Mikrotik-Simple", 2).await;
+    let said = ned(&lab, &["nas", "test", "5"]).await.fine();
+    assert!(said.contains("/system/identity/print took"), "{said}");
+    assert!(said.contains("norm 300 ms"), "{said}");
+    router.sim.set_faults(Faults {
+        latency_ms: 350,
+        ..Faults::default()
+    });
+    ned(&lab, &["nas", "test", "5"])
+        .await
+        .failed(9, &["slower than the norm"]);
+    router.sim.set_faults(Faults::default());
+    lab.sql("update nas_secret set password = 'wrong-password' where nas_id = 5")
+        .await;
+    let said = ned(&lab, &["nas", "test", "5"]).await;
+    said.failed(6, &["invalid user name or password", "nas_secret"]);
+    assert!(!said.err.contains("wrong-password") && !said.err.contains(PASSWORD));
+    // A port that nothing listens on.
+    lab.sql("update nas set api_port = 1 where id = 5").await;
+    ned(&lab, &["nas", "test", "5"])
+        .await
+        .failed(4, &["127.0.0.1", "hint:"]);
+
+    lab.session("Mine", "user_add() { :; }\n");
+    lab.nas(6, "Mine", 1, &[]).await;
+    let said = ned(&lab, &["nas", "test", "6"]).await;
+    said.failed(0, &["logs in by itself"]);
+    assert!(said.fine().contains("session"));
+    lab.nas(7, "No-Such-Scheme", 1, &[]).await;
+    ned(&lab, &["nas", "test", "7"])
+        .await
+        .failed(3, &["scheme directory missing"]);
+}
+
+async fn a_resync_brings_the_router_to_the_flags(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let router = Router::start(lab.root(), "router", Faults::default());
+    router.serve_as(&lab, 5, "Mikrotik-Simple", 4).await;
+    lab.accounts(5, 1..=6).await;
+    lab.sql("update users set redirect = 1 where id in (2, 3)")
+        .await;
+    lab.sql("update users set accept = 0 where id = 4").await;
+    lab.sql("update users set deleted = 1 where id = 5").await;
+    let counts = |out: &str| -> Vec<(String, i64)> {
+        let each = out.lines().map(|line| line.split_once('\t').unwrap());
+        each.map(|(cmd, n)| (cmd.to_owned(), n.parse().unwrap()))
+            .collect()
+    };
+    let expected = [
+        ("user_accept", 4),
+        ("user_add", 5),
+        ("user_del", 1),
+        ("user_drop", 1),
+        ("user_rate_set", 5),
+        ("user_redirect", 2),
+        ("user_redirect_cancel", 3),
+    ]
+    .map(|(cmd, n)| (cmd.to_owned(), n));
+    let dry = ned(&lab, &["nas", "resync", "5", "--dry-run"]).await;
+    dry.failed(0, &["dry run: 21 events for 6 accounts"]);
+    assert_eq!(counts(&dry.fine()), expected);
+    assert_eq!(lab.waiting().await, 0);
+
+    let daemon = lab.start().await;
+    let said = ned(&lab, &["nas", "resync", "5", "--rate", "200"]).await;
+    said.failed(
+        0,
+        &["21 events for 6 accounts posted", "--batch resync-nas5-"],
+    );
+    assert_eq!(counts(&said.fine()), expected);
+    lab.drained().await;
+    assert_eq!(router.listed("crb_negbal"), [address(2), address(3)]);
+    assert_eq!(router.listed("crb_blocked"), [address(4)]);
+    let queues = router.sim.rows("/queue/simple").len();
+    assert_eq!(queues, 5, "every account but the deleted one has a queue");
+    let batch = lab
+        .number("select count(*) from events_done where batch_id like 'resync-nas5-%' and source = 'cli' and result = 'done'")
+        .await;
+    assert_eq!(batch, 21);
+
+    lab.sql("update users set redirect = 0 where id = 2").await;
+    let one = ned(&lab, &["account", "resync", "2"]).await.fine();
+    assert_eq!(counts(&one).len(), 4, "{one}");
+    lab.drained().await;
+    assert_eq!(router.listed("crb_negbal"), [address(3)]);
+    ned(&lab, &["account", "resync", "99"])
+        .await
+        .failed(5, &["there is no account 99"]);
+    daemon.stop().await;
+}
