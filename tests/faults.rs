@@ -158,14 +158,6 @@ async fn watch_backlog(lab: &Lab, scene: &watch::Sender<Scene>) {
     }
 }
 
-async fn running(lab: &Lab) -> BTreeSet<Attempt> {
-    let rows = lab
-        .rows("select id, try_count from events_stack where state = 'running'")
-        .await;
-    let attempt = |row: &Vec<String>| (row[0].parse().unwrap(), row[1].parse().unwrap());
-    rows.iter().map(attempt).collect()
-}
-
 async fn kill_again_and_again(lab: &Lab, router: &Router, script: &std::path::Path, seed: u64) {
     let mut dice = Dice(seed);
     let kills = from_environment("NED_KILLS").map_or(KILLS, |n| usize::try_from(n).unwrap());
@@ -179,7 +171,7 @@ async fn kill_again_and_again(lab: &Lab, router: &Router, script: &std::path::Pa
         tokio::time::sleep(Duration::from_millis(20 + dice.roll(580))).await;
         daemon.kill_9().await;
         let killed_us = clock::wall_us();
-        let running = running(lab).await;
+        let running = lab.running().await;
         journal::note_kill(script, &running);
         journal::note_kill_of_router(&router.journal, &running, killed_us);
     }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::lab::daemon::{Daemon, Lab};
 use crate::lab::db::Kind;
-use crate::lab::journal::{self, gated, let_through, running, starts};
+use crate::lab::journal::{self, Entry, gated, let_through, running, starts};
 use crate::lab::on_each_store;
 
 on_each_store!(
@@ -15,6 +16,7 @@ on_each_store!(
     a_second_signal_ends_what_runs,
     the_drain_is_bounded,
     a_frozen_daemon_is_taken_over_and_fenced,
+    an_event_that_kills_the_daemon_runs_alone_and_is_buried,
 );
 
 /// Exit code of "another daemon owns the database".
@@ -39,7 +41,7 @@ fn scheme(place: &Lab, owner: &Lab) {
     place.session("Mine", &journal::session(&owner.path("journal"), &body));
 }
 
-fn entries(lab: &Lab) -> Vec<journal::Entry> {
+fn entries(lab: &Lab) -> Vec<Entry> {
     journal::read_script(&lab.path("journal"))
 }
 
@@ -215,4 +217,68 @@ async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
     );
     assert_eq!(starts(&entries(&lab)).len(), 3);
     heir.stop().await;
+}
+
+async fn an_event_that_kills_the_daemon_runs_alone_and_is_buried(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let journal = lab.path("journal");
+    let body = format!(
+        "[[ $cmd != user_redirect ]] || kill -9 $(< {})\nsleep 0.2",
+        lab.path("run/nas_event_daemon.pid").display(),
+    );
+    lab.session("Mine", &journal::session(&journal, &body));
+    lab.nas(1, "Mine", 5, &[]).await;
+    lab.accounts(1, 10..20).await;
+    let mut daemon = lab.start().await;
+    // There is always something else to do, and four forks are at it when the daemon dies.
+    let others: Vec<_> = (11..15)
+        .cycle()
+        .take(12)
+        .map(|user| json!({"cmd": "user_add", "user_id": user}))
+        .collect();
+    let others = lab.post(json!({ "events": others })).await;
+    let poison = lab.event(10, "user_redirect").await;
+    let mut deaths = 0;
+    loop {
+        let buried = lab
+            .until("it dies, or the poison is buried", async || {
+                if daemon.child.try_wait().unwrap().is_some() {
+                    return Some(false);
+                }
+                let dead = "select count(*) from events_dead";
+                (lab.number(dead).await == 1).then_some(true)
+            })
+            .await;
+        if buried {
+            break;
+        }
+        deaths += 1;
+        journal::note_kill(&journal, &lab.running().await);
+        daemon = lab.spawn();
+    }
+    assert_eq!(deaths, 4, "three deaths make a suspect, the fourth buries");
+    let (place, reason) = lab.ended(poison).await;
+    assert_eq!(place, "dead");
+    assert!(reason.starts_with("the daemon died 4 times"), "{reason}");
+    for id in others {
+        assert_eq!(lab.ended(id).await.1, "done");
+    }
+    let entries = entries(&lab);
+    let tries = starts(&entries);
+    let tries: Vec<_> = tries.iter().filter(|t| t.0 == poison).collect();
+    let again = |number| (poison, number, true);
+    assert_eq!(
+        tries,
+        [&(poison, 1, false), &again(2), &again(3), &again(4)]
+    );
+    // At its last try it was alone: nothing ran, and nothing started beside it.
+    let last = |entry: &Entry| matches!(entry, Entry::Start { event, try_count: 4, .. } if *event == poison);
+    let place = entries.iter().position(last).unwrap();
+    assert_eq!(running(&entries[..=place]), [poison]);
+    let beside = entries[place + 1..]
+        .iter()
+        .take_while(|entry| !matches!(entry, Entry::Kill { .. }))
+        .find(|entry| matches!(entry, Entry::Start { .. }));
+    assert_eq!(beside, None);
+    daemon.stop().await;
 }

@@ -13,3 +13,4 @@ mod lifecycle;
 mod nas;
 mod order;
 mod outcomes;
+mod refusals;

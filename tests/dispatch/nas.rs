@@ -15,6 +15,7 @@ on_each_store!(
     a_refused_password_parks_until_it_is_corrected,
     one_account_on_two_nases_keeps_its_order,
     an_event_on_another_nas_waits_only_so_long,
+    nobody_waits_for_a_dead_nas,
 );
 
 /// Every event on the main stack, by state and tries.
@@ -178,5 +179,32 @@ async fn an_event_on_another_nas_waits_only_so_long(kind: Kind) {
     assert!(log.contains("cross_nas_overtake"), "{log}");
     let_through(&lab.path("gate1"), "all");
     lab.drained().await;
+    daemon.stop().await;
+}
+
+async fn nobody_waits_for_a_dead_nas(kind: Kind) {
+    let lab = Lab::new(kind, "cross_nas_wait = \"1h\"").await;
+    let router = Router::start(lab.root(), "router", Faults::default());
+    router.serve_as(&lab, 3, "Mikrotik-Simple", 2).await;
+    two_nases(&lab).await;
+    let_through(&lab.path("gate2"), "all");
+    let daemon = lab.start().await;
+    router.sim.set_faults(Faults {
+        refuse_connections: true,
+        ..Faults::default()
+    });
+    lab.until("nothing listens", async || {
+        let tried = std::net::TcpStream::connect(router.sim.addr());
+        tried.is_err().then_some(())
+    })
+    .await;
+    let dead = on_nas(&lab, 3, 10).await;
+    lab.said("NAS does not obey").await;
+    let other = on_nas(&lab, 2, 10).await;
+    assert_eq!(lab.ended(other).await.1, "done");
+    let log = lab.nas_log(2).join("\n");
+    assert!(log.contains("cross_nas_overtake"), "{log}");
+    router.sim.set_faults(Faults::default());
+    assert_eq!(lab.ended(dead).await.1, "done");
     daemon.stop().await;
 }

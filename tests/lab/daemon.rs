@@ -1,6 +1,7 @@
 //! The real binary as a child process in a directory of its own: configuration, logs, schemes,
 //! sockets, all gone at the end. Also the two ways in (REST, SQL) and the ways to look.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::process::{Child, Command};
 
 use super::db::{Db, Kind, run_sql};
+use super::journal::Attempt;
 
 /// Far above anything that is waited for here, even on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -319,6 +321,14 @@ impl Lab {
                 })
                 .await;
         }
+    }
+
+    /// What the database has `running`.
+    pub async fn running(&self) -> BTreeSet<Attempt> {
+        let statement = "select id, try_count from events_stack where state = 'running'";
+        let rows = self.rows(statement).await;
+        let attempt = |row: &Vec<String>| (row[0].parse().unwrap(), row[1].parse().unwrap());
+        rows.iter().map(attempt).collect()
     }
 
     /// Waits until this event is done or dead; its place and state.

@@ -166,31 +166,43 @@ pub fn check(accepted: &[Accepted], excused: &BTreeSet<i64>, entries: &[Entry]) 
     findings
 }
 
-/// Most attempts that ran at once; a kill ends all, also those that have yet to show up.
-pub fn peak(entries: &[Entry]) -> usize {
-    let mut open = BTreeSet::new();
+/// The attempts that run after each entry, in the order of their starts; a kill ends all, also
+/// those that have yet to show up.
+fn open_after(entries: &[Entry]) -> Vec<Vec<Attempt>> {
+    let mut open = Vec::new();
     let mut cut = BTreeSet::new();
-    let mut peak = 0;
+    let mut after = Vec::with_capacity(entries.len());
     for entry in entries {
         match entry {
             Entry::Start {
                 event, try_count, ..
             } => {
-                if !cut.contains(&(*event, *try_count)) {
-                    open.insert((*event, *try_count));
+                let attempt = (*event, *try_count);
+                if !cut.contains(&attempt) && !open.contains(&attempt) {
+                    open.push(attempt);
                 }
             }
-            Entry::End { event, try_count } => {
-                open.remove(&(*event, *try_count));
-            }
+            Entry::End { event, try_count } => open.retain(|a| *a != (*event, *try_count)),
             Entry::Kill { running } => {
                 cut.extend(running.iter().copied());
                 open.clear();
             }
         }
-        peak = peak.max(open.len());
+        after.push(open.clone());
     }
-    peak
+    after
+}
+
+/// Most attempts that ran at once.
+pub fn peak(entries: &[Entry]) -> usize {
+    let all = open_after(entries);
+    all.iter().map(Vec::len).max().unwrap_or(0)
+}
+
+/// The events that have started and not ended, in the order of their starts.
+pub fn running(entries: &[Entry]) -> Vec<i64> {
+    let last = open_after(entries).pop().unwrap_or_default();
+    last.into_iter().map(|(event, _)| event).collect()
 }
 
 /// Repetitions: starts beyond the first of each event.
@@ -229,19 +241,6 @@ pub fn gated(gate: &Path) -> String {
 /// Lets one event, or `all`, through the gate.
 pub fn let_through(gate: &Path, who: impl ToString) {
     std::fs::write(gate.join(who.to_string()), "").unwrap();
-}
-
-/// The events that have started and not ended, in the order of their starts.
-pub fn running(entries: &[Entry]) -> Vec<i64> {
-    let mut open = Vec::new();
-    for entry in entries {
-        match entry {
-            Entry::Start { event, .. } => open.push(*event),
-            Entry::End { event, .. } => open.retain(|e| e != event),
-            Entry::Kill { .. } => open.clear(),
-        }
-    }
-    open
 }
 
 /// Every start, as (event, try, flagged).
