@@ -128,6 +128,7 @@ async fn sqlexec_only_reads(kind: Kind) {
         "delete from users",
         "with x as (select 1) delete from users",
         "pragma query_only = off; delete from users",
+        "pragma journal_mode(delete)",
         "set default_transaction_read_only = off; delete from users",
     ] {
         let said = named(&lab, "sqlexec", &[change], "").await;

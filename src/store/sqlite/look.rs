@@ -225,6 +225,15 @@ const HIDDEN: [&str; 2] = ["nas_secret", "token"];
 
 /// First words of statements that only look.
 const LOOKS: [&str; 4] = ["select", "with", "values", "explain"];
+/// Pragmas that only look (sqlite.org, "PRAGMA Statements"); most others also change a setting.
+const LOOK_PRAGMAS: [&str; 6] = [
+    "integrity_check",
+    "quick_check",
+    "foreign_key_check",
+    "table_info",
+    "index_list",
+    "index_info",
+];
 /// The switch that keeps readers from writing must stay where it is.
 const AROUND: &str = "query_only";
 
@@ -240,12 +249,15 @@ pub(super) async fn sql_statement(
             HIDDEN.join(" and ")
         )));
     }
-    let first: String = lower
-        .trim_start_matches(|c: char| c.is_whitespace() || c == '(')
-        .chars()
-        .take_while(char::is_ascii_alphabetic)
-        .collect();
-    if !write && (!LOOKS.contains(&first.as_str()) || lower.contains(AROUND)) {
+    let mut words = lower
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| !word.is_empty());
+    let looks = match words.next() {
+        Some("pragma") => words.next().is_some_and(|w| LOOK_PRAGMAS.contains(&w)),
+        Some(first) => LOOKS.contains(&first),
+        None => false,
+    };
+    if !write && (!looks || lower.contains(AROUND)) {
         return Err(Error::Refused(format!(
             "the statement may change something: only {} are allowed without write",
             LOOKS.join(", ")
