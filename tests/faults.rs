@@ -258,7 +258,10 @@ async fn killed_at_random_it_loses_and_reorders_nothing(kind: Kind) {
     let total = i64::try_from(accepted.len() - excused.len()).unwrap();
     assert_eq!(ended, total, "each event is in one place");
     if kind == Kind::Sqlite {
-        assert_eq!(lab.rows("select * from pragma_integrity_check").await, [["ok"]]);
+        assert_eq!(
+            lab.rows("select * from pragma_integrity_check").await,
+            [["ok"]]
+        );
     }
 }
 

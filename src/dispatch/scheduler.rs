@@ -145,21 +145,22 @@ impl Scheduler {
         s.lanes.wake(now);
         self.expire(s, now, wall_ms);
         self.fail_interactive(s, now, wall_ms);
-        let batch: Vec<(Settle, Gone)> = {
-            let n = s.settles.len().min(TURN_MAX);
-            s.settles.drain(..n).collect()
-        };
         let mut turn = Turn {
             epoch: self.epoch,
             ..Turn::default()
         };
-        turn.settles = batch.iter().map(|b| b.0.clone()).collect();
+        let n = s.settles.len().min(TURN_MAX);
+        let mut batch = Vec::with_capacity(n);
+        for (settle, gone) in s.settles.drain(..n) {
+            batch.push((settle.id, gone));
+            turn.settles.push(settle);
+        }
         // The lanes that this turn settles for good are free for it, too: same transaction. An
         // event that comes back starts in a later turn: what its own settlement writes (its
         // flag, its try) must be read before it runs again.
         let (at_once, after): (Vec<_>, Vec<_>) = batch
             .iter()
-            .map(|(settle, gone)| (settle.id, *gone))
+            .copied()
             .partition(|(_, gone)| !stopping && *gone == Gone::Finished);
         for (id, gone) in at_once {
             s.lanes.settled(id, gone, now);
@@ -168,7 +169,7 @@ impl Scheduler {
             self.pick(s, &mut turn, now, wall_ms);
         }
         if !turn.settles.is_empty() || !turn.starts.is_empty() {
-            let turned = self.write(turn.clone(), hard).await?;
+            let turned = self.write(&mut turn, hard).await?;
             s.turns += 1;
             self.settled(s, &batch, &turned);
             for (id, gone) in &after {
@@ -264,12 +265,12 @@ impl Scheduler {
     /// lanes stay held, nothing else starts.
     pub(super) async fn write(
         &self,
-        mut turn: Turn,
+        turn: &mut Turn,
         hard: &CancellationToken,
     ) -> Result<Turned, Error> {
         let mut wait = RETRY_FIRST;
         loop {
-            match self.store.turn(&turn).await {
+            match self.store.turn(turn).await {
                 Ok(turned) => return Ok(turned),
                 Err(fenced @ Error::Fenced { .. }) => return Err(fenced),
                 Err(error) => {
@@ -294,13 +295,11 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn settled(&self, s: &mut State, batch: &[(Settle, Gone)], turned: &Turned) {
-        for (settle, _) in batch {
-            if let Some(out) = s.out.remove(&settle.id)
-                && s.alone == Some(settle.id)
-            {
+    pub(super) fn settled(&self, s: &mut State, batch: &[(EventId, Gone)], turned: &Turned) {
+        for (id, _) in batch {
+            s.out.remove(id);
+            if s.alone == Some(*id) {
                 s.alone = None;
-                let _ = out;
             }
         }
         if turned.settled.len() < batch.len() {

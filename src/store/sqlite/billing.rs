@@ -101,11 +101,13 @@ fn canonical(alias: &str, name: &str, declared: &str) -> String {
         format!(
             "case when {c} is null then '' else ifnull(strftime('%Y-%m-%d %H:%M:%S', {c}), {c}) end"
         )
-    } else if declared.contains("CHAR") || declared.contains("TEXT") || declared.contains("CLOB") {
-        // TEXT affinity keeps numbers as text, so only blobs need care.
-        format!("case when {c} is null then '' {blob} else {c} end")
-    } else if declared.contains("INT") || declared.contains("BOOL") {
-        format!("case when {c} is null then '' {real} {blob} else {c} end")
+    } else if ["CHAR", "TEXT", "CLOB", "INT", "BOOL"]
+        .iter()
+        .any(|kind| declared.contains(kind))
+    {
+        // Affinity has made text or whole numbers of them; a fraction among whole numbers stays
+        // one, a blob is refused by json_object and told with its row.
+        format!("ifnull({c}, '')")
     } else if declared.is_empty() {
         // A computed column: what json_array() and its like give is text without a mark.
         format!("case when {c} is null then '' {json} {real} {blob} else {c} end")

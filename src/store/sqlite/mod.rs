@@ -36,6 +36,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// Page cache of one connection, KiB; the hot stacks fit.
 const CACHE_KIB: i64 = 16 * 1024;
+/// Pages in the log before they are moved into the file (16 MiB): hot pages are written often
+/// and should be moved once.
+const CHECKPOINT_PAGES: u32 = 4_000;
 /// After this much uninterrupted writing the lock is left free for a moment, so that other
 /// processes get their inserts in (SQLite's back-off would starve them), ms.
 const WRITE_STRETCH_MS: u64 = 25;
@@ -76,6 +79,7 @@ impl Sqlite {
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("cache_size", format!("-{CACHE_KIB}"))
             .pragma("temp_store", "memory")
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             .statement_cache_capacity(200)
             .disable_statement_logging();
         let mut conn = SqliteConnection::connect_with(&options)

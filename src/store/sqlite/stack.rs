@@ -71,17 +71,17 @@ pub(super) async fn load(
     limit: usize,
 ) -> Result<Vec<Waiting>> {
     let text = format!(
-        "select {WAITING} from events_stack
-         where nas_id = ?1 and id >= ?2 and state in ('ready', 'deferred') order by id limit ?3"
+        "select json_group_array(json_array({WAITING_VALUES})) from (select * from events_stack
+         where nas_id = ?1 and id >= ?2 and state in ('ready', 'deferred') order by id limit ?3)"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+    let (rows,): (String,) = sqlx::query_as(sqlx::AssertSqlSafe(text))
         .bind(nas.0)
         .bind(from.0)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&store.readers)
+        .fetch_one(&store.readers)
         .await
         .map_err(sql("load waiting events"))?;
-    rows.iter().map(waiting).collect()
+    waiting_from_json(&rows)
 }
 
 pub(super) async fn refill(
@@ -166,41 +166,51 @@ struct Read {
     waits: bool,
 }
 
+type StartValues = (
+    i64,
+    String,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+    String,
+    u32,
+    i64,
+    i64,
+);
+
 async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Read>> {
-    let ids = json!(ids).to_string();
-    let rows = sqlx::query(
-        "select id, event_type, user_id, abonent_id, usluga_id, params, try_count, possible_duplicate,
-           state in ('ready', 'deferred') as waits
+    // One text for all: each row of its own would wake this task once.
+    let (rows,): (String,) = sqlx::query_as(
+        "select json_group_array(json_array(id, event_type, user_id, abonent_id, usluga_id, params, try_count,
+           possible_duplicate, state in ('ready', 'deferred')))
          from events_stack where id in (select value from json_each(?1))",
     )
-    .bind(ids)
-    .fetch_all(&store.readers)
+    .bind(json!(ids).to_string())
+    .fetch_one(&store.readers)
     .await
     .map_err(sql("read PARAMS"))?;
-    let mut found = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let read = || -> std::result::Result<Read, sqlx::Error> {
-            let text: &str = row.try_get("params")?;
-            let event = Started {
-                id: EventId(row.try_get("id")?),
-                cmd: row.try_get("event_type")?,
-                user: row.try_get::<Option<i64>, _>("user_id")?.map(UserId),
-                abonent: row.try_get("abonent_id")?,
-                usluga: row.try_get("usluga_id")?,
-                params: Params(
-                    serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default(),
-                ),
-                try_count: u32::try_from(row.try_get::<i64, _>("try_count")?).unwrap_or(0),
-                possible_duplicate: row.try_get::<i64, _>("possible_duplicate")? != 0,
-            };
-            Ok(Read {
-                event,
-                waits: row.try_get("waits")?,
-            })
-        };
-        found.push(read().map_err(sql("read PARAMS"))?);
-    }
-    Ok(found)
+    let rows: Vec<StartValues> = serde_json::from_str(&rows)
+        .map_err(|e| sql("read PARAMS")(sqlx::Error::Decode(Box::new(e))))?;
+    Ok(rows
+        .into_iter()
+        .map(
+            |(id, cmd, user, abonent, usluga, params, try_count, duplicate, waits)| Read {
+                event: Started {
+                    id: EventId(id),
+                    cmd,
+                    user: user.map(UserId),
+                    abonent,
+                    usluga,
+                    params: Params(
+                        serde_json::from_str::<Map<String, Value>>(&params).unwrap_or_default(),
+                    ),
+                    try_count,
+                    possible_duplicate: duplicate != 0,
+                },
+                waits: waits != 0,
+            },
+        )
+        .collect())
 }
 
 /// Marks the starts running and leaves in `starts` those that were, with the number of their
