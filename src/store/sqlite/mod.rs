@@ -5,6 +5,7 @@
 mod billing;
 mod compact;
 mod expand;
+mod hot;
 mod look;
 mod nas;
 mod owner;

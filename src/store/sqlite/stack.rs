@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite as Db, Transaction};
 
-use super::{Sqlite, sql};
+use super::{Sqlite, hot, sql};
 use crate::event::{Class, EventId, Params, UserId, Waiting};
 use crate::nas::NasId;
 use crate::store::{Error, Result, Settle, SettleTo, Started, Turn, Turned};
@@ -143,6 +143,16 @@ pub(super) async fn turn(store: &Sqlite, turn: &Turn) -> Result<Turned> {
         read_starts(store, &turn.starts).await?
     };
     let mut writer = store.write().await;
+    let nothing = turn.settles.is_empty() && started.is_empty();
+    if !nothing
+        && let Some(alike) = hot::alike(turn)
+        && hot::write(&mut writer, turn, &mut started, &alike).await?
+    {
+        return Ok(Turned {
+            settled: turn.settles.iter().map(|s| s.id).collect(),
+            started: started.into_iter().map(|s| s.event).collect(),
+        });
+    }
     let mut tx = writer.begin().await?;
     let owner: Option<(i64,)> = sqlx::query_as("select epoch from owner where scope = 'all'")
         .fetch_optional(&mut *tx)
@@ -161,9 +171,9 @@ pub(super) async fn turn(store: &Sqlite, turn: &Turn) -> Result<Turned> {
 }
 
 /// An event to start, as it stood before the write transaction.
-struct Read {
-    event: Started,
-    waits: bool,
+pub(super) struct Read {
+    pub(super) event: Started,
+    pub(super) waits: bool,
 }
 
 type StartValues = (

@@ -1,0 +1,153 @@
+//! The usual turn in as few steps as possible: settles that all ended alike, and starts. Each
+//! step is a hand-over to the thread that owns the connection and back, which costs more than
+//! the SQL, so insert, delete and update go out together. The sum of changed rows tells
+//! whether every compare-and-set matched; if not, nothing is kept and the turn is taken the
+//! careful way.
+
+use std::sync::OnceLock;
+
+use serde_json::json;
+
+use super::stack::Read;
+use super::{Writer, sql};
+use crate::store::{Result, SettleTo, Turn};
+
+/// Settles per statement text; a turn takes the next larger one and leaves the rest NULL.
+const SIZES: [usize; 6] = [0, 4, 16, 64, 128, 512];
+/// Parameters before the first settle.
+const FIXED: usize = 5;
+
+/// What the settles of a turn have in common.
+pub(super) struct Alike<'a> {
+    result: &'a str,
+    code: i32,
+    hash: &'a str,
+}
+
+/// Whether this turn is of the usual kind.
+pub(super) fn alike(turn: &Turn) -> Option<Alike<'_>> {
+    if turn.again || turn.settles.len() > 512 {
+        return None;
+    }
+    let mut common: Option<Alike<'_>> = None;
+    for s in &turn.settles {
+        let SettleTo::Done {
+            result,
+            answer: None,
+            scheme_hash,
+        } = &s.to
+        else {
+            return None;
+        };
+        if s.try_count.is_none() || s.error.is_some() {
+            return None;
+        }
+        let this = Alike {
+            result: result.as_str(),
+            code: s.code,
+            hash: scheme_hash,
+        };
+        match &common {
+            None => common = Some(this),
+            Some(c) if c.result == this.result && c.code == this.code && c.hash == this.hash => {}
+            Some(_) => return None,
+        }
+    }
+    Some(common.unwrap_or(Alike {
+        result: "done",
+        code: 0,
+        hash: "",
+    }))
+}
+
+/// Writes the turn; `false` = not every row was as expected, and nothing was written.
+pub(super) async fn write(
+    writer: &mut Writer,
+    turn: &Turn,
+    starts: &mut [Read],
+    alike: &Alike<'_>,
+) -> Result<bool> {
+    if starts.iter().any(|s| !s.waits) {
+        return Ok(false);
+    }
+    let Some(text) = text(turn.settles.len(), !starts.is_empty()) else {
+        return Ok(false);
+    };
+    let ids = json!(starts.iter().map(|s| s.event.id).collect::<Vec<_>>()).to_string();
+    let mut query = sqlx::query(text)
+        .bind(alike.result)
+        .bind(alike.code)
+        .bind(alike.hash)
+        .bind(turn.epoch)
+        .bind(ids);
+    for s in &turn.settles {
+        query = query
+            .bind(s.id.0)
+            .bind(s.try_count.map(i64::from))
+            .bind(s.ms);
+    }
+    let mut tx = writer.begin().await?;
+    let changed = query
+        .execute(&mut *tx)
+        .await
+        .map_err(sql("write a turn"))?
+        .rows_affected();
+    let expected = 2 * turn.settles.len() + starts.len();
+    if usize::try_from(changed) != Ok(expected) {
+        tx.rollback().await.map_err(sql("take a turn back"))?;
+        return Ok(false);
+    }
+    tx.commit().await.map_err(sql("commit a turn"))?;
+    for s in starts {
+        s.event.try_count += 1;
+    }
+    Ok(true)
+}
+
+/// The statements for up to this many settles, built once.
+fn text(settles: usize, starts: bool) -> Option<&'static str> {
+    static TEXTS: OnceLock<Vec<[String; 2]>> = OnceLock::new();
+    let texts = TEXTS.get_or_init(|| {
+        SIZES
+            .iter()
+            .map(|n| [build(*n, false), build(*n, true)])
+            .collect()
+    });
+    let at = SIZES.iter().position(|n| *n >= settles)?;
+    texts.get(at)?.get(usize::from(starts)).map(String::as_str)
+}
+
+fn build(settles: usize, starts: bool) -> String {
+    let mut text = String::new();
+    if settles > 0 {
+        let first = |i: usize| FIXED + 3 * i + 1;
+        let rows: Vec<String> = (0..settles)
+            .map(|i| format!("(?{},?{},?{})", first(i), first(i) + 1, first(i) + 2))
+            .collect();
+        let ids: Vec<String> = (0..settles).map(|i| format!("?{}", first(i))).collect();
+        text.push_str(&format!(
+            "with j(id, try, ms) as (values {})
+             insert into events_done (id, event_type, user_id, abonent_id, nas_id, usluga_id,
+               acct_session_id, event_date, owner_script, owner_function, source, batch_id, result, code,
+               ms, attempts, scheme_hash, possible_duplicate, started_at)
+             select e.id, e.event_type, e.user_id, e.abonent_id, e.nas_id, e.usluga_id, e.acct_session_id,
+               e.event_date, e.owner_script, e.owner_function, e.source, e.batch_id, ?1, ?2, j.ms,
+               e.try_count, ?3, e.possible_duplicate, e.started_at
+             from j cross join events_stack e
+             where e.id = j.id and e.state = 'running' and e.epoch = ?4 and e.try_count = j.try
+               and (select epoch from owner where scope = 'all') = ?4;
+             delete from events_stack where id in (select id from events_done where id in ({}));",
+            rows.join(","),
+            ids.join(",")
+        ));
+    }
+    if starts {
+        text.push_str(
+            "update events_stack set state = 'running', epoch = ?4, try_count = try_count + 1,
+               started_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
+             where id in (select value from json_each(?5)) and state in ('ready', 'deferred')
+               and (select epoch from owner where scope = 'all') = ?4;",
+        );
+    }
+    text
+}
