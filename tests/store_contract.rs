@@ -53,6 +53,7 @@ on_both!(
     nas_rows_are_checked_one_by_one,
     secrets_are_never_readable_by_statements,
     params_are_read_again_but_for_what_the_event_brought,
+    a_deposed_daemon_expands_nothing,
     a_statement_that_looks_changes_nothing,
     many_posts_keep_their_order,
     one_bad_row_of_the_view_stops_only_itself,
@@ -1070,4 +1071,21 @@ async fn params_are_read_again_but_for_what_the_event_brought(db: Db) {
     db.sql("delete from users where id = 2").await;
     assert_eq!(db.store.params_now(ids[1]).await.unwrap(), None);
     assert_eq!(db.store.params_now(EventId(999_999)).await.unwrap(), None);
+}
+
+async fn a_deposed_daemon_expands_nothing(db: Db) {
+    fill(&db).await;
+    let first = connect(&db.url).await.unwrap();
+    let second = connect(&db.url).await.unwrap();
+    first.own("first pid=1", 10_000).await.unwrap();
+    second.own("second pid=2", -1).await.unwrap();
+    let ids = posted(&db.store, &[event("user_add", 1)]).await;
+    let late = first.expand(10, &[]).await;
+    assert!(matches!(late, Err(Error::Fenced { .. })), "{late:?}");
+    assert_eq!(
+        place(&db, ids[0]).await,
+        Some((WhereIs::Compact, "compact".into()))
+    );
+    let moved = second.expand(10, &[]).await.unwrap().moved;
+    assert_eq!(moved.iter().map(|w| w.id).collect::<Vec<_>>(), ids);
 }

@@ -86,10 +86,11 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             list = on;
             continue;
         }
+        let answer = store.sql(&statement, args.write).await.map_err(refused)?;
         if args.write {
+            // After it: a statement that was refused may hold the secret that it was refused for.
             store.audit(&who(), "sql", &statement).await?;
         }
-        let answer = store.sql(&statement, args.write).await.map_err(refused)?;
         if answer.columns.is_empty() {
             if answer.changed > 0 {
                 remark(format!("{} rows changed", answer.changed));

@@ -113,7 +113,13 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     // Everything that can be refused is asked for before the ownership is taken.
     let mut listeners = Vec::new();
     for listen in &config.http.listen {
-        let listener = TcpListener::bind(listen).await.map_err(|e| {
+        let bound = TcpListener::bind(listen).await;
+        if bound.is_err() {
+            // The likeliest holder of our port is another daemon: say so, if it owns the database.
+            let epoch = own(store.as_ref()).await?;
+            store.disown(epoch).await?;
+        }
+        let listener = bound.map_err(|e| {
             Failed::new(
                 exit::BAD_CONFIG,
                 format!("http.listen: {listen} cannot be listened on: {e}\nhint: another program may use the port (ss -ltnp); choose another one"),

@@ -8,11 +8,12 @@ use super::Finished;
 use super::breaker::{Breaker, Change, Evidence, Ticket};
 use super::settle::{self, Facts};
 use crate::attempt::{
-    ANSWER_MAX, Failure, Job, Line, LineKind, Outcome, Report, Scope, Transcript, Verdict,
+    ANSWER_MAX, DoneResult, Failure, Job, Line, LineKind, Outcome, Report, Scope, Transcript,
+    Verdict,
 };
 use crate::clock;
 use crate::config;
-use crate::event::UserId;
+use crate::event::{Class, UserId};
 use crate::logs::line::{End, Key, Records, result_word};
 use crate::logs::{Logs, NasLog};
 use crate::scheme::Execute;
@@ -20,7 +21,7 @@ use crate::store::{SettleTo, Store, chain};
 
 /// An executor must end by its own deadline plus the grace of killing a process group; this
 /// much later the attempt is given up, whatever it does.
-const LAST_RESORT: Duration = Duration::from_secs(15);
+const LAST_RESORT: Duration = Duration::from_secs(40);
 /// Longest error text kept with an event, bytes.
 const ERROR_MAX: usize = 1_000;
 
@@ -204,8 +205,12 @@ impl Fork {
         let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
         let free = breaker.is_free(self.ticket, &evidence);
         let outcome = match settle::settle(report, &facts) {
-            // A probe's failure is the NAS's, not the event's.
-            Outcome::Deferred(_) if free => Outcome::Released,
+            // A probe's failure is the NAS's, not the event's, whatever else it would mean.
+            Outcome::Deferred(_) | Outcome::Dead(_) | Outcome::Done(DoneResult::Dropped)
+                if free && job.class != Class::Interactive =>
+            {
+                Outcome::Released
+            }
             other => other,
         };
         let jitter = random();

@@ -59,6 +59,10 @@ impl Scheduler {
                 });
                 s.lanes.refilled(nas, owner, rows.as_deref(), now, wall_ms);
             }
+            Message::Loaded(nas, _) if s.pools.get(&nas).is_none_or(|p| p.stopping) => {
+                // It stopped meanwhile: its events stay in the store.
+                s.lanes.loaded(nas, &[], false, now, wall_ms);
+            }
             Message::Loaded(nas, None) => s.lanes.load_failed(nas),
             Message::Loaded(nas, Some((rows, full))) => {
                 let rows: Vec<Waiting> = rows.iter().map(|w| self.clamped(w, wall_ms)).collect();
@@ -236,7 +240,17 @@ impl Scheduler {
                     if let Some(pool) = s.pools.get_mut(&nas) {
                         pool.stopping = true;
                     }
-                    s.lanes.drop_nas(nas);
+                    let why = s
+                        .skipped
+                        .get(&nas)
+                        .map_or("its row is gone", String::as_str);
+                    let reason = format!("NAS {nas} is no longer served: {why}");
+                    for id in s.lanes.drop_nas(nas) {
+                        let to = SettleTo::Dead {
+                            reason: reason.clone(),
+                        };
+                        s.settles.push((unstarted(id, to), Gone::Finished));
+                    }
                 }
                 Step::Change(nas, served) => {
                     if let Some(pool) = s.pools.get_mut(&nas) {
@@ -271,7 +285,8 @@ impl Scheduler {
     pub(super) fn read_wanted(&self, s: &mut State) {
         let wall_ms = clock::wall_ms();
         for (nas, pool) in &s.pools {
-            let dark = pool.is_paused(wall_ms) || pool.breaker().state() != "closed";
+            let dark =
+                pool.stopping || pool.is_paused(wall_ms) || pool.breaker().state() != "closed";
             s.lanes.set_dark(*nas, dark);
         }
         for wanted in s.lanes.wanted() {

@@ -347,9 +347,10 @@ impl Lanes {
         ids
     }
 
-    /// Forgets what waits for a NAS that is no longer served; it stays in the store.
-    pub fn drop_nas(&mut self, nas: NasId) {
-        self.fail_interactive(nas);
+    /// Forgets what waits for a NAS that is no longer served; it stays in the store, but for
+    /// the interactive events, which are given back: nobody waits for them any longer.
+    pub fn drop_nas(&mut self, nas: NasId) -> Vec<EventId> {
+        let interactive = self.fail_interactive(nas);
         let owners: Vec<Owner> = self
             .lanes
             .iter()
@@ -373,6 +374,7 @@ impl Lanes {
             queue.overflow = None;
             queue.dark = true;
         }
+        interactive
     }
 
     /// What should be read from the store now.

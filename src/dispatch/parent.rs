@@ -106,6 +106,12 @@ impl Parent {
 
     /// One reading of the settings.
     pub async fn round(&mut self) -> Result<()> {
+        // The billing may have got a column meanwhile: the variable exists from now on.
+        for missing in self.store.check_billing().await? {
+            self.warn_once(format!(
+                "the billing's tables do not fit any more: {missing}"
+            ));
+        }
         let rows = self.store.nases().await?;
         let states = self.store.nas_states().await?;
         let names = {

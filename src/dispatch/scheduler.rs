@@ -31,6 +31,8 @@ const TURN_MAX: usize = 500;
 /// First and longest wait before a turn that the database refused is written again.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(2);
+/// After the drain, for ending what still runs and writing it down.
+const DRAIN_GRACE: Duration = Duration::from_secs(10);
 /// The loop looks at expiry and breakers at least this often, ms.
 const IDLE_MS: u64 = 1_000;
 
@@ -104,6 +106,14 @@ impl Scheduler {
             status_at: 0,
             unpublished: false,
         };
+        // Also a turn that the database refuses again and again must not outlive the drain.
+        let mut watchdog = JoinSet::new();
+        let (soft, last, patience) = (stop.clone(), hard.clone(), self.config.drain + DRAIN_GRACE);
+        watchdog.spawn(async move {
+            soft.cancelled().await;
+            tokio::time::sleep(patience).await;
+            last.cancel();
+        });
         loop {
             let pending = self.round(&mut s, stop.is_cancelled(), &hard).await?;
             if stop.is_cancelled() {

@@ -235,7 +235,8 @@ pub trait Store: Send + Sync {
     async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>>;
 
     /// The account's variables as they are now, without those that the event brought itself
-    /// (`user_del` with old data keeps them). None = no such event, or no account row any more.
+    /// (`user_del` with old data keeps them, a RADIUS event its session). None = no such event,
+    /// no account row any more, or an event of a service, which keeps all of its variables.
     async fn params_now(&self, event: EventId) -> Result<Option<Params>>;
 
     /// NASes that have anything on the main stack.

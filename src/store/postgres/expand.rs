@@ -28,7 +28,8 @@ pub(super) async fn expand(store: &Postgres, limit: usize, cmds: &[Cmd]) -> Resu
     let shape = store.shape();
     let mut held = store.expander.hold().await?;
     let (conn, doubt) = held.parts();
-    let mut out = batch(conn, doubt, &shape, limit, &known).await;
+    let epoch = store.owned.load(std::sync::atomic::Ordering::Relaxed);
+    let mut out = batch(conn, doubt, &shape, limit, &known, epoch).await;
     if let Err(Error::Sql { source, .. }) = &out
         && class_of(source) == Some("42".to_owned())
     {
@@ -37,7 +38,7 @@ pub(super) async fn expand(store: &Postgres, limit: usize, cmds: &[Cmd]) -> Resu
         out = match read {
             Err(error) => Err(error),
             Ok(shape) => {
-                let again = batch(conn, doubt, &shape, limit, &known).await;
+                let again = batch(conn, doubt, &shape, limit, &known, epoch).await;
                 if let Ok(mut kept) = store.billing.write() {
                     *kept = shape;
                 }
@@ -72,6 +73,7 @@ async fn batch(
     shape: &billing::Shape,
     limit: usize,
     known: &Known,
+    epoch: i64,
 ) -> Result<Expansion> {
     if doubt.is_empty() && idle(conn).await? {
         return Ok(Expansion::default());
@@ -79,6 +81,17 @@ async fn batch(
     let mut tx = Connection::begin(conn)
         .await
         .map_err(sql("begin an expansion"))?;
+    // A daemon that has been deposed must not take events that nobody would run.
+    if epoch > 0 {
+        let owner: Option<(i64,)> =
+            sqlx::query_as("select epoch from owner where scope = 'all' for share")
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(sql("check the ownership"))?;
+        if owner != Some((epoch,)) {
+            return Err(Error::Fenced { epoch });
+        }
+    }
     let mut out = Expansion::default();
     if !doubt.is_empty() {
         out.moved = doubtful(&mut tx, doubt).await?;

@@ -15,6 +15,7 @@ mod stack;
 use std::borrow::Cow;
 use std::future::Future;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -51,6 +52,8 @@ pub struct Postgres {
     expander: Reopening<expand::Doubt>,
     pool: PgPool,
     billing: std::sync::RwLock<billing::Shape>,
+    /// Epoch of the ownership that was taken through this store; 0 = none.
+    owned: AtomicI64,
 }
 
 /// Maps a failed statement to what was being done.
@@ -119,6 +122,7 @@ impl Postgres {
             options,
             pool,
             billing: std::sync::RwLock::new(shape),
+            owned: AtomicI64::new(0),
         })
     }
 
@@ -187,7 +191,9 @@ impl Store for Postgres {
     }
 
     async fn own(&self, holder: &str, stale_ms: i64) -> Result<i64> {
-        call("take the ownership", owner::own(self, holder, stale_ms)).await
+        let epoch = call("take the ownership", owner::own(self, holder, stale_ms)).await?;
+        self.owned.store(epoch, Ordering::Relaxed);
+        Ok(epoch)
     }
 
     async fn still_own(&self, epoch: i64) -> Result<bool> {

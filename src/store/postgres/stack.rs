@@ -85,8 +85,10 @@ pub(super) async fn refill(
 pub(super) async fn params_now(store: &Postgres, event: EventId) -> Result<Option<Params>> {
     let shape = store.shape();
     let text = format!(
-        "select ({})::text, e.own_params::text from events_stack e join event_params p on p.user_id = {}
-         where e.id = $1 and not e.params_complete limit 1",
+        "select ({})::text, case when e.acct_session_id is null then e.own_params::text
+             else (coalesce(e.own_params::jsonb, '{{}}') || jsonb_build_object('acct_session_id', e.acct_session_id))::text end
+         from events_stack e join event_params p on p.user_id = {}
+         where e.id = $1 and not e.params_complete and e.usluga_id is null limit 1",
         shape.params,
         shape.like("event_params", "user_id", "e.user_id"),
     );

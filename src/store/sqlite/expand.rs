@@ -39,10 +39,11 @@ pub(super) async fn expand(store: &Sqlite, limit: usize, cmds: &[Cmd]) -> Result
         compact::add_to_catalogue(&mut writer.conn, cmds).await?;
         writer.known_cmds = cmds.to_vec();
     }
-    match batch(&mut writer, &shape, limit, true).await {
+    let epoch = store.owned.load(std::sync::atomic::Ordering::Relaxed);
+    match batch(&mut writer, &shape, limit, true, epoch).await {
         Err(Error::Sql { source, .. }) if is_row_trouble(&source) => {
             // One row of the billing's view breaks the statement: take the batch row by row.
-            batch(&mut writer, &shape, limit, false).await
+            batch(&mut writer, &shape, limit, false, epoch).await
         }
         other => other,
     }
@@ -64,8 +65,19 @@ async fn batch(
     shape: &billing::Shape,
     limit: i64,
     at_once: bool,
+    epoch: i64,
 ) -> Result<Expansion> {
     let mut tx = writer.begin().await?;
+    // A daemon that has been deposed must not take events that nobody would run.
+    if epoch > 0 {
+        let owner: Option<(i64,)> = sqlx::query_as("select epoch from owner where scope = 'all'")
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(sql("check the ownership"))?;
+        if owner != Some((epoch,)) {
+            return Err(Error::Fenced { epoch });
+        }
+    }
     let text = format!(
         "select ifnull(min(id), 0), ifnull(max(id), 0), count(*), ifnull(sum(plain), 0),
            ifnull((select max(id) from events_stack_compact where error is null), 0)

@@ -13,6 +13,7 @@ mod stack;
 
 use std::borrow::Cow;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -51,6 +52,8 @@ pub struct Sqlite {
     writer: Mutex<Writer>,
     readers: SqlitePool,
     billing: std::sync::RwLock<billing::Shape>,
+    /// Epoch of the ownership that was taken through this store; 0 = none.
+    owned: AtomicI64,
 }
 
 struct Writer {
@@ -111,6 +114,7 @@ impl Sqlite {
             writer: Mutex::new(writer),
             readers,
             billing: std::sync::RwLock::new(shape),
+            owned: AtomicI64::new(0),
         })
     }
 
@@ -177,7 +181,9 @@ impl Store for Sqlite {
     }
 
     async fn own(&self, holder: &str, stale_ms: i64) -> Result<i64> {
-        owner::own(self, holder, stale_ms).await
+        let epoch = owner::own(self, holder, stale_ms).await?;
+        self.owned.store(epoch, Ordering::Relaxed);
+        Ok(epoch)
     }
 
     async fn still_own(&self, epoch: i64) -> Result<bool> {

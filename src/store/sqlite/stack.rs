@@ -106,8 +106,10 @@ pub(super) async fn refill(
 
 pub(super) async fn params_now(store: &Sqlite, event: EventId) -> Result<Option<Params>> {
     let text = format!(
-        "select {}, e.own_params from events_stack e join event_params p on p.user_id = e.user_id
-         where e.id = ?1 and e.params_complete = 0 limit 1",
+        "select {}, case when e.acct_session_id is null then e.own_params
+             else json_set(ifnull(e.own_params, '{{}}'), '$.acct_session_id', e.acct_session_id) end
+         from events_stack e join event_params p on p.user_id = e.user_id
+         where e.id = ?1 and e.params_complete = 0 and e.usluga_id is null limit 1",
         store.shape().params
     );
     let row: Option<(String, Option<String>)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
