@@ -111,3 +111,8 @@ pub(super) fn item(w: &Waiting, now: u64, wall_ms: i64) -> Item {
         suspect: w.deaths >= SUSPECT_DEATHS,
     }
 }
+
+/// Whose lane an event belongs to.
+pub(super) fn owner_of(w: &Waiting) -> Owner {
+    w.user.map_or(Owner::Nas(w.nas), Owner::User)
+}

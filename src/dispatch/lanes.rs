@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use super::lane::{Head, Item, Lane, item, lane_mut, lower, nudge};
+use super::lane::{Head, Item, Lane, item, lane_mut, lower, nudge, owner_of};
 use crate::event::{Class, EventId, UserId, Waiting};
 use crate::nas::NasId;
 
@@ -594,9 +594,4 @@ enum Crossing {
     Free,
     Overtake,
     Wait(u64),
-}
-
-/// Whose lane an event belongs to.
-pub fn owner_of(w: &Waiting) -> Owner {
-    w.user.map_or(Owner::Nas(w.nas), Owner::User)
 }
