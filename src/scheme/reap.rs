@@ -74,6 +74,7 @@ pub fn end_marked(token: &str) -> usize {
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
         ended = ended.max(marked.len());
+        // The kernel takes a moment to remove them; this thread has nothing else to do.
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     ended

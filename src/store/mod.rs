@@ -1,5 +1,5 @@
 //! The durable log: every promise of the daemon about events, in domain words. SQLite and
-//! PostgreSQL keep it alike (`tests/store_contract.rs` runs the same body on both). The
+//! PostgreSQL keep it alike (`tests/store_contract/` runs the same body on both). The
 //! database is the log, not the scheduler: `dispatch::lanes` decides what may run, the store
 //! makes each transition a compare-and-set on (id, state, epoch, try).
 

@@ -1,0 +1,142 @@
+//! Every promise of `Store`, on each database alike: one body per promise, run on SQLite and on
+//! PostgreSQL (`NED_TEST_PG` names a throw-away server, see `scripts/test`).
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed step fails the test"
+)]
+
+use std::sync::Arc;
+
+use nas_event_daemon::attempt::DoneResult;
+use nas_event_daemon::event::{Class, CompactEvent, EventId, UserId};
+use nas_event_daemon::nas::NasId;
+use nas_event_daemon::store::{
+    Error, Filter, Idempotency, Posted, Settle, SettleTo, Store, Turn, WhereIs, connect,
+};
+use serde_json::json;
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod expansion;
+mod looks;
+mod turns;
+
+use expansion::*;
+use looks::*;
+use turns::*;
+
+use lab::db::{Db, Kind};
+
+/// Writes one test per promise and database.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::Db::new(super::Kind::Sqlite).await).await; })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::Db::new(super::Kind::Postgres).await).await; })*
+        }
+    };
+}
+
+on_both!(
+    ids_never_repeat_and_posts_are_all_or_nothing,
+    expansion_moves_with_the_same_id_and_canonical_params,
+    own_params_overlay_and_bad_names_are_told,
+    the_nas_is_chosen_by_id_then_address_then_account,
+    unexpandable_rows_never_stand_in_the_way,
+    an_overtaken_row_goes_to_dead,
+    a_turn_settles_and_starts_in_one_transaction,
+    every_transition_is_a_compare_and_set,
+    a_second_owner_is_refused_and_a_late_one_fenced,
+    what_a_dead_owner_left_running_comes_back_flagged,
+    deferred_events_load_with_their_time,
+    dead_events_are_retried_at_the_tail,
+    dropping_needs_a_waiting_event,
+    every_missing_column_is_named,
+    nas_rows_are_checked_one_by_one,
+    secrets_are_never_readable_by_statements,
+    params_are_read_again_but_for_what_the_event_brought,
+    a_deposed_daemon_expands_nothing,
+    a_statement_that_looks_changes_nothing,
+    many_posts_keep_their_order,
+    one_bad_row_of_the_view_stops_only_itself,
+    a_view_may_have_many_columns,
+    a_nul_never_blocks_a_settle,
+    two_daemons_expand_each_event_once,
+    an_expiring_command_carries_its_time,
+);
+
+fn event(cmd: &str, user: i64) -> CompactEvent {
+    CompactEvent {
+        cmd: cmd.into(),
+        user_id: Some(user),
+        ..CompactEvent::default()
+    }
+}
+
+async fn posted(store: &Arc<dyn Store>, events: &[CompactEvent]) -> Vec<EventId> {
+    match store.post(events, None).await.unwrap() {
+        Posted::New(ids) => ids,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn fill(db: &Db) {
+    db.sql("insert into nas (id, name, ip, forks) values (1, 'A', '10.0.0.1', 5), (2, 'B', '10.0.0.2', 5), (3, 'C', '10.0.0.2', 5)").await;
+    db.sql("insert into abonents (id, name) values (70, 'Ann')")
+        .await;
+    for user in 1..=9 {
+        db.sql(&format!(
+            "insert into users (id, abonent_id, nas_id, login, ip, rate_in, ceil_in) values ({user}, 70, 1, 'u{user}', '10.88.0.{user}', 1024, 2048)"
+        ))
+        .await;
+    }
+}
+
+async fn owned(db: &Db) -> i64 {
+    fill(db).await;
+    db.store.own("test pid=1", 10_000).await.unwrap()
+}
+
+/// Posts, expands and starts one event; returns it as started.
+async fn running(db: &Db, epoch: i64, user: i64) -> EventId {
+    let ids = posted(&db.store, &[event("user_add", user)]).await;
+    db.store.expand(100, &[]).await.unwrap();
+    let turn = Turn {
+        epoch,
+        starts: ids.clone(),
+        ..Turn::default()
+    };
+    assert_eq!(db.store.turn(&turn).await.unwrap().started.len(), 1);
+    ids[0]
+}
+
+fn done(id: EventId, try_count: u32) -> Settle {
+    Settle {
+        id,
+        try_count: Some(try_count),
+        to: SettleTo::Done {
+            result: DoneResult::Done,
+            answer: Some("yes".into()),
+            scheme_hash: "ab".into(),
+        },
+        code: 0,
+        ms: 12,
+        error: None,
+    }
+}
+
+async fn place(db: &Db, id: EventId) -> Option<(WhereIs, String)> {
+    db.store
+        .event(id)
+        .await
+        .unwrap()
+        .map(|e| (e.place, e.state))
+}

@@ -1,0 +1,331 @@
+//! What the contract says of turns, ownership, recovery, retrying and dropping.
+
+use super::*;
+
+pub(super) async fn a_turn_settles_and_starts_in_one_transaction(db: Db) {
+    let epoch = owned(&db).await;
+    let first = running(&db, epoch, 1).await;
+    let next = posted(&db.store, &[event("user_del", 1)]).await;
+    db.store.expand(10, &[]).await.unwrap();
+    let turn = Turn {
+        epoch,
+        settles: vec![done(first, 1)],
+        starts: next.clone(),
+        ..Turn::default()
+    };
+    let turned = db.store.turn(&turn).await.unwrap();
+    assert_eq!(turned.settled, vec![first]);
+    let s = &turned.started[0];
+    assert_eq!(
+        (s.id, s.cmd.as_str(), s.try_count, s.possible_duplicate),
+        (next[0], "user_del", 1, false)
+    );
+    assert_eq!((s.user, s.abonent), (Some(UserId(1)), Some(70)));
+    assert_eq!(s.params.text("ip"), "10.88.0.1");
+    let row = db.store.event(first).await.unwrap().unwrap();
+    assert_eq!(
+        (row.place, row.state.as_str(), row.ms, row.answer.as_deref()),
+        (WhereIs::Done, "done", Some(12), Some("yes"))
+    );
+    assert_eq!(
+        place(&db, next[0]).await,
+        Some((WhereIs::Stack, "running".into()))
+    );
+}
+
+pub(super) async fn every_transition_is_a_compare_and_set(db: Db) {
+    let epoch = owned(&db).await;
+    let id = running(&db, epoch, 1).await;
+    // Not twice, not with another try, not from the wrong state.
+    let again = db
+        .store
+        .turn(&Turn {
+            epoch,
+            starts: vec![id],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    assert!(again.started.is_empty());
+    let wrong_try = db
+        .store
+        .turn(&Turn {
+            epoch,
+            settles: vec![done(id, 2)],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    assert!(wrong_try.settled.is_empty());
+    let waiting = Settle {
+        try_count: None,
+        ..done(id, 1)
+    };
+    let not_waiting = db
+        .store
+        .turn(&Turn {
+            epoch,
+            settles: vec![waiting],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    assert!(not_waiting.settled.is_empty());
+    let right = db
+        .store
+        .turn(&Turn {
+            epoch,
+            settles: vec![done(id, 1)],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    assert_eq!(right.settled, vec![id]);
+    let twice = db
+        .store
+        .turn(&Turn {
+            epoch,
+            settles: vec![done(id, 1)],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    assert!(twice.settled.is_empty());
+    assert_eq!(place(&db, id).await, Some((WhereIs::Done, "done".into())));
+}
+
+pub(super) async fn a_second_owner_is_refused_and_a_late_one_fenced(db: Db) {
+    let epoch = owned(&db).await;
+    let refused = db.store.own("other pid=2", 10_000).await;
+    assert!(
+        matches!(&refused, Err(Error::Owned { holder, .. }) if holder == "test pid=1"),
+        "{refused:?}"
+    );
+    let id = running(&db, epoch, 1).await;
+    let next = db.store.own("other pid=2", -1).await.unwrap();
+    assert!(next > epoch);
+    assert!(!db.store.still_own(epoch).await.unwrap());
+    let late = db
+        .store
+        .turn(&Turn {
+            epoch,
+            settles: vec![done(id, 1)],
+            ..Turn::default()
+        })
+        .await;
+    assert!(matches!(late, Err(Error::Fenced { .. })), "{late:?}");
+    assert_eq!(
+        place(&db, id).await,
+        Some((WhereIs::Stack, "running".into()))
+    );
+    db.store.disown(next).await.unwrap();
+    assert!(db.store.own("third pid=3", 10_000).await.unwrap() > next);
+}
+
+pub(super) async fn what_a_dead_owner_left_running_comes_back_flagged(db: Db) {
+    let epoch = owned(&db).await;
+    let id = running(&db, epoch, 1).await;
+    let mut epoch = db.store.own("second pid=2", -1).await.unwrap();
+    assert_eq!(db.store.recover(epoch, 3).await.unwrap(), (1, 0));
+    let mut tries = 1;
+    for _ in 0..2 {
+        let turned = db
+            .store
+            .turn(&Turn {
+                epoch,
+                starts: vec![id],
+                ..Turn::default()
+            })
+            .await
+            .unwrap();
+        tries += 1;
+        assert_eq!(
+            (
+                turned.started[0].possible_duplicate,
+                turned.started[0].try_count
+            ),
+            (true, tries)
+        );
+        epoch = db.store.own("next pid=3", -1).await.unwrap();
+        assert_eq!(db.store.recover(epoch, 3).await.unwrap(), (1, 0));
+    }
+    let loaded = db.store.load(NasId(1), EventId(0), 10).await.unwrap();
+    assert_eq!(loaded[0].deaths, 3);
+    db.store
+        .turn(&Turn {
+            epoch,
+            starts: vec![id],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    epoch = db.store.own("last pid=4", -1).await.unwrap();
+    assert_eq!(db.store.recover(epoch, 3).await.unwrap(), (0, 1));
+    assert_eq!(place(&db, id).await, Some((WhereIs::Dead, "dead".into())));
+}
+
+pub(super) async fn deferred_events_load_with_their_time(db: Db) {
+    let epoch = owned(&db).await;
+    let id = running(&db, epoch, 1).await;
+    let until_ms = 1_900_000_000_123;
+    let to = SettleTo::Deferred {
+        until_ms,
+        possible_duplicate: true,
+    };
+    let settle = Settle {
+        to,
+        code: 143,
+        error: Some("no answer".into()),
+        ..done(id, 1)
+    };
+    db.store
+        .turn(&Turn {
+            epoch,
+            settles: vec![settle],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    let loaded = db.store.load(NasId(1), EventId(0), 10).await.unwrap();
+    assert!(
+        (loaded[0].next_try_ms - until_ms).abs() <= 1,
+        "{}",
+        loaded[0].next_try_ms
+    );
+    assert_eq!(loaded[0].tries, 1);
+    assert_eq!(
+        db.store.refill(NasId(1), Some(UserId(1)), 8).await.unwrap(),
+        loaded
+    );
+    assert_eq!(db.store.stacked_nases().await.unwrap(), vec![NasId(1)]);
+    let row = db.store.event(id).await.unwrap().unwrap();
+    assert_eq!(
+        (
+            row.state.as_str(),
+            row.code,
+            row.error.as_deref(),
+            row.possible_duplicate
+        ),
+        ("deferred", Some(143), Some("no answer"), true)
+    );
+    // Released: the try is not counted.
+    let turned = db
+        .store
+        .turn(&Turn {
+            epoch,
+            starts: vec![id],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    assert_eq!(turned.started[0].try_count, 2);
+    let to = SettleTo::Ready {
+        possible_duplicate: false,
+    };
+    let settle = Settle { to, ..done(id, 2) };
+    db.store
+        .turn(&Turn {
+            epoch,
+            settles: vec![settle],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    let row = db.store.event(id).await.unwrap().unwrap();
+    assert_eq!(
+        (row.state.as_str(), row.try_count, row.possible_duplicate),
+        ("ready", 1, true)
+    );
+}
+
+pub(super) async fn dead_events_are_retried_at_the_tail(db: Db) {
+    let epoch = owned(&db).await;
+    let bury = |id| Settle {
+        to: SettleTo::Dead {
+            reason: "no such command".into(),
+        },
+        code: 1,
+        ..done(id, 1)
+    };
+    let id = running(&db, epoch, 1).await;
+    db.store
+        .turn(&Turn {
+            epoch,
+            settles: vec![bury(id)],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    let row = db.store.event(id).await.unwrap().unwrap();
+    assert_eq!(
+        (row.place, row.error.as_deref()),
+        (WhereIs::Dead, Some("no such command"))
+    );
+    let new = db.store.retry_dead(id).await.unwrap().unwrap();
+    assert!(new > id);
+    assert_eq!(db.store.retry_dead(id).await.unwrap(), None, "only once");
+    db.store.expand(10, &[]).await.unwrap();
+    assert_eq!(
+        place(&db, new).await,
+        Some((WhereIs::Stack, "ready".into()))
+    );
+    // A later event of the lane makes a retry pointless.
+    let other = running(&db, epoch, 2).await;
+    db.store
+        .turn(&Turn {
+            epoch,
+            settles: vec![bury(other)],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    let later = running(&db, epoch, 2).await;
+    db.store
+        .turn(&Turn {
+            epoch,
+            settles: vec![done(later, 1)],
+            ..Turn::default()
+        })
+        .await
+        .unwrap();
+    assert_eq!(db.store.retry_dead(other).await.unwrap(), None);
+}
+
+pub(super) async fn dropping_needs_a_waiting_event(db: Db) {
+    let epoch = owned(&db).await;
+    let id = running(&db, epoch, 1).await;
+    assert!(
+        !db.store.drop_event(id, "operator").await.unwrap(),
+        "a running event stays"
+    );
+    let waiting = posted(&db.store, &[event("user_add", 2), event("user_add", 3)]).await;
+    assert!(db.store.drop_event(waiting[0], "operator").await.unwrap());
+    db.store.expand(10, &[]).await.unwrap();
+    assert!(db.store.drop_event(waiting[1], "operator").await.unwrap());
+    for id in waiting {
+        assert_eq!(
+            place(&db, id).await,
+            Some((WhereIs::Done, "dropped".into()))
+        );
+    }
+    let listed = db
+        .store
+        .events(&Filter {
+            state: Some("done".into()),
+            limit: 10,
+            ..Filter::default()
+        })
+        .await
+        .unwrap();
+    assert_eq!(listed.len(), 2);
+    assert!(
+        db.store
+            .events(&Filter {
+                state: Some("nonsense".into()),
+                limit: 10,
+                ..Filter::default()
+            })
+            .await
+            .is_err()
+    );
+}
