@@ -153,8 +153,10 @@ async fn rows_inserted_by_sql_are_found(kind: Kind) {
         .await;
     let left = lab
         .until("the good rows are done", async || {
+            // The stack is asked first: the list is looked at only once nothing can change it.
+            let ended = lab.waiting().await == 1;
             let listed = router.listed("crb_negbal");
-            (listed.len() == 4 && lab.waiting().await == 1).then_some(listed)
+            (ended && listed.len() == 4).then_some(listed)
         })
         .await;
     assert_eq!(left, [1, 2, 4, 5].map(address));
