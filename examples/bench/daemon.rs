@@ -50,7 +50,7 @@ impl Sql {
     }
 
     pub async fn number(&mut self, text: &str) -> i64 {
-        let text = AssertSqlSafe(text.to_owned());
+        let text = AssertSqlSafe(format!("select cast(({text}) as bigint)"));
         match self {
             Self::Sqlite(c) => sqlx::query_scalar(text).fetch_one(c).await.unwrap(),
             Self::Postgres(c) => sqlx::query_scalar(text).fetch_one(c).await.unwrap(),

@@ -14,6 +14,14 @@ fn kinds() -> Vec<Kind> {
         .collect()
 }
 
+/// How many events are drained: `NED_BENCH_EVENTS`, else both sizes.
+fn sizes() -> Vec<i64> {
+    match std::env::var("NED_BENCH_EVENTS") {
+        Ok(n) => vec![n.parse().unwrap()],
+        Err(_) => vec![50_000, 500_000],
+    }
+}
+
 /// Drain of events that wait: expansion, order, history and logs included.
 pub async fn drain() {
     println!(
@@ -23,7 +31,7 @@ pub async fn drain() {
         "| store | events | events/s | peak memory, MiB | CPU of ours, µs per event |\n|---|---|---|---|---|"
     );
     for kind in kinds() {
-        for n in [50_000_i64, 500_000] {
+        for n in sizes() {
             let mut bench = Bench::new(kind, "Record", 10, 10, 10_000).await;
             bench.warm(10_000).await;
             bench.insert(n, "user_rate_set", "1 + i % 10000").await;
