@@ -165,6 +165,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     let (status_sender, status) = watch::channel(Status::default());
     let (sender, inbox) = mpsc::channel(MESSAGES);
     let (moved, mut handed) = mpsc::channel(MESSAGES);
+    let (dropped, mut gone) = mpsc::channel(MESSAGES);
     let dispatch = Arc::new(config.dispatch.clone());
     let sqlite = config.database.url.starts_with("sqlite:");
 
@@ -214,8 +215,16 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         Ok("expansion")
     });
     tasks.spawn(async move {
-        while let Some(events) = handed.recv().await {
-            if sender.send(Message::Waiting(events)).await.is_err() {
+        // Ends with expansion, which is asked to stop; the doors close later.
+        loop {
+            let message = tokio::select! {
+                events = handed.recv() => match events {
+                    Some(events) => Message::Waiting(events),
+                    None => break,
+                },
+                Some((id, nas, user)) = gone.recv() => Message::Dropped(id, nas, user),
+            };
+            if sender.send(message).await.is_err() {
                 break;
             }
         }
@@ -240,6 +249,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         store: Arc::clone(&store),
         http: config.http.clone(),
         wake,
+        dropped: Some(dropped),
         reload: Arc::clone(&reload),
         cmds,
         parent_tick: tick,

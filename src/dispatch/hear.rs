@@ -68,6 +68,7 @@ impl Scheduler {
                 let rows: Vec<Waiting> = rows.iter().map(|w| self.clamped(w, wall_ms)).collect();
                 s.lanes.loaded(nas, &rows, full, now, wall_ms);
             }
+            Message::Dropped(id, nas, user) => s.lanes.drop_event(id, nas, user, now),
             Message::Settings(settings) => self.apply(s, settings, now),
         }
     }

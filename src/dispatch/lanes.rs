@@ -33,14 +33,14 @@ pub enum Owner {
 }
 
 #[derive(Debug, Default)]
-struct NasQueue {
+pub(super) struct NasQueue {
     ready: [BTreeSet<(u64, EventId, Owner)>; 5],
-    interactive: BTreeSet<(u64, EventId)>,
-    interactive_facts: HashMap<EventId, Item>,
+    pub(super) interactive: BTreeSet<(u64, EventId)>,
+    pub(super) interactive_facts: HashMap<EventId, Item>,
     held: usize,
-    overflow: Option<EventId>,
+    pub(super) overflow: Option<EventId>,
     loading: Option<EventId>,
-    dark: bool,
+    pub(super) dark: bool,
 }
 
 /// An event that may be started now.
@@ -79,11 +79,13 @@ pub enum Wanted {
 /// All lanes of all NASes.
 #[derive(Debug)]
 pub struct Lanes {
-    lanes: HashMap<Owner, Vec<Lane>>,
-    nases: HashMap<NasId, NasQueue>,
+    pub(super) lanes: HashMap<Owner, Vec<Lane>>,
+    pub(super) nases: HashMap<NasId, NasQueue>,
     out: HashMap<EventId, (NasId, Owner, bool)>,
     timers: BTreeSet<(u64, NasId, Owner)>,
-    expiring: BTreeSet<(i64, EventId, NasId, Owner)>,
+    pub(super) expiring: BTreeSet<(i64, EventId, NasId, Owner)>,
+    /// The last dropped ids: rows that were read before must not come back.
+    pub(super) dropped: BTreeSet<EventId>,
     refills: VecDeque<(NasId, Owner)>,
     window: usize,
     cross_wait_ms: u64,
@@ -99,6 +101,7 @@ impl Lanes {
             out: HashMap::new(),
             timers: BTreeSet::new(),
             expiring: BTreeSet::new(),
+            dropped: BTreeSet::new(),
             refills: VecDeque::new(),
             window,
             cross_wait_ms,
@@ -165,7 +168,7 @@ impl Lanes {
             let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
                 return;
             };
-            if lane.knows(w.id) {
+            if lane.knows(w.id) || self.dropped.contains(&w.id) {
                 continue;
             }
             if lane.queue.len() >= LANE_MAX {
@@ -265,7 +268,11 @@ impl Lanes {
             }
         }
         self.renew_head(nas, owner, now);
-        // Whoever waited on another NAS for this account looks again.
+        self.look_again(owner, now);
+    }
+
+    /// Whoever waited on another NAS for an event of this account looks again.
+    pub(super) fn look_again(&mut self, owner: Owner, now: u64) {
         let crossed: Vec<(NasId, u64)> = self
             .lanes
             .get(&owner)
@@ -298,83 +305,6 @@ impl Lanes {
     /// The tick at which `wake` has something to do.
     pub fn next_wake(&self) -> Option<u64> {
         self.timers.first().map(|t| t.0)
-    }
-
-    /// Takes out the waiting events whose time to live has ended.
-    pub fn expire(&mut self, now: u64, wall_ms: i64) -> Vec<(EventId, NasId)> {
-        let mut gone = Vec::new();
-        while let Some(&(expires, id, nas, owner)) = self.expiring.first()
-            && expires <= wall_ms
-        {
-            self.expiring.pop_first();
-            if let Some(queue) = self.nases.get_mut(&nas)
-                && let Some(item) = queue.interactive_facts.remove(&id)
-            {
-                queue.interactive.remove(&(item.since, id));
-                self.forget(nas, 1);
-                gone.push((id, nas));
-                continue;
-            }
-            let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
-                continue;
-            };
-            let before = lane.queue.len();
-            lane.queue.retain(|i| i.id != id);
-            if lane.queue.len() < before {
-                self.forget(nas, 1);
-                gone.push((id, nas));
-                self.renew_head(nas, owner, now);
-            }
-        }
-        gone
-    }
-
-    /// Takes out every interactive event of a NAS: they fail at once while it is dark.
-    pub fn fail_interactive(&mut self, nas: NasId) -> Vec<EventId> {
-        let Some(queue) = self.nases.get_mut(&nas) else {
-            return Vec::new();
-        };
-        let ids: Vec<EventId> = std::mem::take(&mut queue.interactive)
-            .into_iter()
-            .map(|k| k.1)
-            .collect();
-        let facts = std::mem::take(&mut queue.interactive_facts);
-        for (id, item) in facts {
-            self.expiring
-                .remove(&(item.expires_ms, id, nas, Owner::Nas(nas)));
-        }
-        self.forget(nas, ids.len());
-        ids
-    }
-
-    /// Forgets what waits for a NAS that is no longer served; it stays in the store, but for
-    /// the interactive events, which are given back: nobody waits for them any longer.
-    pub fn drop_nas(&mut self, nas: NasId) -> Vec<EventId> {
-        let interactive = self.fail_interactive(nas);
-        let owners: Vec<Owner> = self
-            .lanes
-            .iter()
-            .filter(|(_, all)| all.iter().any(|l| l.nas == nas))
-            .map(|(owner, _)| *owner)
-            .collect();
-        for owner in owners {
-            let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
-                continue;
-            };
-            let gone = lane.queue.len();
-            for item in lane.queue.drain(..) {
-                self.expiring
-                    .remove(&(item.expires_ms, item.id, nas, owner));
-            }
-            lane.more = matches!(lane.head, Head::Out(_));
-            self.forget(nas, gone);
-            self.renew_head(nas, owner, 0);
-        }
-        if let Some(queue) = self.nases.get_mut(&nas) {
-            queue.overflow = None;
-            queue.dark = true;
-        }
-        interactive
     }
 
     /// What should be read from the store now.
@@ -422,7 +352,7 @@ impl Lanes {
 
     fn keep(&mut self, w: &Waiting, now: u64, wall_ms: i64, new: bool) {
         let (nas, owner) = (w.nas, owner_of(w));
-        if self.out.contains_key(&w.id) {
+        if self.out.contains_key(&w.id) || self.dropped.contains(&w.id) {
             return;
         }
         let share = self.window / self.nases.len().max(1);
@@ -476,7 +406,7 @@ impl Lanes {
         }
     }
 
-    fn forget(&mut self, nas: NasId, n: usize) {
+    pub(super) fn forget(&mut self, nas: NasId, n: usize) {
         self.held = self.held.saturating_sub(n);
         if let Some(queue) = self.nases.get_mut(&nas) {
             queue.held = queue.held.saturating_sub(n);
@@ -484,7 +414,7 @@ impl Lanes {
     }
 
     /// Puts the lane's head where it belongs; removes a lane that is empty.
-    fn renew_head(&mut self, nas: NasId, owner: Owner, now: u64) {
+    pub(super) fn renew_head(&mut self, nas: NasId, owner: Owner, now: u64) {
         let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
             return;
         };

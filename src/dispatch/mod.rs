@@ -17,6 +17,7 @@ pub mod fork;
 mod hear;
 mod lane;
 pub mod lanes;
+mod leave;
 pub mod parent;
 pub mod plan;
 pub mod pool;
@@ -47,6 +48,8 @@ pub enum Message {
     Refilled(NasId, lanes::Owner, Option<Vec<Waiting>>),
     /// A page of a NAS's rows and whether it was full, or none if it could not be read.
     Loaded(NasId, Option<(Vec<Waiting>, bool)>),
+    /// An operator dropped a waiting event: the store has it no more.
+    Dropped(EventId, NasId, Option<UserId>),
     /// The settings loop found differences.
     Settings(parent::Settings),
 }

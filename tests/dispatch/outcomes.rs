@@ -13,6 +13,7 @@ on_each_store!(
     other_codes_are_as_on_error_says,
     a_new_event_wakes_the_deferred_head_of_its_lane,
     a_head_that_is_woken_while_it_runs_is_tried_again_at_once,
+    a_dropped_head_lets_its_lane_go_on,
     classes_go_before_age,
     a_diagnostic_has_one_try_and_is_never_deferred,
     an_event_that_waits_too_long_expires,
@@ -147,6 +148,38 @@ async fn a_head_that_is_woken_while_it_runs_is_tried_again_at_once(kind: Kind) {
         starts(&journal::read_script(&journal)),
         [(head, 1, false), (head, 2, true), (next, 1, false)]
     );
+    daemon.stop().await;
+}
+
+async fn a_dropped_head_lets_its_lane_go_on(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"1h\"").await;
+    lab.session(
+        "Mine",
+        "user_redirect() { exit 254; }\nuser_redirect_cancel() { :; }",
+    );
+    lab.nas(1, "Mine", 2, &[]).await;
+    lab.accounts(1, [10]).await;
+    // Both are there before the first try: nothing comes later that would wake the head.
+    lab.sql(
+        "insert into events_stack_compact (cmd, user_id)
+         values ('user_redirect', 10), ('user_redirect_cancel', 10)",
+    )
+    .await;
+    let ids = lab.rows("select id from events_stack_compact order by id");
+    let ids: Vec<i64> = ids.await.iter().map(|r| r[0].parse().unwrap()).collect();
+    let (head, next) = (ids[0], ids[1]);
+    let daemon = lab.start().await;
+    let states = "select state, try_count from events_stack order by id";
+    lab.until(
+        "the head is deferred, the next one waits for it",
+        async || (lab.rows(states).await == [["deferred", "1"], ["ready", "0"]]).then_some(()),
+    )
+    .await;
+    let path = format!("/api/v1/events/{head}/drop");
+    let (status, answer) = lab.try_post(&path, &json!({}), None).await.unwrap();
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(lab.ended(next).await, ("done".into(), "done".into()));
+    assert_eq!(lab.ended(head).await, ("done".into(), "dropped".into()));
     daemon.stop().await;
 }
 

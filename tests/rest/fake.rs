@@ -378,6 +378,7 @@ pub(crate) fn house(high_water: usize) -> House {
                 "127.0.0.1/32".parse().unwrap(),
             ],
         },
+        dropped: None,
         wake: Arc::clone(&wake),
         reload: Arc::clone(&reload),
         cmds,
