@@ -251,7 +251,13 @@ impl Fork {
             Outcome::Dead(reason) => {
                 let mut reason = reason.clone();
                 cut(&mut reason, ERROR_MAX);
-                (SettleTo::Dead { reason }, 0)
+                (
+                    SettleTo::Dead {
+                        reason,
+                        possible_duplicate,
+                    },
+                    0,
+                )
             }
             Outcome::Released => (SettleTo::Ready { possible_duplicate }, 0),
         }

@@ -43,7 +43,7 @@ impl Scheduler {
                                 .map_or("it is not served", String::as_str);
                             let reason = format!("nobody can ask NAS {}: {why}", w.nas);
                             s.settles
-                                .push((unstarted(w.id, SettleTo::Dead { reason }), Gone::Finished));
+                                .push((unstarted(w.id, dead(reason)), Gone::Finished));
                         }
                         // It stands in the store and is loaded when the NAS is served.
                         _ => {}
@@ -149,8 +149,10 @@ impl Scheduler {
                     user: None,
                     nas: out.nas,
                     try_count: out.try_count,
+                    // Nobody knows how far it got.
                     to: SettleTo::Dead {
                         reason: reason.clone(),
+                        possible_duplicate: true,
                     },
                     due: 0,
                     code: 70,
@@ -204,7 +206,7 @@ impl Scheduler {
             for id in s.lanes.fail_interactive(nas) {
                 let reason = format!("NAS {nas} cannot be asked now: {why}");
                 s.settles
-                    .push((unstarted(id, SettleTo::Dead { reason }), Gone::Finished));
+                    .push((unstarted(id, dead(reason)), Gone::Finished));
                 self.note(s, nas, id, "dead", wall_ms);
             }
         }
@@ -247,10 +249,8 @@ impl Scheduler {
                         .map_or("its row is gone", String::as_str);
                     let reason = format!("NAS {nas} is no longer served: {why}");
                     for id in s.lanes.drop_nas(nas) {
-                        let to = SettleTo::Dead {
-                            reason: reason.clone(),
-                        };
-                        s.settles.push((unstarted(id, to), Gone::Finished));
+                        s.settles
+                            .push((unstarted(id, dead(reason.clone())), Gone::Finished));
                     }
                 }
                 Step::Change(nas, served) => {
@@ -320,9 +320,17 @@ impl Scheduler {
     }
 }
 
+/// For what was never sent.
+fn dead(reason: String) -> SettleTo {
+    SettleTo::Dead {
+        reason,
+        possible_duplicate: false,
+    }
+}
+
 fn unstarted(id: EventId, to: SettleTo) -> Settle {
     let error = match &to {
-        SettleTo::Dead { reason } => Some(reason.clone()),
+        SettleTo::Dead { reason, .. } => Some(reason.clone()),
         SettleTo::Done { .. } | SettleTo::Deferred { .. } | SettleTo::Ready { .. } => None,
     };
     Settle {

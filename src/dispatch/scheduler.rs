@@ -394,6 +394,7 @@ impl Scheduler {
                 try_count: event.try_count,
                 to: SettleTo::Dead {
                     reason: reason.clone(),
+                    possible_duplicate: false,
                 },
                 due: 0,
                 code: 1,

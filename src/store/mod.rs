@@ -132,6 +132,8 @@ pub enum SettleTo {
     Dead {
         /// Why, in one line.
         reason: String,
+        /// It may have been applied: a retry of it says so.
+        possible_duplicate: bool,
     },
     /// Back to `ready`; the try is not counted.
     Ready {
@@ -271,6 +273,7 @@ pub trait Store: Send + Sync {
     async fn event(&self, id: EventId) -> Result<Option<EventRow>>;
 
     /// Posts a dead event anew at its lane's tail with fresh PARAMS and marks it `retried_as`.
+    /// If it may have been applied before it died, the new one carries `possible_duplicate`.
     /// Skips it (`None`) if it is not dead, was retried already, or its lane has a later
     /// state-changing event that is waiting or done.
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>>;

@@ -58,6 +58,7 @@ on_both!(
     what_a_dead_owner_left_running_comes_back_flagged,
     deferred_events_load_with_their_time,
     dead_events_are_retried_at_the_tail,
+    a_retry_of_what_may_have_been_applied_says_so,
     dropping_needs_a_waiting_event,
     every_missing_column_is_named,
     nas_rows_are_checked_one_by_one,

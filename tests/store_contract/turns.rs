@@ -243,6 +243,7 @@ pub(super) async fn dead_events_are_retried_at_the_tail(db: Db) {
     let bury = |id| Settle {
         to: SettleTo::Dead {
             reason: "no such command".into(),
+            possible_duplicate: false,
         },
         code: 1,
         ..done(id, 1)
@@ -289,6 +290,68 @@ pub(super) async fn dead_events_are_retried_at_the_tail(db: Db) {
         .await
         .unwrap();
     assert_eq!(db.store.retry_dead(other).await.unwrap(), None);
+}
+
+pub(super) async fn a_retry_of_what_may_have_been_applied_says_so(db: Db) {
+    let epoch = owned(&db).await;
+    let turn = async |settles: Vec<Settle>, starts: Vec<EventId>| {
+        let turn = Turn {
+            epoch,
+            settles,
+            starts,
+            ..Turn::default()
+        };
+        db.store.turn(&turn).await.unwrap()
+    };
+    let flags = |possible_duplicate| {
+        let reason = "no answer".to_owned();
+        SettleTo::Dead {
+            reason,
+            possible_duplicate,
+        }
+    };
+    let deferred = SettleTo::Deferred {
+        until_ms: 0,
+        possible_duplicate: true,
+    };
+    // Of the last try, of an earlier one, of none; each as a plain row and as one with PARAMS of
+    // its own.
+    let mut expected = Vec::new();
+    let mut retried = Vec::new();
+    for (user, earlier, last) in [(1, false, true), (2, true, false), (3, false, false)] {
+        for params in [None, json!({"reason": "x"}).as_object().cloned()] {
+            let mut wanted = event("user_add", user);
+            wanted.params = params;
+            let id = posted(&db.store, &[wanted]).await[0];
+            db.store.expand(100, &[]).await.unwrap();
+            let mut tries = 1;
+            assert_eq!(turn(vec![], vec![id]).await.started.len(), 1);
+            if earlier {
+                let to = deferred.clone();
+                turn(vec![Settle { to, ..done(id, 1) }], vec![]).await;
+                assert_eq!(turn(vec![], vec![id]).await.started.len(), 1);
+                tries = 2;
+            }
+            let to = flags(last);
+            turn(
+                vec![Settle {
+                    to,
+                    ..done(id, tries)
+                }],
+                vec![],
+            )
+            .await;
+            let row = db.store.event(id).await.unwrap().unwrap();
+            assert_eq!(row.possible_duplicate, earlier || last, "dead {id}");
+            let new = db.store.retry_dead(id).await.unwrap().unwrap();
+            db.store.expand(100, &[]).await.unwrap();
+            let started = turn(vec![], vec![new]).await.started;
+            retried.push((started[0].try_count, started[0].possible_duplicate));
+            expected.push((1, earlier || last));
+            turn(vec![done(new, 1)], vec![]).await;
+        }
+    }
+    assert_eq!(retried, expected);
 }
 
 pub(super) async fn dropping_needs_a_waiting_event(db: Db) {
