@@ -155,7 +155,7 @@ impl Refusal {
             store::Error::Open { .. }
             | store::Error::Migrate { .. }
             | store::Error::Billing(_)
-            | store::Error::Owned { .. }
+            | store::Error::Owned(_)
             | store::Error::Fenced { .. }
             | store::Error::Sql { .. } => {
                 tracing::warn!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string),

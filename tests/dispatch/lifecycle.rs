@@ -12,6 +12,7 @@ use crate::lab::on_each_store;
 
 on_each_store!(
     a_second_daemon_is_refused_and_told_who_is_there,
+    of_daemons_that_start_together_after_a_crash_one_works,
     sigterm_lets_running_events_finish,
     a_second_signal_ends_what_runs,
     the_drain_is_bounded,
@@ -82,6 +83,39 @@ async fn a_second_daemon_is_refused_and_told_who_is_there(kind: Kind) {
     let id = other.event(11, "user_redirect").await;
     assert_eq!(other.ended(id).await.1, "done");
     second.stop().await;
+}
+
+async fn of_daemons_that_start_together_after_a_crash_one_works(kind: Kind) {
+    let lab = gated_lab(kind, "").await;
+    let_through(&lab.path("gate"), "all");
+    // One pair shares the port too, the other only the database.
+    for same_port in [true, false] {
+        lab.start().await.kill_9().await;
+        let other = Lab::on(Arc::clone(&lab.db), "");
+        let place = if same_port { &lab } else { &other };
+        scheme(place, &lab);
+        let mut pair = [lab.spawn(), place.spawn()];
+        let (loser, code) = lab
+            .until("one of them ends", async || {
+                let mut ended = pair.iter_mut().map(|d| d.child.try_wait().unwrap());
+                let at = ended.position(|status| status.is_some())?;
+                let status = pair[at].child.try_wait().unwrap()?;
+                Some((at, status.code()))
+            })
+            .await;
+        assert_eq!(code, Some(REFUSED), "{}{}", lab.stderr(), other.stderr());
+        let winner = &pair[1 - loser];
+        let place = if loser == 0 { place } else { &lab };
+        place
+            .until("the other works", async || {
+                place.is_up().await.then_some(())
+            })
+            .await;
+        let id = place.event(10, "user_redirect").await;
+        assert_eq!(place.ended(id).await.1, "done");
+        winner.signal(Signal::SIGTERM);
+        assert!(pair[1 - loser].end().await.success());
+    }
 }
 
 /// Starts an event that runs and one of its account that waits.
