@@ -6,6 +6,7 @@
 //! lane and a `more` mark (refilled by index), `window` ids in all and an `overflow` mark per
 //! NAS (the lowest id that was not kept), so that nothing relies on `id > last`.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::lane::{Head, Item, Lane, item, lane_mut, lower, nudge, owner_of};
@@ -54,6 +55,15 @@ pub struct Taken {
     pub overtakes: bool,
     /// Three processes died while it ran: it must run alone.
     pub suspect: bool,
+}
+
+/// What may be taken, and where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Next {
+    /// The event.
+    pub taken: Taken,
+    /// In the ready set of its class; none for an interactive event.
+    key: Option<(u64, EventId, Owner)>,
 }
 
 /// Where a settled event went, as far as its lane is concerned.
@@ -182,36 +192,33 @@ impl Lanes {
         self.renew_head(nas, owner, now);
     }
 
-    /// Events of `nas` that may start now, at most one; call it again while slots are free.
-    /// `interactive_only` while the breaker lets nothing else through.
+    /// The event of `nas` that may start now; call it again while slots are free.
     pub fn take(&mut self, nas: NasId, now: u64) -> Option<Taken> {
-        let queue = self.nases.get_mut(&nas)?;
-        if let Some((since, id)) = queue.interactive.pop_first() {
-            let suspect = queue
-                .interactive_facts
-                .remove(&id)
-                .is_some_and(|i| i.suspect);
-            let _ = since;
-            self.forget(nas, 1);
-            self.out.insert(id, (nas, Owner::Nas(nas), true));
-            return Some(Taken {
-                id,
-                class: Class::Interactive,
-                overtakes: false,
-                suspect,
+        let next = self.next(nas, now)?;
+        self.take_at(nas, next)
+    }
+
+    /// What `take` would hand out.
+    pub fn next(&mut self, nas: NasId, now: u64) -> Option<Next> {
+        let queue = self.nases.get(&nas)?;
+        if let Some(&(_, id)) = queue.interactive.first() {
+            let facts = queue.interactive_facts.get(&id);
+            return Some(Next {
+                taken: Taken {
+                    id,
+                    class: Class::Interactive,
+                    overtakes: false,
+                    suspect: facts.is_some_and(|i| i.suspect),
+                },
+                key: None,
             });
         }
         loop {
             let (class, key) = self.best(nas, now)?;
-            let (since, id, owner) = key;
-            if let Some(queue) = self.nases.get_mut(&nas)
-                && let Some(set) = queue.ready.get_mut(usize::from(class as u8))
-            {
-                set.remove(&key);
-            }
-            let _ = since;
+            let (_, id, owner) = key;
             match self.crossing(nas, owner, id, now) {
                 Crossing::Wait(until) => {
+                    self.unready(nas, class, &key);
                     if let Some(lane) = lane_mut(&mut self.lanes, owner, nas) {
                         lane.head = Head::Crossed(until);
                         self.timers.insert((until, nas, owner));
@@ -219,25 +226,67 @@ impl Lanes {
                 }
                 verdict => {
                     let lane = lane_mut(&mut self.lanes, owner, nas)?;
-                    let item = lane.queue.pop_front()?;
-                    lane.head = Head::Out(item.id);
-                    lane.out = Some(item);
-                    lane.crossed_since = None;
-                    lane.nudged = false;
-                    if item.expires_ms > 0 {
-                        self.expiring
-                            .remove(&(item.expires_ms, item.id, nas, owner));
-                    }
-                    self.out.insert(item.id, (nas, owner, false));
-                    self.forget(nas, 1);
-                    return Some(Taken {
-                        id: item.id,
-                        class: item.class,
-                        overtakes: verdict == Crossing::Overtake,
-                        suspect: item.suspect,
+                    return Some(Next {
+                        taken: Taken {
+                            id,
+                            class,
+                            overtakes: verdict == Crossing::Overtake,
+                            suspect: lane.queue.front()?.suspect,
+                        },
+                        key: Some(key),
                     });
                 }
             }
+        }
+    }
+
+    /// Whether what `next` said before may still be taken, be it the next or not.
+    pub fn may_take(&mut self, nas: NasId, next: &Next, now: u64) -> bool {
+        let Some(queue) = self.nases.get(&nas) else {
+            return false;
+        };
+        let Some(key) = next.key else {
+            return queue.interactive_facts.contains_key(&next.taken.id);
+        };
+        let ready = queue.ready.get(usize::from(next.taken.class as u8));
+        ready.is_some_and(|set| set.contains(&key))
+            && !matches!(self.crossing(nas, key.2, key.1, now), Crossing::Wait(_))
+    }
+
+    /// Takes what `next` said, while `may_take` says so.
+    pub fn take_at(&mut self, nas: NasId, next: Next) -> Option<Taken> {
+        let Next { taken, key } = next;
+        let Some(key) = key else {
+            let queue = self.nases.get_mut(&nas)?;
+            let item = queue.interactive_facts.remove(&taken.id)?;
+            queue.interactive.remove(&(item.since, taken.id));
+            let owner = Owner::Nas(nas);
+            self.expiring
+                .remove(&(item.expires_ms, taken.id, nas, owner));
+            self.forget(nas, 1);
+            self.out.insert(taken.id, (nas, owner, true));
+            return Some(taken);
+        };
+        self.unready(nas, taken.class, &key);
+        let owner = key.2;
+        let lane = lane_mut(&mut self.lanes, owner, nas)?;
+        let item = lane.queue.pop_front()?;
+        lane.head = Head::Out(item.id);
+        lane.out = Some(item);
+        lane.crossed_since = None;
+        lane.nudged = false;
+        self.expiring
+            .remove(&(item.expires_ms, item.id, nas, owner));
+        self.out.insert(item.id, (nas, owner, false));
+        self.forget(nas, 1);
+        Some(taken)
+    }
+
+    fn unready(&mut self, nas: NasId, class: Class, key: &(u64, EventId, Owner)) {
+        if let Some(queue) = self.nases.get_mut(&nas)
+            && let Some(set) = queue.ready.get_mut(usize::from(class as u8))
+        {
+            set.remove(key);
         }
     }
 
@@ -361,7 +410,9 @@ impl Lanes {
         let item = item(w, now, wall_ms);
         if w.class == Class::Interactive {
             // Bounded by their time to live; an operator waits for each.
-            if queue.interactive_facts.insert(w.id, item).is_none() {
+            // Read again while it waits: it keeps its place.
+            if let Entry::Vacant(place) = queue.interactive_facts.entry(w.id) {
+                place.insert(item);
                 queue.interactive.insert((item.since, w.id));
                 self.note_kept(nas, Owner::Nas(nas), &item);
             }

@@ -14,3 +14,4 @@ mod nas;
 mod order;
 mod outcomes;
 mod refusals;
+mod suspects;
