@@ -64,6 +64,13 @@ impl Book {
     }
 }
 
+impl Drop for Book {
+    /// An attempt that breaks or is cut leaves what it did until then.
+    fn drop(&mut self) {
+        self.write();
+    }
+}
+
 impl Fork {
     /// Runs the job to its end.
     pub async fn run(self, mut job: Job) -> Finished {

@@ -17,8 +17,6 @@ use super::{Finished, Message};
 use crate::attempt::DoneResult;
 use crate::clock;
 use crate::event::{Class, EventId, Waiting};
-use crate::logs::line::{End, Key};
-use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo, chain};
 
 /// Rows of one page when ids are loaded.
@@ -40,10 +38,11 @@ impl Scheduler {
                             let why = s
                                 .skipped
                                 .get(&w.nas)
-                                .map_or("it is not served", String::as_str);
+                                .map_or("it is not served", |skip| skip.why.as_str());
                             let reason = format!("nobody can ask NAS {}: {why}", w.nas);
                             s.settles
                                 .push((unstarted(w.id, dead(reason)), Gone::Finished));
+                            self.untold(s, w.id, w.nas);
                         }
                         // It stands in the store and is loaded when the NAS is served.
                         _ => {}
@@ -159,6 +158,7 @@ impl Scheduler {
                     ms: 0,
                     error: Some(reason),
                 };
+                self.untold(s, id, finished.nas);
                 self.finished(s, finished);
             }
         }
@@ -179,7 +179,7 @@ impl Scheduler {
                 scheme_hash: String::new(),
             };
             s.settles.push((unstarted(id, to), Gone::Finished));
-            self.note(s, nas, id, "expired", wall_ms);
+            self.untold(s, id, nas);
         }
     }
 
@@ -207,32 +207,9 @@ impl Scheduler {
                 let reason = format!("NAS {nas} cannot be asked now: {why}");
                 s.settles
                     .push((unstarted(id, dead(reason)), Gone::Finished));
-                self.note(s, nas, id, "dead", wall_ms);
+                self.untold(s, id, nas);
             }
         }
-    }
-
-    /// An event that ends without an attempt leaves a record, too.
-    pub(super) fn note(&self, s: &State, nas: NasId, id: EventId, result: &str, wall_ms: i64) {
-        let Some(pool) = s.pools.get(&nas) else {
-            return;
-        };
-        let key = Key {
-            event: id,
-            user: None,
-            cmd: "-",
-            try_count: 0,
-        };
-        let mut out = Vec::new();
-        let end = End {
-            result,
-            code: 0,
-            ms: 0,
-            next_try_ms: None,
-            error: None,
-        };
-        self.logs.records().end(&mut out, wall_ms, &key, &end);
-        self.logs.write(&pool.log, None, &out);
     }
 
     pub(super) fn apply(&self, s: &mut State, settings: Settings, now: u64) {
@@ -246,11 +223,12 @@ impl Scheduler {
                     let why = s
                         .skipped
                         .get(&nas)
-                        .map_or("its row is gone", String::as_str);
+                        .map_or("its row is gone", |skip| skip.why.as_str());
                     let reason = format!("NAS {nas} is no longer served: {why}");
                     for id in s.lanes.drop_nas(nas) {
                         s.settles
                             .push((unstarted(id, dead(reason.clone())), Gone::Finished));
+                        self.untold(s, id, nas);
                     }
                 }
                 Step::Change(nas, served) => {

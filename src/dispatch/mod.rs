@@ -21,6 +21,7 @@ mod leave;
 pub mod parent;
 pub mod plan;
 pub mod pool;
+mod record;
 pub mod scheduler;
 pub mod settle;
 pub mod status;
@@ -77,5 +78,14 @@ pub struct Finished {
     pub error: Option<String>,
 }
 
-/// Reasons why NASes are not served, by id; for the tools and for events that cannot wait.
-pub type Skipped = BTreeMap<NasId, String>;
+/// A NAS that is not served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    /// Why.
+    pub why: String,
+    /// Name of its log file.
+    pub log_name: String,
+}
+
+/// NASes that are not served, by id; for the tools and for events that cannot wait.
+pub type Skipped = BTreeMap<NasId, Skip>;

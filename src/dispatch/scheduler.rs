@@ -21,7 +21,7 @@ use crate::attempt::Job;
 use crate::clock;
 use crate::config;
 use crate::event::{Class, Cmd, EventId};
-use crate::logs::Logs;
+use crate::logs::{Logs, NasLog};
 use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo, Started, Store, Turn, Turned, chain};
 
@@ -63,6 +63,9 @@ pub(super) struct State {
     pub(super) tasks: HashMap<Id, EventId>,
     pub(super) settles: Vec<(Settle, Gone)>,
     pub(super) readers: JoinSet<()>,
+    /// Events whose end nobody has written yet, with the log of their NAS.
+    pub(super) untold: HashMap<EventId, Option<NasLog>>,
+    pub(super) records: JoinSet<()>,
     pub(super) rotate: usize,
     /// A suspect that runs.
     pub(super) alone: Option<EventId>,
@@ -101,6 +104,8 @@ impl Scheduler {
             tasks: HashMap::new(),
             settles: Vec::new(),
             readers: JoinSet::new(),
+            untold: HashMap::new(),
+            records: JoinSet::new(),
             rotate: 0,
             alone: None,
             quiet: None,
@@ -184,6 +189,7 @@ impl Scheduler {
             let turned = self.write(&mut turn, hard).await?;
             s.turns += 1;
             self.settled(s, &batch, &turned);
+            self.tell(s, &turn, &turned).await;
             for (id, gone) in &after {
                 s.lanes.settled(*id, *gone, now);
             }
@@ -344,7 +350,10 @@ impl Scheduler {
             let job = self.job(pool, out.taken.class, event);
             let task = match job {
                 Ok(job) => s.forks.spawn(fork.run(job)),
-                Err(finished) => s.forks.spawn(async move { finished }),
+                Err(finished) => {
+                    s.untold.insert(*id, Some(pool.log.clone()));
+                    s.forks.spawn(async move { finished })
+                }
             };
             s.tasks.insert(task.id(), *id);
         }

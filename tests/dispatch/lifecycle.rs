@@ -179,6 +179,15 @@ async fn comes_back_flagged(lab: &Lab, mut daemon: Daemon, runs: i64, waits: i64
     let_through(&lab.path("gate"), "all");
     let daemon = lab.start().await;
     lab.drained().await;
+    let record = format!(
+        "event={runs} user=10 cmd=user_redirect try=1 end result=ready code=0 ms=0 error=\"cut short by a shutdown of the daemon\""
+    );
+    for log in [lab.nas_log(1), lab.account_log(10)] {
+        let of_try = format!("event={runs} user=10 cmd=user_redirect try=1 ");
+        let all: Vec<&String> = log.iter().filter(|line| line.contains(&of_try)).collect();
+        assert!(all[0].ends_with(" start"), "{log:?}");
+        assert!(all.iter().any(|line| line.ends_with(&record)), "{log:?}");
+    }
     let again = starts(&entries(lab));
     assert_eq!((again[1].0, again[1].2), (runs, true), "{again:?}");
     assert_eq!(again[2], (waits, 1, false));

@@ -13,5 +13,6 @@ mod lifecycle;
 mod nas;
 mod order;
 mod outcomes;
+mod records;
 mod refusals;
 mod suspects;

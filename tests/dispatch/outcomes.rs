@@ -19,6 +19,22 @@ on_each_store!(
     an_event_that_waits_too_long_expires,
 );
 
+/// Waits until the log of the NAS and the log of the account have this record as their last of
+/// an event.
+pub(crate) async fn ends_in_both_logs(lab: &Lab, nas: i64, user: i64, record: &str) {
+    let event = record.split_inclusive(' ').next().unwrap();
+    lab.until(record, async || {
+        [lab.nas_log(nas), lab.account_log(user)]
+            .iter()
+            .all(|log| {
+                let last = log.iter().rfind(|line| line.contains(event));
+                last.is_some_and(|line| line.ends_with(record))
+            })
+            .then_some(())
+    })
+    .await;
+}
+
 async fn code_254_defers_longer_each_time_and_ends_dead(kind: Kind) {
     let lab = Lab::new(kind, "retry_base = \"150ms\"\nmax_tries = 4").await;
     let times = lab.path("times");
@@ -261,6 +277,10 @@ async fn a_diagnostic_has_one_try_and_is_never_deferred(kind: Kind) {
     let (place, reason) = lab.ended(nobody).await;
     assert_eq!(place, "dead");
     assert!(reason.contains("mode=off"), "{reason}");
+    let record = format!(
+        "event={nobody} user=20 cmd=user_info try=0 end result=dead code=0 ms=0 error=\"{reason}\""
+    );
+    ends_in_both_logs(&lab, 2, 20, &record).await;
     let_through(&gate, "all");
     lab.drained().await;
     daemon.stop().await;
@@ -283,9 +303,9 @@ async fn an_event_that_waits_too_long_expires(kind: Kind) {
     let late = json!({"cmd": "user_redirect", "user_id": 11, "expires_at": soon});
     let late = lab.post(late).await[0];
     assert_eq!(lab.ended(late).await, ("done".into(), "expired".into()));
-    let log = lab.nas_log(1).join("\n");
-    assert!(log.contains(&format!("event={late} ")), "{log}");
-    assert!(log.contains("end result=expired"), "{log}");
+    let record =
+        format!("event={late} user=11 cmd=user_redirect try=0 end result=expired code=0 ms=0");
+    ends_in_both_logs(&lab, 1, 11, &record).await;
     let_through(&gate, "all");
     lab.drained().await;
     let all = starts(&journal::read_script(&journal));
