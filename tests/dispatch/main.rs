@@ -9,6 +9,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod fresh;
 mod lifecycle;
 mod nas;
 mod order;
