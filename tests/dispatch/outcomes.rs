@@ -11,6 +11,7 @@ use crate::lab::on_each_store;
 on_each_store!(
     code_254_defers_longer_each_time_and_ends_dead,
     other_codes_are_as_on_error_says,
+    a_scheme_beside_a_session_says_what_its_codes_mean,
     a_new_event_wakes_the_deferred_head_of_its_lane,
     a_head_that_is_woken_while_it_runs_is_tried_again_at_once,
     a_dropped_head_lets_its_lane_go_on,
@@ -103,6 +104,33 @@ async fn other_codes_are_as_on_error_says(kind: Kind) {
         let log = lab.account_log(nas * 10);
         let ends = log.iter().filter(|l| l.contains(" end result=")).count();
         assert_eq!(ends, tries, "{log:?}");
+    }
+    daemon.stop().await;
+}
+
+async fn a_scheme_beside_a_session_says_what_its_codes_mean(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"10ms\"\nmax_tries = 2").await;
+    lab.session(
+        "Mine",
+        "user_redirect() { exit 7; }\nuser_rate_set() { exit 75; }\nuser_add() { exit 9; }\nuser_del() { exit 254; }",
+    );
+    lab.native(
+        "Mine",
+        "exit = { done = [0, 7], defer = [75] }\non_error = \"drop\"\n",
+    );
+    lab.nas(1, "Mine", 1, &[]).await;
+    lab.accounts(1, [10, 11, 12, 13]).await;
+    let daemon = lab.start().await;
+    for (user, cmd, place, said) in [
+        (10, "user_redirect", "done", "done"),
+        (11, "user_rate_set", "dead", "2 tries"),
+        (12, "user_add", "done", "dropped"),
+        (13, "user_del", "done", "dropped"),
+    ] {
+        let id = lab.event(user, cmd).await;
+        let ended = lab.ended(id).await;
+        assert_eq!(ended.0, place, "{cmd}: {ended:?}");
+        assert!(ended.1.contains(said), "{cmd}: {ended:?}");
     }
     daemon.stop().await;
 }
