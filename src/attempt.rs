@@ -356,6 +356,13 @@ impl Transcript {
     }
 }
 
+impl Drop for Transcript {
+    /// An attempt that breaks or is cut leaves what it did until then.
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

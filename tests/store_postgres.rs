@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nas_event_daemon::attempt::DoneResult;
 use nas_event_daemon::event::{CompactEvent, EventId, Waiting};
 use nas_event_daemon::nas::NasId;
-use nas_event_daemon::store::{Error, Posted, Settle, SettleTo, Store, Turn, WhereIs, connect};
+use nas_event_daemon::store::{
+    After, Error, Posted, Settle, SettleTo, Store, Turn, WhereIs, connect,
+};
 use sqlx::{Connection, PgConnection, Row};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -129,7 +131,10 @@ async fn a_turn_whose_commit_got_no_answer_is_read_back() {
     let db = filled().await;
     let line = Lossy::before(&db.url).await;
     let store = connect(&line.url).await.unwrap();
-    let epoch = store.own("test pid=1", 10_000).await.unwrap();
+    let epoch = store
+        .own("test pid=1", After::Silence(10_000))
+        .await
+        .unwrap();
     let ids = posted(&store, &[1, 2]).await;
     store.expand(10, &[]).await.unwrap();
     let first = Turn {
@@ -201,7 +206,10 @@ macro_rules! soon {
 async fn every_method_works_again_after_the_server_ended_all_connections() {
     let db = filled().await;
     let store = &db.store;
-    let epoch = store.own("test pid=1", 10_000).await.unwrap();
+    let epoch = store
+        .own("test pid=1", After::Silence(10_000))
+        .await
+        .unwrap();
     let ids = posted(store, &[1, 2, 3]).await;
     store.expand(1, &[]).await.unwrap();
     for round in 0..2 {
@@ -248,7 +256,11 @@ async fn waits_for_lock(conn: &mut PgConnection, part: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_take_over_waits_for_the_running_turn() {
     let db = filled().await;
-    let epoch = db.store.own("test pid=1", 10_000).await.unwrap();
+    let epoch = db
+        .store
+        .own("test pid=1", After::Silence(10_000))
+        .await
+        .unwrap();
     let ids = posted(&db.store, &[1]).await;
     db.store.expand(10, &[]).await.unwrap();
     let turn = Turn {
@@ -267,7 +279,7 @@ async fn a_take_over_waits_for_the_running_turn() {
     let second = connect(&db.url).await.unwrap();
     let late = async {
         waits_for_lock(&mut eye, "update events_stack").await;
-        tokio::join!(second.own("other pid=2", -1), async {
+        tokio::join!(second.own("other pid=2", After::Silence(-1)), async {
             // Without the turn's lock on the owner's row this would never come.
             let wait = waits_for_lock(&mut eye, "insert into owner");
             let waited = tokio::time::timeout(std::time::Duration::from_secs(20), wait).await;

@@ -101,29 +101,38 @@ impl Ctl {
         let Some((status, text)) = self.raw(method, path, body).await? else {
             return Ok(None);
         };
-        let value: Value = serde_json::from_str(&text)
-            .unwrap_or_else(|_| Value::from(text.chars().take(SHOWN_MAX).collect::<String>()));
         if status.is_success() {
-            return Ok(Some(value));
+            return Ok(Some(value_of(&text)));
         }
-        let part = |name: &str| value.pointer(name).and_then(Value::as_str);
-        let mut said = part("/error/message").map_or_else(
-            || format!("the daemon answered {status}: {value}"),
-            str::to_owned,
-        );
-        if let Some(hint) = part("/error/hint") {
-            said.push_str(&format!("\nhint: {hint}"));
-        }
-        let code = match status {
-            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => USAGE,
-            StatusCode::UNAUTHORIZED
-            | StatusCode::FORBIDDEN
-            | StatusCode::CONFLICT
-            | StatusCode::TOO_MANY_REQUESTS => REFUSED,
-            StatusCode::NOT_FOUND => NOT_FOUND,
-            StatusCode::SERVICE_UNAVAILABLE => NOT_REACHABLE,
-            _ => FAILED,
-        };
-        Err(Failed::new(code, said))
+        Err(refusal(status, &text))
     }
+}
+
+fn value_of(text: &str) -> Value {
+    serde_json::from_str(text)
+        .unwrap_or_else(|_| Value::from(text.chars().take(SHOWN_MAX).collect::<String>()))
+}
+
+/// What an answer that is no success means for a command: what was said, and the exit code.
+pub fn refusal(status: StatusCode, text: &str) -> Failed {
+    let value = value_of(text);
+    let part = |name: &str| value.pointer(name).and_then(Value::as_str);
+    let mut said = part("/error/message").map_or_else(
+        || format!("the daemon answered {status}: {value}"),
+        str::to_owned,
+    );
+    if let Some(hint) = part("/error/hint") {
+        said.push_str(&format!("\nhint: {hint}"));
+    }
+    let code = match status {
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => USAGE,
+        StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
+        | StatusCode::CONFLICT
+        | StatusCode::TOO_MANY_REQUESTS => REFUSED,
+        StatusCode::NOT_FOUND => NOT_FOUND,
+        StatusCode::SERVICE_UNAVAILABLE => NOT_REACHABLE,
+        _ => FAILED,
+    };
+    Failed::new(code, said)
 }

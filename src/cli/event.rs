@@ -4,8 +4,10 @@ use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
+use super::ctl::{Ctl, refusal};
 use super::exit::{
     DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, REFUSED, USAGE, remark, say,
 };
@@ -399,7 +401,8 @@ async fn matching(store: &dyn Store, args: &Retry) -> Result<Vec<EventId>, Faile
 }
 
 async fn drop_events(console: &Console, args: Give) -> Outcome {
-    let store = console.store(&console.config()?).await?;
+    let config = console.config()?;
+    let store = console.store(&config).await?;
     let mut rows = Vec::new();
     for id in &args.ids {
         rows.push(find(store.as_ref(), EventId(*id)).await?);
@@ -408,17 +411,11 @@ async fn drop_events(console: &Console, args: Give) -> Outcome {
         remark("nothing was dropped");
         return Ok(REFUSED);
     }
-    let reason = if args.reason.is_empty() {
-        who()
-    } else {
-        format!("{}: {}", who(), args.reason)
-    };
+    let ctl = Ctl::new(&config)?;
     let mut table = Table::new(&["id", "result"]);
     let mut refused = 0;
     for row in &rows {
-        if store.drop_event(row.id, &reason).await? {
-            let detail = format!("event={} why={:?}", row.id, args.reason);
-            store.audit(&who(), "drop", &detail).await?;
+        if dropped(&ctl, store.as_ref(), row.id, &args.reason).await? {
             table.push(vec![json!(row.id), json!("dropped")]);
         } else {
             refused += 1;
@@ -435,6 +432,35 @@ async fn drop_events(console: &Console, args: Give) -> Outcome {
         n if n == rows.len() => REFUSED,
         _ => PART_FAILED,
     })
+}
+
+/// Drops one event. The daemon does it, if there is one: it knows which lane waits for the event.
+async fn dropped(ctl: &Ctl, store: &dyn Store, id: EventId, why: &str) -> Result<bool, Failed> {
+    let path = format!("/api/v1/events/{id}/drop");
+    match ctl
+        .raw(Method::POST, &path, Some(&json!({ "why": why })))
+        .await?
+    {
+        Some((status, _)) if status.is_success() => return Ok(true),
+        Some((StatusCode::CONFLICT, _)) => return Ok(false),
+        // Who may change the database need not be who runs the daemon.
+        Some((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) => remark(format!(
+            "the daemon takes no orders from this user: if event {id} was deferred, its lane goes on when it would have been due"
+        )),
+        Some((status, text)) => return Err(refusal(status, &text)),
+        None => {}
+    }
+    let reason = if why.is_empty() {
+        who()
+    } else {
+        format!("{}: {why}", who())
+    };
+    let gone = store.drop_event(id, &reason).await?;
+    if gone {
+        let detail = format!("event={id} why={why:?}");
+        store.audit(&who(), "drop", &detail).await?;
+    }
+    Ok(gone)
 }
 
 fn agreed(rows: &[EventRow]) -> Result<bool, Failed> {

@@ -69,7 +69,7 @@ impl From<store::Error> for Failed {
                 BAD_CONFIG,
                 "docs/operate.md, \"The billing's tables\", lists what must be there",
             ),
-            store::Error::Owned { .. } | store::Error::Fenced { .. } => (
+            store::Error::Owned(_) | store::Error::Fenced { .. } => (
                 REFUSED,
                 "only one daemon may work on a database: stop the other one first",
             ),

@@ -28,6 +28,7 @@ use crate::driver::mikrotik::{Command, Limits, Mikrotik, Target};
 use crate::driver::sessions::Sessions;
 use crate::event::refused_name;
 use crate::nas::NasId;
+use crate::scheme::session::OBSERVE;
 use crate::shell::quote;
 
 /// TCP port of the RouterOS API (MikroTik manual, "Services").
@@ -133,7 +134,8 @@ pub fn by_name(args: Vec<OsString>) -> u8 {
 
 async fn send(args: Args) -> Result<(), Refusal> {
     let command = parse(&args.words)?;
-    if args.dry_run {
+    // A script that runs in observe mode: nothing may be sent.
+    if args.dry_run || std::env::var_os(OBSERVE).is_some() {
         say(one_line(&shown(&command)));
         return Ok(());
     }

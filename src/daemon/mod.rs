@@ -33,12 +33,16 @@ use crate::intake::{health, rest, serve};
 use crate::logs::Logs;
 use crate::scheme::native::{NativeExecute, NativeScheme};
 use crate::scheme::{Execute, resolve};
-use crate::store::{self, Error, Store, chain};
+use crate::store::{self, After, Error, Store, chain};
 
 use shutdown::{Signals, Stop};
 
 /// A holder that gave no sign of life for so long is taken over, ms.
 const STALE_MS: i64 = 10_000;
+/// A daemon that has got its ports takes the ownership next; this much later it has, ms.
+const PORT_BEFORE_OWNERSHIP_MS: u64 = 1_000;
+/// Between two looks at who owns the database.
+const LOOK_AT_OWNER: Duration = Duration::from_millis(50);
 /// How often the sign of life is renewed: several times within `STALE_MS`.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 /// How often old done events are looked for.
@@ -115,9 +119,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     for listen in &config.http.listen {
         let bound = TcpListener::bind(listen).await;
         if bound.is_err() {
-            // The likeliest holder of our port is another daemon: say so, if it owns the database.
-            let epoch = own(store.as_ref()).await?;
-            store.disown(epoch).await?;
+            owned_by_another(store.as_ref()).await?;
         }
         let listener = bound.map_err(|e| {
             Failed::new(
@@ -165,6 +167,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     let (status_sender, status) = watch::channel(Status::default());
     let (sender, inbox) = mpsc::channel(MESSAGES);
     let (moved, mut handed) = mpsc::channel(MESSAGES);
+    let (dropped, mut gone) = mpsc::channel(MESSAGES);
     let dispatch = Arc::new(config.dispatch.clone());
     let sqlite = config.database.url.starts_with("sqlite:");
 
@@ -214,8 +217,16 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         Ok("expansion")
     });
     tasks.spawn(async move {
-        while let Some(events) = handed.recv().await {
-            if sender.send(Message::Waiting(events)).await.is_err() {
+        // Ends with expansion, which is asked to stop; the doors close later.
+        loop {
+            let message = tokio::select! {
+                events = handed.recv() => match events {
+                    Some(events) => Message::Waiting(events),
+                    None => break,
+                },
+                Some((id, nas, user)) = gone.recv() => Message::Dropped(id, nas, user),
+            };
+            if sender.send(message).await.is_err() {
                 break;
             }
         }
@@ -240,6 +251,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         store: Arc::clone(&store),
         http: config.http.clone(),
         wake,
+        dropped: Some(dropped),
         reload: Arc::clone(&reload),
         cmds,
         parent_tick: tick,
@@ -336,25 +348,49 @@ async fn given_up(store: &dyn Store, epoch: i64) {
 }
 
 /// Takes the ownership: at once from a holder that is seen to be dead, after [`STALE_MS`]
-/// without a sign of life from one that cannot be seen, never from a live one.
+/// without a sign of life from one that cannot be seen, never from a live one. A dead holder is
+/// followed by one daemon only, however many start at once.
 async fn own(store: &dyn Store) -> Result<i64, Failed> {
     let me = process::holder();
     let mut last_seen: Option<i64> = None;
+    let mut after = After::Silence(STALE_MS);
     loop {
-        match store.own(&me, STALE_MS).await {
+        match store.own(&me, after).await {
             Ok(epoch) => return Ok(epoch),
-            Err(Error::Owned { holder, .. }) if process::is_dead(&holder) => {
-                return Ok(store.own(&me, -1).await?);
+            Err(Error::Owned(owner)) if process::is_dead(&owner.holder) => {
+                after = After::Death(owner.epoch);
             }
-            Err(Error::Owned { holder, seen_ms }) => {
-                if process::is_here(&holder) || last_seen.is_some_and(|before| seen_ms < before) {
-                    return Err(Error::Owned { holder, seen_ms }.into());
+            Err(Error::Owned(owner)) => {
+                let seen_ms = owner.seen_ms;
+                if process::is_here(&owner.holder)
+                    || last_seen.is_some_and(|before| seen_ms < before)
+                {
+                    return Err(Error::Owned(owner).into());
                 }
+                after = After::Silence(STALE_MS);
                 last_seen = Some(seen_ms);
                 tokio::time::sleep(SIGN_OF_LIFE / 2).await;
             }
             Err(other) => return Err(other.into()),
         }
+    }
+}
+
+/// The likeliest holder of our port is another daemon, and then it is to be named. It may have
+/// started together with this one and be about to take the ownership, so nothing is taken here.
+async fn owned_by_another(store: &dyn Store) -> Result<(), Failed> {
+    let until = clock::tick_ms() + PORT_BEFORE_OWNERSHIP_MS;
+    loop {
+        if let Some(owner) = store.owner().await?
+            && !process::is_dead(&owner.holder)
+            && (process::is_here(&owner.holder) || owner.seen_ms < STALE_MS)
+        {
+            return Err(Error::Owned(owner).into());
+        }
+        if clock::tick_ms() >= until {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_AT_OWNER).await;
     }
 }
 

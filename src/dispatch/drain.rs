@@ -7,6 +7,7 @@ use super::Message;
 use super::lanes::Gone;
 use super::scheduler::{Scheduler, State};
 use crate::event::EventId;
+use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo};
 
 impl Scheduler {
@@ -34,13 +35,13 @@ impl Scheduler {
         }
         // Aborting a fork drops its session and closes the pipe of its shim, which ends the script.
         s.forks.shutdown().await;
-        let cut: Vec<(EventId, u32)> = s
+        let cut: Vec<(EventId, NasId, u32)> = s
             .out
             .iter()
             .filter(|(_, o)| !o.finished && o.try_count > 0)
-            .map(|(id, o)| (*id, o.try_count))
+            .map(|(id, o)| (*id, o.nas, o.try_count))
             .collect();
-        for (id, try_count) in cut {
+        for (id, nas, try_count) in cut {
             tracing::warn!("event={id} was cut short by the shutdown and goes back to ready");
             let settle = Settle {
                 id,
@@ -53,10 +54,12 @@ impl Scheduler {
                 error: Some("cut short by a shutdown of the daemon".to_owned()),
             };
             s.settles.push((settle, Gone::Released));
+            self.untold(s, id, nas);
         }
         while !s.settles.is_empty() {
             self.round(s, true, hard).await?;
         }
+        self.told(s).await;
         Ok(())
     }
 }

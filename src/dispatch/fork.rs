@@ -64,6 +64,13 @@ impl Book {
     }
 }
 
+impl Drop for Book {
+    /// An attempt that breaks or is cut leaves what it did until then.
+    fn drop(&mut self) {
+        self.write();
+    }
+}
+
 impl Fork {
     /// Runs the job to its end.
     pub async fn run(self, mut job: Job) -> Finished {
@@ -251,7 +258,13 @@ impl Fork {
             Outcome::Dead(reason) => {
                 let mut reason = reason.clone();
                 cut(&mut reason, ERROR_MAX);
-                (SettleTo::Dead { reason }, 0)
+                (
+                    SettleTo::Dead {
+                        reason,
+                        possible_duplicate,
+                    },
+                    0,
+                )
             }
             Outcome::Released => (SettleTo::Ready { possible_duplicate }, 0),
         }

@@ -17,8 +17,6 @@ use super::{Finished, Message};
 use crate::attempt::DoneResult;
 use crate::clock;
 use crate::event::{Class, EventId, Waiting};
-use crate::logs::line::{End, Key};
-use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo, chain};
 
 /// Rows of one page when ids are loaded.
@@ -40,10 +38,11 @@ impl Scheduler {
                             let why = s
                                 .skipped
                                 .get(&w.nas)
-                                .map_or("it is not served", String::as_str);
+                                .map_or("it is not served", |skip| skip.why.as_str());
                             let reason = format!("nobody can ask NAS {}: {why}", w.nas);
                             s.settles
-                                .push((unstarted(w.id, SettleTo::Dead { reason }), Gone::Finished));
+                                .push((unstarted(w.id, dead(reason)), Gone::Finished));
+                            self.untold(s, w.id, w.nas);
                         }
                         // It stands in the store and is loaded when the NAS is served.
                         _ => {}
@@ -68,6 +67,7 @@ impl Scheduler {
                 let rows: Vec<Waiting> = rows.iter().map(|w| self.clamped(w, wall_ms)).collect();
                 s.lanes.loaded(nas, &rows, full, now, wall_ms);
             }
+            Message::Dropped(id, nas, user) => s.lanes.drop_event(id, nas, user, now),
             Message::Settings(settings) => self.apply(s, settings, now),
         }
     }
@@ -148,14 +148,17 @@ impl Scheduler {
                     user: None,
                     nas: out.nas,
                     try_count: out.try_count,
+                    // Nobody knows how far it got.
                     to: SettleTo::Dead {
                         reason: reason.clone(),
+                        possible_duplicate: true,
                     },
                     due: 0,
                     code: 70,
                     ms: 0,
                     error: Some(reason),
                 };
+                self.untold(s, id, finished.nas);
                 self.finished(s, finished);
             }
         }
@@ -176,7 +179,7 @@ impl Scheduler {
                 scheme_hash: String::new(),
             };
             s.settles.push((unstarted(id, to), Gone::Finished));
-            self.note(s, nas, id, "expired", wall_ms);
+            self.untold(s, id, nas);
         }
     }
 
@@ -203,33 +206,10 @@ impl Scheduler {
             for id in s.lanes.fail_interactive(nas) {
                 let reason = format!("NAS {nas} cannot be asked now: {why}");
                 s.settles
-                    .push((unstarted(id, SettleTo::Dead { reason }), Gone::Finished));
-                self.note(s, nas, id, "dead", wall_ms);
+                    .push((unstarted(id, dead(reason)), Gone::Finished));
+                self.untold(s, id, nas);
             }
         }
-    }
-
-    /// An event that ends without an attempt leaves a record, too.
-    pub(super) fn note(&self, s: &State, nas: NasId, id: EventId, result: &str, wall_ms: i64) {
-        let Some(pool) = s.pools.get(&nas) else {
-            return;
-        };
-        let key = Key {
-            event: id,
-            user: None,
-            cmd: "-",
-            try_count: 0,
-        };
-        let mut out = Vec::new();
-        let end = End {
-            result,
-            code: 0,
-            ms: 0,
-            next_try_ms: None,
-            error: None,
-        };
-        self.logs.records().end(&mut out, wall_ms, &key, &end);
-        self.logs.write(&pool.log, None, &out);
     }
 
     pub(super) fn apply(&self, s: &mut State, settings: Settings, now: u64) {
@@ -243,13 +223,12 @@ impl Scheduler {
                     let why = s
                         .skipped
                         .get(&nas)
-                        .map_or("its row is gone", String::as_str);
+                        .map_or("its row is gone", |skip| skip.why.as_str());
                     let reason = format!("NAS {nas} is no longer served: {why}");
                     for id in s.lanes.drop_nas(nas) {
-                        let to = SettleTo::Dead {
-                            reason: reason.clone(),
-                        };
-                        s.settles.push((unstarted(id, to), Gone::Finished));
+                        s.settles
+                            .push((unstarted(id, dead(reason.clone())), Gone::Finished));
+                        self.untold(s, id, nas);
                     }
                 }
                 Step::Change(nas, served) => {
@@ -319,9 +298,17 @@ impl Scheduler {
     }
 }
 
+/// For what was never sent.
+fn dead(reason: String) -> SettleTo {
+    SettleTo::Dead {
+        reason,
+        possible_duplicate: false,
+    }
+}
+
 fn unstarted(id: EventId, to: SettleTo) -> Settle {
     let error = match &to {
-        SettleTo::Dead { reason } => Some(reason.clone()),
+        SettleTo::Dead { reason, .. } => Some(reason.clone()),
         SettleTo::Done { .. } | SettleTo::Deferred { .. } | SettleTo::Ready { .. } => None,
     };
     Settle {

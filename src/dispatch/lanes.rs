@@ -6,6 +6,7 @@
 //! lane and a `more` mark (refilled by index), `window` ids in all and an `overflow` mark per
 //! NAS (the lowest id that was not kept), so that nothing relies on `id > last`.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::lane::{Head, Item, Lane, item, lane_mut, lower, nudge, owner_of};
@@ -33,14 +34,14 @@ pub enum Owner {
 }
 
 #[derive(Debug, Default)]
-struct NasQueue {
+pub(super) struct NasQueue {
     ready: [BTreeSet<(u64, EventId, Owner)>; 5],
-    interactive: BTreeSet<(u64, EventId)>,
-    interactive_facts: HashMap<EventId, Item>,
+    pub(super) interactive: BTreeSet<(u64, EventId)>,
+    pub(super) interactive_facts: HashMap<EventId, Item>,
     held: usize,
-    overflow: Option<EventId>,
+    pub(super) overflow: Option<EventId>,
     loading: Option<EventId>,
-    dark: bool,
+    pub(super) dark: bool,
 }
 
 /// An event that may be started now.
@@ -54,6 +55,15 @@ pub struct Taken {
     pub overtakes: bool,
     /// Three processes died while it ran: it must run alone.
     pub suspect: bool,
+}
+
+/// What may be taken, and where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Next {
+    /// The event.
+    pub taken: Taken,
+    /// In the ready set of its class; none for an interactive event.
+    key: Option<(u64, EventId, Owner)>,
 }
 
 /// Where a settled event went, as far as its lane is concerned.
@@ -79,11 +89,13 @@ pub enum Wanted {
 /// All lanes of all NASes.
 #[derive(Debug)]
 pub struct Lanes {
-    lanes: HashMap<Owner, Vec<Lane>>,
-    nases: HashMap<NasId, NasQueue>,
+    pub(super) lanes: HashMap<Owner, Vec<Lane>>,
+    pub(super) nases: HashMap<NasId, NasQueue>,
     out: HashMap<EventId, (NasId, Owner, bool)>,
     timers: BTreeSet<(u64, NasId, Owner)>,
-    expiring: BTreeSet<(i64, EventId, NasId, Owner)>,
+    pub(super) expiring: BTreeSet<(i64, EventId, NasId, Owner)>,
+    /// The last dropped ids: rows that were read before must not come back.
+    pub(super) dropped: BTreeSet<EventId>,
     refills: VecDeque<(NasId, Owner)>,
     window: usize,
     cross_wait_ms: u64,
@@ -99,6 +111,7 @@ impl Lanes {
             out: HashMap::new(),
             timers: BTreeSet::new(),
             expiring: BTreeSet::new(),
+            dropped: BTreeSet::new(),
             refills: VecDeque::new(),
             window,
             cross_wait_ms,
@@ -165,7 +178,7 @@ impl Lanes {
             let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
                 return;
             };
-            if lane.knows(w.id) {
+            if lane.knows(w.id) || self.dropped.contains(&w.id) {
                 continue;
             }
             if lane.queue.len() >= LANE_MAX {
@@ -179,36 +192,33 @@ impl Lanes {
         self.renew_head(nas, owner, now);
     }
 
-    /// Events of `nas` that may start now, at most one; call it again while slots are free.
-    /// `interactive_only` while the breaker lets nothing else through.
+    /// The event of `nas` that may start now; call it again while slots are free.
     pub fn take(&mut self, nas: NasId, now: u64) -> Option<Taken> {
-        let queue = self.nases.get_mut(&nas)?;
-        if let Some((since, id)) = queue.interactive.pop_first() {
-            let suspect = queue
-                .interactive_facts
-                .remove(&id)
-                .is_some_and(|i| i.suspect);
-            let _ = since;
-            self.forget(nas, 1);
-            self.out.insert(id, (nas, Owner::Nas(nas), true));
-            return Some(Taken {
-                id,
-                class: Class::Interactive,
-                overtakes: false,
-                suspect,
+        let next = self.next(nas, now)?;
+        self.take_at(nas, next)
+    }
+
+    /// What `take` would hand out.
+    pub fn next(&mut self, nas: NasId, now: u64) -> Option<Next> {
+        let queue = self.nases.get(&nas)?;
+        if let Some(&(_, id)) = queue.interactive.first() {
+            let facts = queue.interactive_facts.get(&id);
+            return Some(Next {
+                taken: Taken {
+                    id,
+                    class: Class::Interactive,
+                    overtakes: false,
+                    suspect: facts.is_some_and(|i| i.suspect),
+                },
+                key: None,
             });
         }
         loop {
             let (class, key) = self.best(nas, now)?;
-            let (since, id, owner) = key;
-            if let Some(queue) = self.nases.get_mut(&nas)
-                && let Some(set) = queue.ready.get_mut(usize::from(class as u8))
-            {
-                set.remove(&key);
-            }
-            let _ = since;
+            let (_, id, owner) = key;
             match self.crossing(nas, owner, id, now) {
                 Crossing::Wait(until) => {
+                    self.unready(nas, class, &key);
                     if let Some(lane) = lane_mut(&mut self.lanes, owner, nas) {
                         lane.head = Head::Crossed(until);
                         self.timers.insert((until, nas, owner));
@@ -216,25 +226,67 @@ impl Lanes {
                 }
                 verdict => {
                     let lane = lane_mut(&mut self.lanes, owner, nas)?;
-                    let item = lane.queue.pop_front()?;
-                    lane.head = Head::Out(item.id);
-                    lane.out = Some(item);
-                    lane.crossed_since = None;
-                    lane.nudged = false;
-                    if item.expires_ms > 0 {
-                        self.expiring
-                            .remove(&(item.expires_ms, item.id, nas, owner));
-                    }
-                    self.out.insert(item.id, (nas, owner, false));
-                    self.forget(nas, 1);
-                    return Some(Taken {
-                        id: item.id,
-                        class: item.class,
-                        overtakes: verdict == Crossing::Overtake,
-                        suspect: item.suspect,
+                    return Some(Next {
+                        taken: Taken {
+                            id,
+                            class,
+                            overtakes: verdict == Crossing::Overtake,
+                            suspect: lane.queue.front()?.suspect,
+                        },
+                        key: Some(key),
                     });
                 }
             }
+        }
+    }
+
+    /// Whether what `next` said before may still be taken, be it the next or not.
+    pub fn may_take(&mut self, nas: NasId, next: &Next, now: u64) -> bool {
+        let Some(queue) = self.nases.get(&nas) else {
+            return false;
+        };
+        let Some(key) = next.key else {
+            return queue.interactive_facts.contains_key(&next.taken.id);
+        };
+        let ready = queue.ready.get(usize::from(next.taken.class as u8));
+        ready.is_some_and(|set| set.contains(&key))
+            && !matches!(self.crossing(nas, key.2, key.1, now), Crossing::Wait(_))
+    }
+
+    /// Takes what `next` said, while `may_take` says so.
+    pub fn take_at(&mut self, nas: NasId, next: Next) -> Option<Taken> {
+        let Next { taken, key } = next;
+        let Some(key) = key else {
+            let queue = self.nases.get_mut(&nas)?;
+            let item = queue.interactive_facts.remove(&taken.id)?;
+            queue.interactive.remove(&(item.since, taken.id));
+            let owner = Owner::Nas(nas);
+            self.expiring
+                .remove(&(item.expires_ms, taken.id, nas, owner));
+            self.forget(nas, 1);
+            self.out.insert(taken.id, (nas, owner, true));
+            return Some(taken);
+        };
+        self.unready(nas, taken.class, &key);
+        let owner = key.2;
+        let lane = lane_mut(&mut self.lanes, owner, nas)?;
+        let item = lane.queue.pop_front()?;
+        lane.head = Head::Out(item.id);
+        lane.out = Some(item);
+        lane.crossed_since = None;
+        lane.nudged = false;
+        self.expiring
+            .remove(&(item.expires_ms, item.id, nas, owner));
+        self.out.insert(item.id, (nas, owner, false));
+        self.forget(nas, 1);
+        Some(taken)
+    }
+
+    fn unready(&mut self, nas: NasId, class: Class, key: &(u64, EventId, Owner)) {
+        if let Some(queue) = self.nases.get_mut(&nas)
+            && let Some(set) = queue.ready.get_mut(usize::from(class as u8))
+        {
+            set.remove(key);
         }
     }
 
@@ -265,7 +317,11 @@ impl Lanes {
             }
         }
         self.renew_head(nas, owner, now);
-        // Whoever waited on another NAS for this account looks again.
+        self.look_again(owner, now);
+    }
+
+    /// Whoever waited on another NAS for an event of this account looks again.
+    pub(super) fn look_again(&mut self, owner: Owner, now: u64) {
         let crossed: Vec<(NasId, u64)> = self
             .lanes
             .get(&owner)
@@ -298,83 +354,6 @@ impl Lanes {
     /// The tick at which `wake` has something to do.
     pub fn next_wake(&self) -> Option<u64> {
         self.timers.first().map(|t| t.0)
-    }
-
-    /// Takes out the waiting events whose time to live has ended.
-    pub fn expire(&mut self, now: u64, wall_ms: i64) -> Vec<(EventId, NasId)> {
-        let mut gone = Vec::new();
-        while let Some(&(expires, id, nas, owner)) = self.expiring.first()
-            && expires <= wall_ms
-        {
-            self.expiring.pop_first();
-            if let Some(queue) = self.nases.get_mut(&nas)
-                && let Some(item) = queue.interactive_facts.remove(&id)
-            {
-                queue.interactive.remove(&(item.since, id));
-                self.forget(nas, 1);
-                gone.push((id, nas));
-                continue;
-            }
-            let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
-                continue;
-            };
-            let before = lane.queue.len();
-            lane.queue.retain(|i| i.id != id);
-            if lane.queue.len() < before {
-                self.forget(nas, 1);
-                gone.push((id, nas));
-                self.renew_head(nas, owner, now);
-            }
-        }
-        gone
-    }
-
-    /// Takes out every interactive event of a NAS: they fail at once while it is dark.
-    pub fn fail_interactive(&mut self, nas: NasId) -> Vec<EventId> {
-        let Some(queue) = self.nases.get_mut(&nas) else {
-            return Vec::new();
-        };
-        let ids: Vec<EventId> = std::mem::take(&mut queue.interactive)
-            .into_iter()
-            .map(|k| k.1)
-            .collect();
-        let facts = std::mem::take(&mut queue.interactive_facts);
-        for (id, item) in facts {
-            self.expiring
-                .remove(&(item.expires_ms, id, nas, Owner::Nas(nas)));
-        }
-        self.forget(nas, ids.len());
-        ids
-    }
-
-    /// Forgets what waits for a NAS that is no longer served; it stays in the store, but for
-    /// the interactive events, which are given back: nobody waits for them any longer.
-    pub fn drop_nas(&mut self, nas: NasId) -> Vec<EventId> {
-        let interactive = self.fail_interactive(nas);
-        let owners: Vec<Owner> = self
-            .lanes
-            .iter()
-            .filter(|(_, all)| all.iter().any(|l| l.nas == nas))
-            .map(|(owner, _)| *owner)
-            .collect();
-        for owner in owners {
-            let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
-                continue;
-            };
-            let gone = lane.queue.len();
-            for item in lane.queue.drain(..) {
-                self.expiring
-                    .remove(&(item.expires_ms, item.id, nas, owner));
-            }
-            lane.more = matches!(lane.head, Head::Out(_));
-            self.forget(nas, gone);
-            self.renew_head(nas, owner, 0);
-        }
-        if let Some(queue) = self.nases.get_mut(&nas) {
-            queue.overflow = None;
-            queue.dark = true;
-        }
-        interactive
     }
 
     /// What should be read from the store now.
@@ -422,7 +401,7 @@ impl Lanes {
 
     fn keep(&mut self, w: &Waiting, now: u64, wall_ms: i64, new: bool) {
         let (nas, owner) = (w.nas, owner_of(w));
-        if self.out.contains_key(&w.id) {
+        if self.out.contains_key(&w.id) || self.dropped.contains(&w.id) {
             return;
         }
         let share = self.window / self.nases.len().max(1);
@@ -431,7 +410,9 @@ impl Lanes {
         let item = item(w, now, wall_ms);
         if w.class == Class::Interactive {
             // Bounded by their time to live; an operator waits for each.
-            if queue.interactive_facts.insert(w.id, item).is_none() {
+            // Read again while it waits: it keeps its place.
+            if let Entry::Vacant(place) = queue.interactive_facts.entry(w.id) {
+                place.insert(item);
                 queue.interactive.insert((item.since, w.id));
                 self.note_kept(nas, Owner::Nas(nas), &item);
             }
@@ -476,7 +457,7 @@ impl Lanes {
         }
     }
 
-    fn forget(&mut self, nas: NasId, n: usize) {
+    pub(super) fn forget(&mut self, nas: NasId, n: usize) {
         self.held = self.held.saturating_sub(n);
         if let Some(queue) = self.nases.get_mut(&nas) {
             queue.held = queue.held.saturating_sub(n);
@@ -484,7 +465,7 @@ impl Lanes {
     }
 
     /// Puts the lane's head where it belongs; removes a lane that is empty.
-    fn renew_head(&mut self, nas: NasId, owner: Owner, now: u64) {
+    pub(super) fn renew_head(&mut self, nas: NasId, owner: Owner, now: u64) {
         let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
             return;
         };

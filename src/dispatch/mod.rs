@@ -17,9 +17,11 @@ pub mod fork;
 mod hear;
 mod lane;
 pub mod lanes;
+mod leave;
 pub mod parent;
 pub mod plan;
 pub mod pool;
+mod record;
 pub mod scheduler;
 pub mod settle;
 pub mod status;
@@ -47,6 +49,8 @@ pub enum Message {
     Refilled(NasId, lanes::Owner, Option<Vec<Waiting>>),
     /// A page of a NAS's rows and whether it was full, or none if it could not be read.
     Loaded(NasId, Option<(Vec<Waiting>, bool)>),
+    /// An operator dropped a waiting event: the store has it no more.
+    Dropped(EventId, NasId, Option<UserId>),
     /// The settings loop found differences.
     Settings(parent::Settings),
 }
@@ -74,5 +78,14 @@ pub struct Finished {
     pub error: Option<String>,
 }
 
-/// Reasons why NASes are not served, by id; for the tools and for events that cannot wait.
-pub type Skipped = BTreeMap<NasId, String>;
+/// A NAS that is not served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    /// Why.
+    pub why: String,
+    /// Name of its log file.
+    pub log_name: String,
+}
+
+/// NASes that are not served, by id; for the tools and for events that cannot wait.
+pub type Skipped = BTreeMap<NasId, Skip>;

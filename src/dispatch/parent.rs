@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::{Step, plan};
 use super::pool::Served;
-use super::{Message, Skipped};
+use super::{Message, Skip, Skipped};
 use crate::clock;
 use crate::event::Cmd;
 use crate::logs::Logs;
@@ -179,7 +179,10 @@ impl Parent {
         });
         let skipped: Skipped = skipped
             .into_iter()
-            .map(|(id, (_, why))| (id, why))
+            .map(|(id, (_, why))| {
+                let log_name = names.get(&id).cloned().unwrap_or_default();
+                (id, Skip { why, log_name })
+            })
             .collect();
         let message = Message::Settings(Settings { steps, skipped });
         if self.sender.send(message).await.is_ok() {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Evidence, Start, Ticket};
 use super::fork::Fork;
-use super::lanes::{Gone, Lanes, Taken};
+use super::lanes::{Gone, Lanes, Next, Taken};
 use super::pool::Pool;
 use super::status::{STATUS_MS, Status};
 use super::{Finished, Message, Skipped};
@@ -21,7 +21,7 @@ use crate::attempt::Job;
 use crate::clock;
 use crate::config;
 use crate::event::{Class, Cmd, EventId};
-use crate::logs::Logs;
+use crate::logs::{Logs, NasLog};
 use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo, Started, Store, Turn, Turned, chain};
 
@@ -63,9 +63,14 @@ pub(super) struct State {
     pub(super) tasks: HashMap<Id, EventId>,
     pub(super) settles: Vec<(Settle, Gone)>,
     pub(super) readers: JoinSet<()>,
+    /// Events whose end nobody has written yet, with the log of their NAS.
+    pub(super) untold: HashMap<EventId, Option<NasLog>>,
+    pub(super) records: JoinSet<()>,
     pub(super) rotate: usize,
+    /// A suspect that runs.
     pub(super) alone: Option<EventId>,
-    pub(super) quiet: Option<NasId>,
+    /// A suspect that waits until nothing else runs.
+    pub(super) quiet: Option<(NasId, Next)>,
     pub(super) turns: u64,
     pub(super) status_at: u64,
     pub(super) unpublished: bool,
@@ -99,6 +104,8 @@ impl Scheduler {
             tasks: HashMap::new(),
             settles: Vec::new(),
             readers: JoinSet::new(),
+            untold: HashMap::new(),
+            records: JoinSet::new(),
             rotate: 0,
             alone: None,
             quiet: None,
@@ -182,6 +189,7 @@ impl Scheduler {
             let turned = self.write(&mut turn, hard).await?;
             s.turns += 1;
             self.settled(s, &batch, &turned);
+            self.tell(s, &turn, &turned).await;
             for (id, gone) in &after {
                 s.lanes.settled(*id, *gone, now);
             }
@@ -197,74 +205,57 @@ impl Scheduler {
         if s.alone.is_some() {
             return;
         }
-        if s.quiet.is_some() && s.pools.values().any(|p| p.running > 0) {
-            return;
-        }
-        let order: Vec<NasId> = match s.quiet {
-            Some(nas) => vec![nas],
-            None => {
-                let ids: Vec<NasId> = s.pools.keys().copied().collect();
-                let at = if ids.is_empty() {
-                    0
-                } else {
-                    s.rotate % ids.len()
-                };
-                s.rotate = s.rotate.wrapping_add(1);
-                ids.iter()
-                    .cycle()
-                    .skip(at)
-                    .take(ids.len())
-                    .copied()
-                    .collect()
+        if let Some((nas, suspect)) = s.quiet.take() {
+            // Nothing starts for its sake while it could be the next to start, and no longer: it
+            // may have been dropped, or an event that came late must run before it.
+            match suspect_may_start(s, nas, &suspect, now, wall_ms) {
+                Start::Wait { .. } => {}
+                _ if s.pools.values().any(|p| p.running > 0) => {
+                    s.quiet = Some((nas, suspect));
+                    return;
+                }
+                start => {
+                    if let Some(taken) = s.lanes.take_at(nas, suspect) {
+                        begin(s, turn, nas, taken, start);
+                        return;
+                    }
+                }
             }
-        };
-        let quiet = s.quiet.take();
-        for nas in order {
+        }
+        let ids: Vec<NasId> = s.pools.keys().copied().collect();
+        let at = s.rotate.checked_rem(ids.len()).unwrap_or(0);
+        s.rotate = s.rotate.wrapping_add(1);
+        for nas in ids.iter().cycle().skip(at).take(ids.len()).copied() {
             if s.lanes.held_of(nas) == 0 {
                 continue;
             }
-            let Some(pool) = s.pools.get_mut(&nas) else {
-                continue;
-            };
-            if pool.is_paused(wall_ms) {
-                continue;
-            }
-            let mut free = pool.free();
-            while free > 0 && turn.settles.len() + turn.starts.len() < TURN_MAX {
-                let probe = match pool.may_start(now) {
-                    Start::Free => false,
-                    Start::Probe => true,
-                    Start::Wait { .. } => break,
-                };
-                let Some(taken) = s.lanes.take(nas, now) else {
+            loop {
+                let Some(pool) = s.pools.get(&nas) else {
                     break;
                 };
-                if taken.suspect && !(quiet.is_some() && turn.starts.is_empty()) {
+                if pool.is_paused(wall_ms)
+                    || pool.free() == 0
+                    || turn.settles.len() + turn.starts.len() >= TURN_MAX
+                {
+                    break;
+                }
+                let start = pool.may_start(now);
+                if matches!(start, Start::Wait { .. }) {
+                    break;
+                }
+                let Some(next) = s.lanes.next(nas, now) else {
+                    break;
+                };
+                if next.taken.suspect && s.pools.values().any(|p| p.running > 0) {
                     // It waits until nothing else runs, then runs alone.
-                    s.lanes.settled(taken.id, Gone::Released, now);
-                    s.quiet = Some(nas);
+                    s.quiet = Some((nas, next));
                     return;
                 }
-                let ticket = pool.breaker().started(probe);
-                pool.running += 1;
-                free -= 1;
-                turn.starts.push(taken.id);
-                s.out.insert(
-                    taken.id,
-                    OutEvent {
-                        nas,
-                        try_count: 0,
-                        taken,
-                        ticket,
-                        finished: false,
-                    },
-                );
-                if taken.suspect {
-                    s.alone = Some(taken.id);
-                    return;
-                }
-                if quiet.is_some() {
-                    s.quiet = quiet;
+                let Some(taken) = s.lanes.take_at(nas, next) else {
+                    break;
+                };
+                begin(s, turn, nas, taken, start);
+                if s.alone.is_some() {
                     return;
                 }
             }
@@ -359,7 +350,10 @@ impl Scheduler {
             let job = self.job(pool, out.taken.class, event);
             let task = match job {
                 Ok(job) => s.forks.spawn(fork.run(job)),
-                Err(finished) => s.forks.spawn(async move { finished }),
+                Err(finished) => {
+                    s.untold.insert(*id, Some(pool.log.clone()));
+                    s.forks.spawn(async move { finished })
+                }
             };
             s.tasks.insert(task.id(), *id);
         }
@@ -394,6 +388,7 @@ impl Scheduler {
                 try_count: event.try_count,
                 to: SettleTo::Dead {
                     reason: reason.clone(),
+                    possible_duplicate: false,
                 },
                 due: 0,
                 code: 1,
@@ -420,4 +415,42 @@ impl Scheduler {
         }
         at.saturating_sub(now).max(1)
     }
+}
+
+/// Whether a suspect could start now if nothing else ran.
+fn suspect_may_start(s: &mut State, nas: NasId, suspect: &Next, now: u64, wall_ms: i64) -> Start {
+    let never = Start::Wait { until: u64::MAX };
+    match s.pools.get(&nas) {
+        Some(pool) if !pool.stopping && !pool.is_paused(wall_ms) => {
+            if s.lanes.may_take(nas, suspect, now) {
+                pool.may_start(now)
+            } else {
+                never
+            }
+        }
+        Some(_) | None => never,
+    }
+}
+
+/// Puts a taken event into the turn, on a slot of its NAS.
+fn begin(s: &mut State, turn: &mut Turn, nas: NasId, taken: Taken, start: Start) {
+    let Some(pool) = s.pools.get_mut(&nas) else {
+        return;
+    };
+    let ticket = pool.breaker().started(start == Start::Probe);
+    pool.running += 1;
+    turn.starts.push(taken.id);
+    if taken.suspect {
+        s.alone = Some(taken.id);
+    }
+    s.out.insert(
+        taken.id,
+        OutEvent {
+            nas,
+            try_count: 0,
+            taken,
+            ticket,
+            finished: false,
+        },
+    );
 }

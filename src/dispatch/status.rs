@@ -103,7 +103,7 @@ impl Scheduler {
             skipped: s
                 .skipped
                 .iter()
-                .map(|(id, why)| (id.0, why.clone()))
+                .map(|(id, skip)| (id.0, skip.why.clone()))
                 .collect(),
         };
         self.status.send_replace(status);

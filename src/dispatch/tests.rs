@@ -152,6 +152,75 @@ fn events_expire_wherever_they_wait() {
 }
 
 #[test]
+fn a_dropped_head_lets_its_lane_go_on() {
+    let mut lanes = Lanes::new(1000, 30_000);
+    for (id, nas) in [(1, 1), (2, 1), (3, 2)] {
+        lanes.add(&waiting(id, nas, 7, Class::Cut), 0, 0);
+    }
+    assert_eq!(ids(&mut lanes, 1, 0), vec![1]);
+    lanes.settled(EventId(1), Gone::Deferred(60_000), 0);
+    assert_eq!(ids(&mut lanes, 1, 20), Vec::<i64>::new());
+    assert_eq!(ids(&mut lanes, 2, 20), Vec::<i64>::new(), "3 waits for 1");
+    lanes.drop_event(EventId(1), NasId(1), Some(UserId(7)), 30);
+    assert_eq!(ids(&mut lanes, 1, 30), vec![2]);
+    lanes.settled(EventId(2), Gone::Finished, 40);
+    assert_eq!(ids(&mut lanes, 2, 40), vec![3]);
+    lanes.settled(EventId(3), Gone::Finished, 50);
+    assert_eq!(lanes.held(), 0);
+
+    // Rows that were read before the drop come late; a diagnostic is dropped like any other.
+    let late = Waiting {
+        next_try_ms: 60_000,
+        tries: 1,
+        ..waiting(1, 1, 7, Class::Cut)
+    };
+    lanes.loaded(
+        NasId(1),
+        &[late, waiting(4, 1, 7, Class::Cut)],
+        false,
+        60,
+        60,
+    );
+    assert_eq!(ids(&mut lanes, 1, 60), vec![4]);
+    lanes.add(&waiting(5, 1, 7, Class::Interactive), 70, 70);
+    lanes.drop_event(EventId(5), NasId(1), Some(UserId(7)), 70);
+    assert_eq!(ids(&mut lanes, 1, 70), Vec::<i64>::new());
+    assert_eq!(lanes.held(), 0);
+}
+
+#[test]
+fn what_was_next_may_be_taken_while_it_is_ready_and_nothing_must_run_before_it() {
+    let suspect = Waiting {
+        deaths: 3,
+        ..waiting(5, 1, 7, Class::Cut)
+    };
+    let mut lanes = Lanes::new(1000, 30_000);
+    lanes.add(&suspect, 0, 0);
+    let next = lanes.next(NasId(1), 0).unwrap();
+    assert!(next.taken.suspect && next == lanes.next(NasId(1), 0).unwrap());
+    // Nobody overtakes it, but an event of its account that was committed late goes first.
+    lanes.add(&waiting(6, 1, 8, Class::Access), 10, 0);
+    assert!(lanes.may_take(NasId(1), &next, 10));
+    lanes.add(&waiting(4, 2, 7, Class::Cut), 20, 0);
+    assert!(!lanes.may_take(NasId(1), &next, 20));
+    assert_eq!(ids(&mut lanes, 2, 20), vec![4]);
+    lanes.settled(EventId(4), Gone::Finished, 30);
+    assert!(lanes.may_take(NasId(1), &next, 30));
+    assert_eq!(lanes.take_at(NasId(1), next).unwrap().id.0, 5);
+    assert!(!lanes.may_take(NasId(1), &next, 30), "it is out");
+    lanes.settled(EventId(5), Gone::Finished, 40);
+    assert_eq!(ids(&mut lanes, 1, 40), vec![6]);
+    lanes.settled(EventId(6), Gone::Finished, 50);
+    // A diagnostic likewise.
+    lanes.add(&waiting(7, 1, 7, Class::Interactive), 60, 0);
+    let next = lanes.next(NasId(1), 60).unwrap();
+    assert!(lanes.may_take(NasId(1), &next, 60));
+    lanes.drop_event(EventId(7), NasId(1), Some(UserId(7)), 70);
+    assert!(!lanes.may_take(NasId(1), &next, 70));
+    assert_eq!(lanes.held(), 0);
+}
+
+#[test]
 fn a_payer_gets_in_although_the_window_is_full() {
     let mut lanes = Lanes::new(10, 0);
     for id in 1..=100 {

@@ -13,12 +13,12 @@ use serde_json::{Map, Value, json};
 
 use crate::clock;
 use crate::config;
-use crate::event::EventId;
+use crate::event::{EventId, UserId};
 use crate::intake::access::{At, Operator, Support, Viewer};
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::intake::{compact, health, json};
 use crate::nas::{Nas, NasId, NasState};
-use crate::store::{EventRow, Filter, WhereIs, shown_url};
+use crate::store::{EventRow, Filter, WhereIs, chain, shown_url};
 
 /// Longest `?wait=`; connections without a byte are cut at twice that.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -349,10 +349,34 @@ pub async fn give_up(
         desk.trail
             .note(store.as_ref(), &caller.who, "drop", detail)
             .await;
+        told_of_drop(&desk, id).await;
         Ok(())
     })
     .await?;
     Ok(Json(json!({ "id": id, "result": "dropped" })))
+}
+
+/// What waits behind a dropped event in its lane may start now. Only where it stands after the
+/// drop is sure: before, it may have been on its way from stack to stack.
+async fn told_of_drop(desk: &rest::Shared, id: EventId) {
+    let Some(dropped) = &desk.doors.dropped else {
+        return;
+    };
+    match desk.doors.store.event(id).await {
+        Ok(Some(row)) => {
+            if let Some(nas) = row.nas_id {
+                // Fails only when the scheduler has ended.
+                let _ = dropped
+                    .send((id, NasId(nas), row.user_id.map(UserId)))
+                    .await;
+            }
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(
+            "event={id} was dropped, but its lane could not be told and waits until the event was due: {}",
+            chain(&error)
+        ),
+    }
 }
 
 /// The optional body of an order: an object with some of `known`.

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use crate::intake::health::{install_metrics, metrics_upkeep};
@@ -26,11 +26,12 @@ pub use crate::intake::serve::{bind_ctl, serve, serve_ctl};
 
 use crate::clock;
 use crate::config;
-use crate::event::{Cmd, CompactEvent, EventId};
+use crate::event::{Cmd, CompactEvent, EventId, UserId};
 use crate::intake::access::{self, Caller, Peer};
 use crate::intake::health::Seen;
 use crate::intake::trail::Trail;
 use crate::intake::{api, bulk, classic, form, health, openapi};
+use crate::nas::NasId;
 use crate::store::{self, Idempotency, Posted, Store};
 
 /// Largest body but for bulk calls, bytes; the longest sensible event has a few KiB.
@@ -56,6 +57,8 @@ pub struct Doors {
     pub http: config::Http,
     /// Notified after each accepted post: there is something to expand.
     pub wake: Arc<Notify>,
+    /// Told of events that an operator dropped, so that their lanes go on; none = nobody asks.
+    pub dropped: Option<mpsc::Sender<(EventId, NasId, Option<UserId>)>>,
     /// Notified when NAS settings shall be read now.
     pub reload: Arc<Notify>,
     /// Commands outside the catalogue that loaded schemes define.
@@ -152,7 +155,7 @@ impl Refusal {
             store::Error::Open { .. }
             | store::Error::Migrate { .. }
             | store::Error::Billing(_)
-            | store::Error::Owned { .. }
+            | store::Error::Owned(_)
             | store::Error::Fenced { .. }
             | store::Error::Sql { .. } => {
                 tracing::warn!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string),

@@ -144,11 +144,16 @@ impl Logs {
             self.lost(Kind::Nas, &nas.0, &error);
         }
         if let Some((abonent, user)) = account {
-            let path = self.account_path(abonent, user);
-            let written = open(&path).and_then(|file| self.append(&file, records));
-            if let Err(error) = written {
-                self.lost(Kind::Account, &path, &error);
-            }
+            self.write_account(abonent, user, records);
+        }
+    }
+
+    /// Appends `records` to the log of an account alone.
+    pub fn write_account(&self, abonent: Option<i64>, user: UserId, records: &[u8]) {
+        let path = self.account_path(abonent, user);
+        let written = open(&path).and_then(|file| self.append(&file, records));
+        if let Err(error) = written {
+            self.lost(Kind::Account, &path, &error);
         }
     }
 

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Execute;
 use super::launch::bash;
+use super::native::beside::Beside;
 use super::session::SessionScheme;
 use crate::config::Paths;
 use crate::nas::Nas;
@@ -31,7 +32,8 @@ const CHECKED_MAX: usize = 1_000;
 pub type Native<'a> = &'a dyn Fn(&Path) -> Result<Arc<dyn Execute>, String>;
 
 /// What executes the events of `nas`, or why nothing can. `oss_path` comes first: a directory
-/// with `bin/session` is a session scheme, else one with `scheme.toml` a native one. Then
+/// with `bin/session` is a session scheme (a `scheme.toml` beside it says what its exit codes
+/// mean), else one with `scheme.toml` a native one. Then
 /// `script_name`. Relative paths are looked for in `local` and `core` of `paths.oss`, then in
 /// the shipped schemes, then in the `oss/core` of a checkout.
 pub fn resolve(nas: &Nas, paths: &Paths, native: Native<'_>) -> Result<Arc<dyn Execute>, String> {
@@ -47,7 +49,11 @@ pub fn resolve(nas: &Nas, paths: &Paths, native: Native<'_>) -> Result<Arc<dyn E
             if let Some(error) = syntax_error(&dir.join("bin/session"))? {
                 return Err(format!("bin/session cannot be loaded: {error}"));
             }
-            return Ok(Arc::new(SessionScheme::session(dir, hash(dir)?)));
+            let beside = Beside::load(dir).map_err(|findings| {
+                let texts: Vec<_> = findings.iter().map(ToString::to_string).collect();
+                texts.join(" | ")
+            })?;
+            return Ok(Arc::new(SessionScheme::session(dir, hash(dir)?, beside)));
         }
         if dir.join("scheme.toml").is_file() {
             return native(dir);

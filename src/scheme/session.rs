@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::process::{Child, ChildStdout};
 
 use super::launch::Kind;
+use super::native::beside::Beside;
 use super::shim::{End, MARK, Order};
 use super::{Execute, ExitPolicy, Identity, environ, reap};
 use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Report, Scope, Transcript, Verdict};
@@ -34,6 +35,8 @@ const FRAME_MAX: u64 = 128 * 1024;
 const OWN_MAX: usize = 500;
 /// Longest address in a process title.
 const TITLE_IP_MAX: usize = 64;
+/// In the environment of a script that runs in observe mode: our helpers print and send nothing.
+pub const OBSERVE: &str = "NED_OBSERVE";
 /// Hooks of the original, not commands.
 const HOOKS: [&str; 2] = ["user_event_before", "user_event_after"];
 
@@ -46,19 +49,20 @@ pub struct SessionScheme {
     shim: PathBuf,
     kill_after: Duration,
     identity: Identity,
-    policy: ExitPolicy,
+    beside: Beside,
     own: BTreeSet<Cmd>,
 }
 
 impl SessionScheme {
     /// The scheme in `dir` (absolute), which holds `bin/session`; `hash` is that of its files.
-    pub fn session(dir: &Path, hash: String) -> Self {
+    pub fn session(dir: &Path, hash: String, beside: Beside) -> Self {
         let file = PathBuf::from("bin/session");
         let text = std::fs::read(dir.join(&file)).unwrap_or_default();
         Self {
             kind: Kind::Session,
             own: functions(&String::from_utf8_lossy(&text)),
             file,
+            beside,
             identity: Identity {
                 kind: "session",
                 oss_pathname: Some(dir.to_owned()),
@@ -92,7 +96,7 @@ impl SessionScheme {
             shim: PathBuf::from(SELF),
             kill_after: KILL_AFTER,
             identity: Identity::default(),
-            policy: ExitPolicy::default(),
+            beside: Beside::default(),
             own: BTreeSet::new(),
         }
     }
@@ -127,7 +131,7 @@ impl SessionScheme {
         };
         let oss = self.identity.oss_pathname.as_deref();
         let oss = oss.map(Path::to_string_lossy).unwrap_or_default();
-        let env = match environ::environ(job, &oss, &token) {
+        let mut env = match environ::environ(job, &oss, &token) {
             Ok(env) => env,
             Err(failure) => {
                 report.verdict = Verdict::Failed(failure);
@@ -136,9 +140,13 @@ impl SessionScheme {
         };
         transcript.command(self.pasteable(job, &environ::assignments(&env)));
         transcript.flush();
-        if job.nas.mode == Mode::Observe {
+        let observed = job.nas.mode == Mode::Observe;
+        if observed && !self.beside.observe {
             report.verdict = Verdict::Observed;
             return;
+        }
+        if observed {
+            env.insert(OBSERVE.to_owned(), "1".to_owned());
         }
         let order = Order {
             kind: self.kind,
@@ -158,6 +166,20 @@ impl SessionScheme {
             Ok(end) => self.judge(job, &end, transcript),
             Err(failure) => Verdict::Failed(failure),
         };
+        if observed {
+            let how = match &report.verdict {
+                Verdict::Done | Verdict::Observed => None,
+                Verdict::NotImplemented => Some(format!("there is no {}", job.cmd)),
+                Verdict::Exit(code) => Some(format!("the script ended with code {code}")),
+                Verdict::Failed(failure) => Some(failure.text.clone()),
+            };
+            if let Some(how) = how {
+                transcript.answer(format!(
+                    "note: {how}; in observe mode it is not tried again"
+                ));
+            }
+            report.verdict = Verdict::Observed;
+        }
         report.answer = answer.map(|text| transcript.redacted(text));
     }
 
@@ -284,7 +306,7 @@ impl Execute for SessionScheme {
     }
 
     fn policy(&self) -> &ExitPolicy {
-        &self.policy
+        &self.beside.policy
     }
 
     fn identity(&self) -> &Identity {

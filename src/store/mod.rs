@@ -46,13 +46,8 @@ pub enum Error {
     #[error("the billing's tables do not fit: {0}")]
     Billing(String),
     /// Another daemon holds the database.
-    #[error("the database is owned by {holder}, seen alive {seen_ms} ms ago")]
-    Owned {
-        /// `host pid=…`.
-        holder: String,
-        /// Age of its last sign of life.
-        seen_ms: i64,
-    },
+    #[error("the database is owned by {}, seen alive {} ms ago", .0.holder, .0.seen_ms)]
+    Owned(Owner),
     /// A later owner has taken over; this process must stop.
     #[error("epoch {epoch} is over: another daemon owns the database now")]
     Fenced {
@@ -71,6 +66,36 @@ pub enum Error {
     /// The request itself makes no sense.
     #[error("{0}")]
     Refused(String),
+}
+
+/// Who owns the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Number of its ownership; it grows with each.
+    pub epoch: i64,
+    /// `host pid=…`.
+    pub holder: String,
+    /// Age of its last sign of life, ms.
+    pub seen_ms: i64,
+}
+
+/// Which owner may be followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// One that gave no sign of life for so long, ms.
+    Silence(i64),
+    /// The one of this epoch, which is known to be dead. Of several daemons that saw it dead
+    /// one gets the ownership; for the others the epoch is another one by then.
+    Death(i64),
+}
+
+impl After {
+    fn allows(self, owner: &Owner) -> bool {
+        match self {
+            Self::Silence(stale_ms) => owner.seen_ms >= stale_ms,
+            Self::Death(epoch) => owner.epoch == epoch,
+        }
+    }
 }
 
 /// Short form.
@@ -132,6 +157,8 @@ pub enum SettleTo {
     Dead {
         /// Why, in one line.
         reason: String,
+        /// It may have been applied: a retry of it says so.
+        possible_duplicate: bool,
     },
     /// Back to `ready`; the try is not counted.
     Ready {
@@ -198,9 +225,12 @@ pub trait Store: Send + Sync {
     /// Checks the billing's tables and views: one text per missing thing. Empty = fine.
     async fn check_billing(&self) -> Result<Vec<String>>;
 
-    /// Becomes the owner (scope `all`) and returns the new epoch, or [`Error::Owned`] while the
-    /// last holder has been seen within `stale_ms`.
-    async fn own(&self, holder: &str, stale_ms: i64) -> Result<i64>;
+    /// Becomes the owner (scope `all`) and returns the new epoch, or [`Error::Owned`] while
+    /// there is one that may not be followed.
+    async fn own(&self, holder: &str, after: After) -> Result<i64>;
+
+    /// Who owns the database, dead or alive; none if it was given up.
+    async fn owner(&self) -> Result<Option<Owner>>;
 
     /// Renews the sign of life. `false` = somebody else is the owner now.
     async fn still_own(&self, epoch: i64) -> Result<bool>;
@@ -271,6 +301,7 @@ pub trait Store: Send + Sync {
     async fn event(&self, id: EventId) -> Result<Option<EventRow>>;
 
     /// Posts a dead event anew at its lane's tail with fresh PARAMS and marks it `retried_as`.
+    /// If it may have been applied before it died, the new one carries `possible_duplicate`.
     /// Skips it (`None`) if it is not dead, was retried already, or its lane has a later
     /// state-changing event that is waiting or done.
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>>;

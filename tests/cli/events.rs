@@ -13,6 +13,7 @@ on_each_store!(
     dead_events_are_retried_unless_a_later_one_would_be_undone,
     what_waits_says_why,
     dropping_needs_a_yes,
+    a_dropped_head_lets_its_lane_go_on,
     wrong_events_are_refused_with_a_hint,
 );
 
@@ -274,6 +275,33 @@ async fn dropping_needs_a_yes(kind: Kind) {
         .rows("select what, detail from audit where what = 'drop'")
         .await;
     assert!(audit[0][1].contains(&format!("event={id}")), "{audit:?}");
+}
+
+async fn a_dropped_head_lets_its_lane_go_on(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"1h\"").await;
+    lab.session("Mine", FAILING);
+    lab.nas(5, "Mine", 2, &[]).await;
+    lab.accounts(5, [1]).await;
+    // Both are there before the first try: nothing comes later that would wake the head.
+    let post = async |cmd: &str| {
+        let args = ["event", "post", "--user", "1", "--cmd", cmd];
+        ned(&lab, &args).await.fine().trim().to_owned()
+    };
+    let (head, next) = (post("user_redirect").await, post("user_drop").await);
+    let daemon = lab.start().await;
+    lab.until("the head is deferred", async || {
+        let states = lab.rows("select state from events_stack order by id").await;
+        (states == [["deferred"], ["ready"]]).then_some(())
+    })
+    .await;
+    let drop = ["event", "drop", "-y", &head, "--reason", "by mistake"];
+    assert_eq!(ned(&lab, &drop).await.fine(), format!("{head}\tdropped\n"));
+    let (place, _) = lab.ended(next.parse().unwrap()).await;
+    assert_eq!(place, "done");
+    ned(&lab, &drop)
+        .await
+        .failed(6, &["is dropped: only events that are neither"]);
+    daemon.stop().await;
 }
 
 async fn wrong_events_are_refused_with_a_hint(kind: Kind) {

@@ -12,6 +12,7 @@ use crate::lab::on_each_store;
 
 on_each_store!(
     a_second_daemon_is_refused_and_told_who_is_there,
+    of_daemons_that_start_together_after_a_crash_one_works,
     sigterm_lets_running_events_finish,
     a_second_signal_ends_what_runs,
     the_drain_is_bounded,
@@ -84,6 +85,39 @@ async fn a_second_daemon_is_refused_and_told_who_is_there(kind: Kind) {
     second.stop().await;
 }
 
+async fn of_daemons_that_start_together_after_a_crash_one_works(kind: Kind) {
+    let lab = gated_lab(kind, "").await;
+    let_through(&lab.path("gate"), "all");
+    // One pair shares the port too, the other only the database.
+    for same_port in [true, false] {
+        lab.start().await.kill_9().await;
+        let other = Lab::on(Arc::clone(&lab.db), "");
+        let place = if same_port { &lab } else { &other };
+        scheme(place, &lab);
+        let mut pair = [lab.spawn(), place.spawn()];
+        let (loser, code) = lab
+            .until("one of them ends", async || {
+                let mut ended = pair.iter_mut().map(|d| d.child.try_wait().unwrap());
+                let at = ended.position(|status| status.is_some())?;
+                let status = pair[at].child.try_wait().unwrap()?;
+                Some((at, status.code()))
+            })
+            .await;
+        assert_eq!(code, Some(REFUSED), "{}{}", lab.stderr(), other.stderr());
+        let winner = &pair[1 - loser];
+        let place = if loser == 0 { place } else { &lab };
+        place
+            .until("the other works", async || {
+                place.is_up().await.then_some(())
+            })
+            .await;
+        let id = place.event(10, "user_redirect").await;
+        assert_eq!(place.ended(id).await.1, "done");
+        winner.signal(Signal::SIGTERM);
+        assert!(pair[1 - loser].end().await.success());
+    }
+}
+
 /// Starts an event that runs and one of its account that waits.
 async fn one_runs_one_waits(lab: &Lab) -> (i64, i64) {
     let runs = lab.event(10, "user_redirect").await;
@@ -145,6 +179,15 @@ async fn comes_back_flagged(lab: &Lab, mut daemon: Daemon, runs: i64, waits: i64
     let_through(&lab.path("gate"), "all");
     let daemon = lab.start().await;
     lab.drained().await;
+    let record = format!(
+        "event={runs} user=10 cmd=user_redirect try=1 end result=ready code=0 ms=0 error=\"cut short by a shutdown of the daemon\""
+    );
+    for log in [lab.nas_log(1), lab.account_log(10)] {
+        let of_try = format!("event={runs} user=10 cmd=user_redirect try=1 ");
+        let all: Vec<&String> = log.iter().filter(|line| line.contains(&of_try)).collect();
+        assert!(all[0].ends_with(" start"), "{log:?}");
+        assert!(all.iter().any(|line| line.ends_with(&record)), "{log:?}");
+    }
     let again = starts(&entries(lab));
     assert_eq!((again[1].0, again[1].2), (runs, true), "{again:?}");
     assert_eq!(again[2], (waits, 1, false));

@@ -9,8 +9,11 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod fresh;
 mod lifecycle;
 mod nas;
 mod order;
 mod outcomes;
+mod records;
 mod refusals;
+mod suspects;

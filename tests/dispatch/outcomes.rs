@@ -11,12 +11,30 @@ use crate::lab::on_each_store;
 on_each_store!(
     code_254_defers_longer_each_time_and_ends_dead,
     other_codes_are_as_on_error_says,
+    a_scheme_beside_a_session_says_what_its_codes_mean,
     a_new_event_wakes_the_deferred_head_of_its_lane,
     a_head_that_is_woken_while_it_runs_is_tried_again_at_once,
+    a_dropped_head_lets_its_lane_go_on,
     classes_go_before_age,
     a_diagnostic_has_one_try_and_is_never_deferred,
     an_event_that_waits_too_long_expires,
 );
+
+/// Waits until the log of the NAS and the log of the account have this record as their last of
+/// an event.
+pub(crate) async fn ends_in_both_logs(lab: &Lab, nas: i64, user: i64, record: &str) {
+    let event = record.split_inclusive(' ').next().unwrap();
+    lab.until(record, async || {
+        [lab.nas_log(nas), lab.account_log(user)]
+            .iter()
+            .all(|log| {
+                let last = log.iter().rfind(|line| line.contains(event));
+                last.is_some_and(|line| line.ends_with(record))
+            })
+            .then_some(())
+    })
+    .await;
+}
 
 async fn code_254_defers_longer_each_time_and_ends_dead(kind: Kind) {
     let lab = Lab::new(kind, "retry_base = \"150ms\"\nmax_tries = 4").await;
@@ -90,6 +108,33 @@ async fn other_codes_are_as_on_error_says(kind: Kind) {
     daemon.stop().await;
 }
 
+async fn a_scheme_beside_a_session_says_what_its_codes_mean(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"10ms\"\nmax_tries = 2").await;
+    lab.session(
+        "Mine",
+        "user_redirect() { exit 7; }\nuser_rate_set() { exit 75; }\nuser_add() { exit 9; }\nuser_del() { exit 254; }",
+    );
+    lab.native(
+        "Mine",
+        "exit = { done = [0, 7], defer = [75] }\non_error = \"drop\"\n",
+    );
+    lab.nas(1, "Mine", 1, &[]).await;
+    lab.accounts(1, [10, 11, 12, 13]).await;
+    let daemon = lab.start().await;
+    for (user, cmd, place, said) in [
+        (10, "user_redirect", "done", "done"),
+        (11, "user_rate_set", "dead", "2 tries"),
+        (12, "user_add", "done", "dropped"),
+        (13, "user_del", "done", "dropped"),
+    ] {
+        let id = lab.event(user, cmd).await;
+        let ended = lab.ended(id).await;
+        assert_eq!(ended.0, place, "{cmd}: {ended:?}");
+        assert!(ended.1.contains(said), "{cmd}: {ended:?}");
+    }
+    daemon.stop().await;
+}
+
 async fn a_new_event_wakes_the_deferred_head_of_its_lane(kind: Kind) {
     let lab = Lab::new(kind, "retry_base = \"1h\"").await;
     let (journal, mended) = (lab.path("journal"), lab.path("mended"));
@@ -147,6 +192,38 @@ async fn a_head_that_is_woken_while_it_runs_is_tried_again_at_once(kind: Kind) {
         starts(&journal::read_script(&journal)),
         [(head, 1, false), (head, 2, true), (next, 1, false)]
     );
+    daemon.stop().await;
+}
+
+async fn a_dropped_head_lets_its_lane_go_on(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"1h\"").await;
+    lab.session(
+        "Mine",
+        "user_redirect() { exit 254; }\nuser_redirect_cancel() { :; }",
+    );
+    lab.nas(1, "Mine", 2, &[]).await;
+    lab.accounts(1, [10]).await;
+    // Both are there before the first try: nothing comes later that would wake the head.
+    lab.sql(
+        "insert into events_stack_compact (cmd, user_id)
+         values ('user_redirect', 10), ('user_redirect_cancel', 10)",
+    )
+    .await;
+    let ids = lab.rows("select id from events_stack_compact order by id");
+    let ids: Vec<i64> = ids.await.iter().map(|r| r[0].parse().unwrap()).collect();
+    let (head, next) = (ids[0], ids[1]);
+    let daemon = lab.start().await;
+    let states = "select state, try_count from events_stack order by id";
+    lab.until(
+        "the head is deferred, the next one waits for it",
+        async || (lab.rows(states).await == [["deferred", "1"], ["ready", "0"]]).then_some(()),
+    )
+    .await;
+    let path = format!("/api/v1/events/{head}/drop");
+    let (status, answer) = lab.try_post(&path, &json!({}), None).await.unwrap();
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(lab.ended(next).await, ("done".into(), "done".into()));
+    assert_eq!(lab.ended(head).await, ("done".into(), "dropped".into()));
     daemon.stop().await;
 }
 
@@ -228,6 +305,10 @@ async fn a_diagnostic_has_one_try_and_is_never_deferred(kind: Kind) {
     let (place, reason) = lab.ended(nobody).await;
     assert_eq!(place, "dead");
     assert!(reason.contains("mode=off"), "{reason}");
+    let record = format!(
+        "event={nobody} user=20 cmd=user_info try=0 end result=dead code=0 ms=0 error=\"{reason}\""
+    );
+    ends_in_both_logs(&lab, 2, 20, &record).await;
     let_through(&gate, "all");
     lab.drained().await;
     daemon.stop().await;
@@ -250,9 +331,9 @@ async fn an_event_that_waits_too_long_expires(kind: Kind) {
     let late = json!({"cmd": "user_redirect", "user_id": 11, "expires_at": soon});
     let late = lab.post(late).await[0];
     assert_eq!(lab.ended(late).await, ("done".into(), "expired".into()));
-    let log = lab.nas_log(1).join("\n");
-    assert!(log.contains(&format!("event={late} ")), "{log}");
-    assert!(log.contains("end result=expired"), "{log}");
+    let record =
+        format!("event={late} user=11 cmd=user_redirect try=0 end result=expired code=0 ms=0");
+    ends_in_both_logs(&lab, 1, 11, &record).await;
     let_through(&gate, "all");
     lab.drained().await;
     let all = starts(&journal::read_script(&journal));

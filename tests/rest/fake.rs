@@ -16,8 +16,8 @@ use nas_event_daemon::intake::access::Peer;
 use nas_event_daemon::intake::rest::{Doors, router};
 use nas_event_daemon::nas::{BadNas, Nas, NasId, NasSecret, NasState};
 use nas_event_daemon::store::{
-    AccountFlags, Counts, Error, EventRow, Expansion, Filter, Idempotency, Posted, Result,
-    SqlAnswer, Store, Token, Turn, Turned, WhereIs,
+    AccountFlags, After, Counts, Error, EventRow, Expansion, Filter, Idempotency, Owner, Posted,
+    Result, SqlAnswer, Store, Token, Turn, Turned, WhereIs,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -143,7 +143,10 @@ impl Store for Fake {
     async fn check_billing(&self) -> Result<Vec<String>> {
         no()
     }
-    async fn own(&self, _: &str, _: i64) -> Result<i64> {
+    async fn own(&self, _: &str, _: After) -> Result<i64> {
+        no()
+    }
+    async fn owner(&self) -> Result<Option<Owner>> {
         no()
     }
     async fn still_own(&self, _: i64) -> Result<bool> {
@@ -378,6 +381,7 @@ pub(crate) fn house(high_water: usize) -> House {
                 "127.0.0.1/32".parse().unwrap(),
             ],
         },
+        dropped: None,
         wake: Arc::clone(&wake),
         reload: Arc::clone(&reload),
         cmds,

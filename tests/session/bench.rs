@@ -12,6 +12,7 @@ use nas_event_daemon::clock::tick_ms;
 use nas_event_daemon::event::{Cmd, EventId, Params, UserId};
 use nas_event_daemon::nas::{Forks, Mode, Nas, NasId, NasSecret};
 use nas_event_daemon::scheme::Execute;
+use nas_event_daemon::scheme::native::beside::Beside;
 use nas_event_daemon::scheme::session::SessionScheme;
 use serde_json::{Value, json};
 
@@ -91,10 +92,17 @@ pub(crate) struct Scheme {
 }
 
 pub(crate) fn session(text: impl AsRef<[u8]>) -> Scheme {
+    session_beside(text, "")
+}
+
+/// With a `scheme.toml` beside it.
+pub(crate) fn session_beside(text: impl AsRef<[u8]>, beside: &str) -> Scheme {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("bin")).unwrap();
     std::fs::write(dir.path().join("bin/session"), text).unwrap();
-    let runs = SessionScheme::session(dir.path(), "abc".into())
+    std::fs::write(dir.path().join("scheme.toml"), beside).unwrap();
+    let beside = Beside::load(dir.path()).unwrap();
+    let runs = SessionScheme::session(dir.path(), "abc".into(), beside)
         .with_shim(shim(), Duration::from_millis(300));
     Scheme { dir, runs }
 }

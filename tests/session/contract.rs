@@ -9,7 +9,8 @@ use nas_event_daemon::scheme::Execute as _;
 use nas_event_daemon::scheme::environ::{HOME, LANG, PATH};
 
 use crate::bench::{
-    argv, bash, exists, job, marked, parent, pids, script, session, until, with_param,
+    argv, bash, exists, job, marked, parent, pids, script, session, session_beside, shim, until,
+    with_param,
 };
 
 #[tokio::test]
@@ -322,6 +323,35 @@ async fn observe_mode_notes_the_command_and_runs_nothing() {
     assert_eq!(told.report.verdict, Verdict::Observed);
     assert!(told.command.contains("user_id=1424"), "{}", told.command);
     assert!(!scheme.file("sourced").exists() && !scheme.file("ran").exists());
+}
+
+#[tokio::test]
+async fn a_scheme_that_says_so_runs_in_observe_mode_and_its_helpers_send_nothing() {
+    // Nobody listens on port 1: what is sent fails.
+    let helper = shim().display().to_string();
+    let text = format!(
+        "send() {{ (exec -a send_mikrotik_cmd {helper} -s 127.0.0.1 u p --port 1 /queue simple print); }}\n\
+         user_add() {{ send; }}\nuser_del() {{ exit 3; }}"
+    );
+    let scheme = session_beside(text, "observe = true");
+    for (mode, cmd, verdict, said) in [
+        (
+            Mode::Observe,
+            "user_add",
+            Verdict::Observed,
+            "/queue/simple/print",
+        ),
+        (Mode::Observe, "user_del", Verdict::Observed, "code 3"),
+        (Mode::Active, "user_add", Verdict::Exit(254), "ERROR"),
+    ] {
+        let mut job = job(cmd);
+        let mut nas = crate::bench::nas();
+        nas.mode = mode;
+        job.nas = Arc::new(nas);
+        let told = scheme.run(&job).await;
+        assert_eq!(told.report.verdict, verdict, "{told:?}");
+        assert!(told.lines.join("\n").contains(said), "{told:?}");
+    }
 }
 
 #[tokio::test]

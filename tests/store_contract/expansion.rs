@@ -457,8 +457,14 @@ pub(super) async fn a_deposed_daemon_expands_nothing(db: Db) {
     fill(&db).await;
     let first = connect(&db.url).await.unwrap();
     let second = connect(&db.url).await.unwrap();
-    first.own("first pid=1", 10_000).await.unwrap();
-    second.own("second pid=2", -1).await.unwrap();
+    first
+        .own("first pid=1", After::Silence(10_000))
+        .await
+        .unwrap();
+    second
+        .own("second pid=2", After::Silence(-1))
+        .await
+        .unwrap();
     let ids = posted(&db.store, &[event("user_add", 1)]).await;
     let late = first.expand(10, &[]).await;
     assert!(matches!(late, Err(Error::Fenced { .. })), "{late:?}");

@@ -126,7 +126,10 @@ pub(super) async fn a_nul_never_blocks_a_settle(db: Db) {
             ..done(ids[0], 1)
         },
         Settle {
-            to: SettleTo::Dead { reason: nul() },
+            to: SettleTo::Dead {
+                reason: nul(),
+                possible_duplicate: false,
+            },
             error: Some(nul()),
             ..done(ids[1], 1)
         },

@@ -14,7 +14,7 @@ use nas_event_daemon::attempt::DoneResult;
 use nas_event_daemon::event::{Class, CompactEvent, EventId, UserId};
 use nas_event_daemon::nas::NasId;
 use nas_event_daemon::store::{
-    Error, Filter, Idempotency, Posted, Settle, SettleTo, Store, Turn, WhereIs, connect,
+    After, Error, Filter, Idempotency, Posted, Settle, SettleTo, Store, Turn, WhereIs, connect,
 };
 use serde_json::json;
 
@@ -55,9 +55,11 @@ on_both!(
     a_turn_settles_and_starts_in_one_transaction,
     every_transition_is_a_compare_and_set,
     a_second_owner_is_refused_and_a_late_one_fenced,
+    a_dead_owner_is_followed_by_one,
     what_a_dead_owner_left_running_comes_back_flagged,
     deferred_events_load_with_their_time,
     dead_events_are_retried_at_the_tail,
+    a_retry_of_what_may_have_been_applied_says_so,
     dropping_needs_a_waiting_event,
     every_missing_column_is_named,
     nas_rows_are_checked_one_by_one,
@@ -102,7 +104,10 @@ async fn fill(db: &Db) {
 
 async fn owned(db: &Db) -> i64 {
     fill(db).await;
-    db.store.own("test pid=1", 10_000).await.unwrap()
+    db.store
+        .own("test pid=1", After::Silence(10_000))
+        .await
+        .unwrap()
 }
 
 /// Posts, expands and starts one event; returns it as started.

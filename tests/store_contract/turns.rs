@@ -96,13 +96,17 @@ pub(super) async fn every_transition_is_a_compare_and_set(db: Db) {
 
 pub(super) async fn a_second_owner_is_refused_and_a_late_one_fenced(db: Db) {
     let epoch = owned(&db).await;
-    let refused = db.store.own("other pid=2", 10_000).await;
+    let refused = db.store.own("other pid=2", After::Silence(10_000)).await;
     assert!(
-        matches!(&refused, Err(Error::Owned { holder, .. }) if holder == "test pid=1"),
+        matches!(&refused, Err(Error::Owned(owner)) if owner.holder == "test pid=1"),
         "{refused:?}"
     );
     let id = running(&db, epoch, 1).await;
-    let next = db.store.own("other pid=2", -1).await.unwrap();
+    let next = db
+        .store
+        .own("other pid=2", After::Silence(-1))
+        .await
+        .unwrap();
     assert!(next > epoch);
     assert!(!db.store.still_own(epoch).await.unwrap());
     let late = db
@@ -119,13 +123,52 @@ pub(super) async fn a_second_owner_is_refused_and_a_late_one_fenced(db: Db) {
         Some((WhereIs::Stack, "running".into()))
     );
     db.store.disown(next).await.unwrap();
-    assert!(db.store.own("third pid=3", 10_000).await.unwrap() > next);
+    assert!(
+        db.store
+            .own("third pid=3", After::Silence(10_000))
+            .await
+            .unwrap()
+            > next
+    );
+}
+
+pub(super) async fn a_dead_owner_is_followed_by_one(db: Db) {
+    let dead = owned(&db).await;
+    let found = db.store.owner().await.unwrap().unwrap();
+    assert_eq!((found.epoch, found.holder.as_str()), (dead, "test pid=1"));
+    // Each over connections of its own, as daemons are.
+    let mut daemons = Vec::new();
+    for _ in 0..5 {
+        daemons.push(connect(&db.url).await.unwrap());
+    }
+    let mut starting = tokio::task::JoinSet::new();
+    for (number, store) in daemons.into_iter().enumerate() {
+        let after = After::Death(dead);
+        starting.spawn(async move { store.own(&format!("new pid={number}"), after).await });
+    }
+    let (mut owners, mut refused) = (Vec::new(), Vec::new());
+    for result in starting.join_all().await {
+        match result {
+            Ok(epoch) => owners.push(epoch),
+            Err(Error::Owned(owner)) => refused.push(owner.epoch),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((owners.len(), refused.len()), (1, 4), "{owners:?}");
+    assert!(refused.iter().all(|epoch| *epoch == owners[0]));
+    assert!(db.store.still_own(owners[0]).await.unwrap());
+    db.store.disown(owners[0]).await.unwrap();
+    assert_eq!(db.store.owner().await.unwrap(), None);
 }
 
 pub(super) async fn what_a_dead_owner_left_running_comes_back_flagged(db: Db) {
     let epoch = owned(&db).await;
     let id = running(&db, epoch, 1).await;
-    let mut epoch = db.store.own("second pid=2", -1).await.unwrap();
+    let mut epoch = db
+        .store
+        .own("second pid=2", After::Silence(-1))
+        .await
+        .unwrap();
     assert_eq!(db.store.recover(epoch, 3).await.unwrap(), (1, 0));
     let mut tries = 1;
     for _ in 0..2 {
@@ -146,7 +189,11 @@ pub(super) async fn what_a_dead_owner_left_running_comes_back_flagged(db: Db) {
             ),
             (true, tries)
         );
-        epoch = db.store.own("next pid=3", -1).await.unwrap();
+        epoch = db
+            .store
+            .own("next pid=3", After::Silence(-1))
+            .await
+            .unwrap();
         assert_eq!(db.store.recover(epoch, 3).await.unwrap(), (1, 0));
     }
     let loaded = db.store.load(NasId(1), EventId(0), 10).await.unwrap();
@@ -159,7 +206,11 @@ pub(super) async fn what_a_dead_owner_left_running_comes_back_flagged(db: Db) {
         })
         .await
         .unwrap();
-    epoch = db.store.own("last pid=4", -1).await.unwrap();
+    epoch = db
+        .store
+        .own("last pid=4", After::Silence(-1))
+        .await
+        .unwrap();
     assert_eq!(db.store.recover(epoch, 3).await.unwrap(), (0, 1));
     assert_eq!(place(&db, id).await, Some((WhereIs::Dead, "dead".into())));
 }
@@ -243,6 +294,7 @@ pub(super) async fn dead_events_are_retried_at_the_tail(db: Db) {
     let bury = |id| Settle {
         to: SettleTo::Dead {
             reason: "no such command".into(),
+            possible_duplicate: false,
         },
         code: 1,
         ..done(id, 1)
@@ -289,6 +341,68 @@ pub(super) async fn dead_events_are_retried_at_the_tail(db: Db) {
         .await
         .unwrap();
     assert_eq!(db.store.retry_dead(other).await.unwrap(), None);
+}
+
+pub(super) async fn a_retry_of_what_may_have_been_applied_says_so(db: Db) {
+    let epoch = owned(&db).await;
+    let turn = async |settles: Vec<Settle>, starts: Vec<EventId>| {
+        let turn = Turn {
+            epoch,
+            settles,
+            starts,
+            ..Turn::default()
+        };
+        db.store.turn(&turn).await.unwrap()
+    };
+    let flags = |possible_duplicate| {
+        let reason = "no answer".to_owned();
+        SettleTo::Dead {
+            reason,
+            possible_duplicate,
+        }
+    };
+    let deferred = SettleTo::Deferred {
+        until_ms: 0,
+        possible_duplicate: true,
+    };
+    // Of the last try, of an earlier one, of none; each as a plain row and as one with PARAMS of
+    // its own.
+    let mut expected = Vec::new();
+    let mut retried = Vec::new();
+    for (user, earlier, last) in [(1, false, true), (2, true, false), (3, false, false)] {
+        for params in [None, json!({"reason": "x"}).as_object().cloned()] {
+            let mut wanted = event("user_add", user);
+            wanted.params = params;
+            let id = posted(&db.store, &[wanted]).await[0];
+            db.store.expand(100, &[]).await.unwrap();
+            let mut tries = 1;
+            assert_eq!(turn(vec![], vec![id]).await.started.len(), 1);
+            if earlier {
+                let to = deferred.clone();
+                turn(vec![Settle { to, ..done(id, 1) }], vec![]).await;
+                assert_eq!(turn(vec![], vec![id]).await.started.len(), 1);
+                tries = 2;
+            }
+            let to = flags(last);
+            turn(
+                vec![Settle {
+                    to,
+                    ..done(id, tries)
+                }],
+                vec![],
+            )
+            .await;
+            let row = db.store.event(id).await.unwrap().unwrap();
+            assert_eq!(row.possible_duplicate, earlier || last, "dead {id}");
+            let new = db.store.retry_dead(id).await.unwrap().unwrap();
+            db.store.expand(100, &[]).await.unwrap();
+            let started = turn(vec![], vec![new]).await.started;
+            retried.push((started[0].try_count, started[0].possible_duplicate));
+            expected.push((1, earlier || last));
+            turn(vec![done(new, 1)], vec![]).await;
+        }
+    }
+    assert_eq!(retried, expected);
 }
 
 pub(super) async fn dropping_needs_a_waiting_event(db: Db) {

@@ -240,7 +240,7 @@ fn vars(keys: &mut Keys<'_, '_>, notes: &mut Notes<'_>) -> Vec<Var> {
     vars
 }
 
-fn policy(keys: &mut Keys<'_, '_>, notes: &mut Notes<'_>) -> ExitPolicy {
+pub(super) fn policy(keys: &mut Keys<'_, '_>, notes: &mut Notes<'_>) -> ExitPolicy {
     let mut policy = ExitPolicy::default();
     if let Some((line, item)) = keys.take("exit")
         && let Some(table) = table(item, line, "exit", notes)

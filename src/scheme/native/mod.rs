@@ -3,6 +3,7 @@
 //! `lint`); an attempt only renders values (`render`, `expression`, `names`, `filters`) and runs steps
 //! (`walk`, `ros` for RouterOS, `lines` for the other kinds, `compare` for its values).
 
+pub mod beside;
 mod compare;
 mod expression;
 mod file;

@@ -114,7 +114,7 @@ pub(super) async fn within<R>(
 fn survives(error: &Error) -> bool {
     match error {
         Error::Sql { source, .. } => rolled_back(source),
-        Error::Fenced { .. } | Error::Refused(_) | Error::Owned { .. } | Error::Billing(_) => true,
+        Error::Fenced { .. } | Error::Refused(_) | Error::Owned(_) | Error::Billing(_) => true,
         Error::Open { .. } | Error::Migrate { .. } => false,
     }
 }

@@ -190,6 +190,14 @@ async fn pick(tx: &mut PgConnection, limit: usize) -> Result<Vec<i64>> {
     Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 
+/// Whether a compact row retries a dead event that may have been applied. No `exists`: that may
+/// be planned as a hash over the whole of `events_dead`.
+fn duplicate(row: &str) -> String {
+    format!(
+        "coalesce((select d.possible_duplicate from events_dead d where d.id = {row}.retried_from), false)"
+    )
+}
+
 /// Moves the rows that need no overlay and name their NAS by id or not at all. Returns the ids
 /// of the whole batch, and what was moved.
 async fn plain_rows(
@@ -210,10 +218,10 @@ async fn plain_rows(
            for update skip locked),
          moved as (
            insert into events_stack (id, event_type, user_id, abonent_id, nas_id, acct_session_id, params,
-             class, event_date, owner_script, owner_function, source, batch_id, expires_at)
+             class, event_date, owner_script, owner_function, source, batch_id, expires_at, possible_duplicate)
            select b.id, b.cmd, b.user_id, coalesce(b.abonent_id, p.abonent_id::bigint), n.id, b.acct_session_id,
              {params}, k.class, b.created_at, b.owner_script, b.owner_function, b.source, b.batch_id,
-             coalesce(b.expires_at, b.created_at + k.ttl_ms * interval '1 millisecond')
+             coalesce(b.expires_at, b.created_at + k.ttl_ms * interval '1 millisecond'), {duplicate}
            from batch b
              join unnest($1::text[], $2::smallint[], $3::bigint[]) k(cmd, class, ttl_ms) on k.cmd = b.cmd
              cross join lateral (select * from event_params where user_id = {user} offset 0) p
@@ -223,6 +231,7 @@ async fn plain_rows(
            returning {WAITING}),
          taken as (delete from events_stack_compact c using moved where c.id = moved.id)
          select b.id as picked, moved.* from batch b left join moved on moved.id = b.id order by b.id",
+        duplicate = duplicate("b"),
         user = shape.like("event_params", "user_id", "b.user_id"),
         nas = shape.like("nas", "id", "coalesce(b.nas_id, p.nas_id::bigint)"),
     );
@@ -374,25 +383,27 @@ async fn bury_overtaken(tx: &mut PgConnection, late: &[Ready]) -> Result<()> {
     if late.is_empty() {
         return Ok(());
     }
-    sqlx::query(
+    let text = format!(
         "with gone as (
            delete from events_stack_compact c
            using unnest($1::bigint[], $2::bigint[], $3::text[], $4::smallint[]) j(id, nas, params, class)
            where c.id = j.id returning c.*, j.nas, j.params as all_params, j.class)
          insert into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
            params, class, event_date, owner_script, owner_function, source, batch_id, expires_at, last_error,
-           own_params, params_complete, reason)
+           own_params, params_complete, possible_duplicate, reason)
          select id, cmd, user_id, abonent_id, nas, usluga_id, acct_session_id, all_params::json, class,
            created_at, owner_script, owner_function, source, batch_id, expires_at, error, params,
-           params_complete, 'overtaken' from gone",
-    )
-    .bind(late.iter().map(|r| r.id).collect::<Vec<_>>())
-    .bind(late.iter().map(|r| r.nas).collect::<Vec<_>>())
-    .bind(late.iter().map(|r| r.params.as_str()).collect::<Vec<_>>())
-    .bind(late.iter().map(|r| r.class).collect::<Vec<_>>())
-    .execute(tx)
-    .await
-    .map_err(sql("bury overtaken rows"))?;
+           params_complete, {}, 'overtaken' from gone",
+        duplicate("gone")
+    );
+    sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(late.iter().map(|r| r.id).collect::<Vec<_>>())
+        .bind(late.iter().map(|r| r.nas).collect::<Vec<_>>())
+        .bind(late.iter().map(|r| r.params.as_str()).collect::<Vec<_>>())
+        .bind(late.iter().map(|r| r.class).collect::<Vec<_>>())
+        .execute(tx)
+        .await
+        .map_err(sql("bury overtaken rows"))?;
     Ok(())
 }
 
@@ -408,11 +419,13 @@ async fn take(tx: &mut PgConnection, ready: &[Ready]) -> Result<Vec<Waiting>> {
            where c.id = j.id returning c.*, j.abonent, j.nas, j.params as all_params, j.class, j.ttl_ms)
          insert into events_stack (id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
            params, class, event_date, owner_script, owner_function, source, batch_id, expires_at, own_params,
-           params_complete)
+           params_complete, possible_duplicate)
          select id, cmd, user_id, coalesce(abonent_id, abonent), nas, usluga_id, acct_session_id,
            all_params::json, class, created_at, owner_script, owner_function, source, batch_id,
-           coalesce(expires_at, created_at + ttl_ms * interval '1 millisecond'), params, params_complete
-         from gone order by id returning {WAITING}"
+           coalesce(expires_at, created_at + ttl_ms * interval '1 millisecond'), params, params_complete,
+           {duplicate}
+         from gone order by id returning {WAITING}",
+        duplicate = duplicate("gone"),
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(text))
         .bind(ready.iter().map(|r| r.id).collect::<Vec<_>>())

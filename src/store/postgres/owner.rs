@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::{Postgres, sql, storable};
-use crate::store::{Error, Result, Token};
+use crate::store::{After, Error, Owner, Result, Token};
 
 /// `recover` reads the whole main stack once, at start-up; it may take longer than other
 /// statements.
 pub(super) const RECOVER_LIMIT: Duration = Duration::from_secs(600);
 
-pub(super) async fn own(store: &Postgres, holder: &str, stale_ms: i64) -> Result<i64> {
+pub(super) async fn own(store: &Postgres, holder: &str, after: After) -> Result<i64> {
     let mut tx = store
         .pool
         .begin()
@@ -21,23 +21,14 @@ pub(super) async fn own(store: &Postgres, holder: &str, stale_ms: i64) -> Result
         .execute(&mut *tx)
         .await
         .map_err(sql("take the ownership"))?;
-    let held: Option<(i64, String, i64)> = sqlx::query_as(
-        "select epoch, holder, (date_part('epoch', clock_timestamp() - seen_at) * 1000)::bigint
-         from owner where scope = 'all'",
-    )
-    .fetch_optional(&mut *tx)
-    .await
-    .map_err(sql("read the owner"))?;
-    if let Some((_, other, seen_ms)) = &held
-        && !other.is_empty()
-        && *seen_ms < stale_ms
+    let held = held(&mut tx).await?;
+    if let Some(owner) = &held
+        && !owner.holder.is_empty()
+        && !after.allows(owner)
     {
-        return Err(Error::Owned {
-            holder: other.clone(),
-            seen_ms: *seen_ms,
-        });
+        return Err(Error::Owned(owner.clone()));
     }
-    let epoch = held.map_or(0, |(epoch, _, _)| epoch) + 1;
+    let epoch = held.map_or(0, |owner| owner.epoch) + 1;
     sqlx::query(
         "insert into owner (scope, epoch, holder, seen_at) values ('all', $1, $2, clock_timestamp())
          on conflict (scope) do update set epoch = excluded.epoch, holder = excluded.holder,
@@ -50,6 +41,27 @@ pub(super) async fn own(store: &Postgres, holder: &str, stale_ms: i64) -> Result
     .map_err(sql("take the ownership"))?;
     tx.commit().await.map_err(sql("take the ownership"))?;
     Ok(epoch)
+}
+
+async fn held(conn: &mut sqlx::PgConnection) -> Result<Option<Owner>> {
+    let row: Option<(i64, String, i64)> = sqlx::query_as(
+        "select epoch, holder, (date_part('epoch', clock_timestamp() - seen_at) * 1000)::bigint
+         from owner where scope = 'all'",
+    )
+    .fetch_optional(conn)
+    .await
+    .map_err(sql("read the owner"))?;
+    Ok(row.map(|(epoch, holder, seen_ms)| Owner {
+        epoch,
+        holder,
+        seen_ms,
+    }))
+}
+
+pub(super) async fn owner(store: &Postgres) -> Result<Option<Owner>> {
+    let mut conn = store.pool.acquire().await.map_err(sql("read the owner"))?;
+    let held = held(&mut conn).await?;
+    Ok(held.filter(|owner| !owner.holder.is_empty()))
 }
 
 pub(super) async fn still_own(store: &Postgres, epoch: i64) -> Result<bool> {

@@ -317,7 +317,10 @@ async fn settle(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<EventId>> {
                 answer,
                 scheme_hash,
             } => done.push((s, result.as_str(), answer.as_deref(), scheme_hash.as_str())),
-            SettleTo::Dead { reason } => dead.push((s, reason.as_str())),
+            SettleTo::Dead {
+                reason,
+                possible_duplicate,
+            } => dead.push((s, reason.as_str(), *possible_duplicate)),
             SettleTo::Deferred {
                 until_ms,
                 possible_duplicate,
@@ -359,15 +362,16 @@ async fn settle(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<EventId>> {
         let text = format!(
             "with gone as (
                delete from events_stack e
-               using unnest($1::bigint[], $2::int[], $4::int[], $5::text[], $6::text[])
-                 j(id, try, code, error, reason)
+               using unnest($1::bigint[], $2::int[], $4::int[], $5::text[], $6::text[], $7::boolean[])
+                 j(id, try, code, error, reason, dup)
                where {CLAIMED}
-               returning e.*, j.code, j.error, j.reason)
+               returning e.*, j.code, j.error, j.reason, j.dup)
              insert into events_dead ({SAME}, params, class, expires_at, try_count, deaths, epoch,
                last_code, last_error, own_params, params_complete, reason)
-             select {SAME}, params, class, expires_at, try_count, deaths, epoch, code, error, own_params,
+             select {same}, params, class, expires_at, try_count, deaths, epoch, code, error, own_params,
                params_complete, reason from gone
-             returning id"
+             returning id",
+            same = SAME.replace("possible_duplicate", "possible_duplicate or dup"),
         );
         let rows: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
             .bind(&columns.ids)
@@ -376,6 +380,7 @@ async fn settle(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<EventId>> {
             .bind(&columns.codes)
             .bind(&columns.errors)
             .bind(dead.iter().map(|d| storable(d.1)).collect::<Vec<_>>())
+            .bind(dead.iter().map(|d| d.2).collect::<Vec<_>>())
             .fetch_all(&mut *tx)
             .await
             .map_err(sql("bury events"))?;

@@ -20,6 +20,10 @@ const SPAN: i64 = 4_000;
 const PLAIN: &str = "c.user_id is not null and c.params is null and c.usluga_id is null
   and c.params_complete = 0 and c.nas_ip is null";
 
+/// Whether a compact row `c` retries a dead event that may have been applied.
+const DUPLICATE: &str =
+    "ifnull((select d.possible_duplicate from events_dead d where d.id = c.retried_from), 0)";
+
 pub(super) async fn expand(store: &Sqlite, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
     let shape = store.shape();
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -139,13 +143,13 @@ async fn plain_rows(
     let params = &shape.params;
     let text = format!(
         "insert into events_stack (id, event_type, user_id, abonent_id, nas_id, acct_session_id, params,
-           class, event_date, owner_script, owner_function, source, batch_id, expires_at)
+           class, event_date, owner_script, owner_function, source, batch_id, expires_at, possible_duplicate)
          select c.id, c.cmd, c.user_id, ifnull(c.abonent_id, p.abonent_id), n.id, c.acct_session_id,
            case when c.acct_session_id is null then {params}
              else json_set({params}, '$.acct_session_id', c.acct_session_id) end,
            k.class, c.created_at, c.owner_script, c.owner_function, c.source, c.batch_id,
            ifnull(c.expires_at, case when k.ttl_s is not null then
-             strftime('%Y-%m-%d %H:%M:%f', c.created_at, '+' || k.ttl_s || ' seconds') end)
+             strftime('%Y-%m-%d %H:%M:%f', c.created_at, '+' || k.ttl_s || ' seconds') end), {DUPLICATE}
          from events_stack_compact c
            cross join catalogue k on k.cmd = c.cmd
            cross join event_params p on p.user_id = c.user_id
@@ -363,13 +367,13 @@ async fn moved(
     let text = format!(
         "insert into events_stack (id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
            params, class, event_date, owner_script, owner_function, source, batch_id, expires_at, own_params,
-           params_complete)
+           params_complete, possible_duplicate)
          select id, cmd, user_id, ifnull(abonent_id, ?2), ?3, usluga_id, acct_session_id, ?4, ?5, created_at,
            owner_script, owner_function, source, batch_id,
            ifnull(expires_at, case when ?6 is not null then
              strftime('%Y-%m-%d %H:%M:%f', created_at, '+' || ?6 || ' seconds') end),
-           params, params_complete
-         from events_stack_compact where id = ?1 returning {WAITING}"
+           params, params_complete, {DUPLICATE}
+         from events_stack_compact c where id = ?1 returning {WAITING}"
     );
     let inserted = sqlx::query(sqlx::AssertSqlSafe(text))
         .bind(id)
@@ -402,21 +406,22 @@ async fn bury_overtaken(
     class: i64,
     params: &Params,
 ) -> Result<()> {
-    sqlx::query(
+    let text = format!(
         "insert into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
            params, class, event_date, owner_script, owner_function, source, batch_id, expires_at, last_error,
-           own_params, params_complete, reason)
+           own_params, params_complete, possible_duplicate, reason)
          select id, cmd, user_id, abonent_id, ?2, usluga_id, acct_session_id, ?4, ?3, created_at, owner_script,
-           owner_function, source, batch_id, expires_at, error, params, params_complete, 'overtaken'
-         from events_stack_compact where id = ?1",
-    )
-    .bind(id)
-    .bind(nas)
-    .bind(class)
-    .bind(Value::Object(params.0.clone()).to_string())
-    .execute(&mut **tx)
-    .await
-    .map_err(sql("bury an overtaken row"))?;
+           owner_function, source, batch_id, expires_at, error, params, params_complete, {DUPLICATE}, 'overtaken'
+         from events_stack_compact c where id = ?1"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(id)
+        .bind(nas)
+        .bind(class)
+        .bind(Value::Object(params.0.clone()).to_string())
+        .execute(&mut **tx)
+        .await
+        .map_err(sql("bury an overtaken row"))?;
     take_off(tx, id).await
 }
 

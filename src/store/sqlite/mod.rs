@@ -25,8 +25,8 @@ use sqlx::{
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
-    AccountFlags, Counts, Error, EventRow, Expansion, Filter, Idempotency, Posted, Result,
-    SqlAnswer, Store, Token, Turn, Turned, shown_url,
+    AccountFlags, After, Counts, Error, EventRow, Expansion, Filter, Idempotency, Owner, Posted,
+    Result, SqlAnswer, Store, Token, Turn, Turned, shown_url,
 };
 use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
@@ -180,10 +180,14 @@ impl Store for Sqlite {
         Ok(missing)
     }
 
-    async fn own(&self, holder: &str, stale_ms: i64) -> Result<i64> {
-        let epoch = owner::own(self, holder, stale_ms).await?;
+    async fn own(&self, holder: &str, after: After) -> Result<i64> {
+        let epoch = owner::own(self, holder, after).await?;
         self.owned.store(epoch, Ordering::Relaxed);
         Ok(epoch)
+    }
+
+    async fn owner(&self) -> Result<Option<Owner>> {
+        owner::owner(self).await
     }
 
     async fn still_own(&self, epoch: i64) -> Result<bool> {

@@ -1,28 +1,19 @@
 //! Who owns the database (scope `all`), what a dead owner left behind, tokens, audit.
 
 use super::{Sqlite, sql};
-use crate::store::{Error, Result, Token};
+use crate::store::{After, Error, Owner, Result, Token};
 
-pub(super) async fn own(store: &Sqlite, holder: &str, stale_ms: i64) -> Result<i64> {
+pub(super) async fn own(store: &Sqlite, holder: &str, after: After) -> Result<i64> {
     let mut writer = store.write().await;
     let mut tx = writer.begin().await?;
-    let held: Option<(i64, String, i64)> = sqlx::query_as(
-        "select epoch, holder, cast((unixepoch('now', 'subsec') - unixepoch(seen_at, 'subsec')) * 1000 as integer)
-         from owner where scope = 'all'",
-    )
-    .fetch_optional(&mut *tx)
-    .await
-    .map_err(sql("read the owner"))?;
-    if let Some((_, other, seen_ms)) = &held
-        && !other.is_empty()
-        && *seen_ms < stale_ms
+    let held = held(&mut tx).await?;
+    if let Some(owner) = &held
+        && !owner.holder.is_empty()
+        && !after.allows(owner)
     {
-        return Err(Error::Owned {
-            holder: other.clone(),
-            seen_ms: *seen_ms,
-        });
+        return Err(Error::Owned(owner.clone()));
     }
-    let epoch = held.map_or(0, |(epoch, _, _)| epoch) + 1;
+    let epoch = held.map_or(0, |owner| owner.epoch) + 1;
     sqlx::query(
         "insert into owner (scope, epoch, holder, seen_at)
          values ('all', ?1, ?2, strftime('%Y-%m-%d %H:%M:%f', 'now'))
@@ -36,6 +27,31 @@ pub(super) async fn own(store: &Sqlite, holder: &str, stale_ms: i64) -> Result<i
     .map_err(sql("take the ownership"))?;
     tx.commit().await.map_err(sql("take the ownership"))?;
     Ok(epoch)
+}
+
+async fn held(conn: &mut sqlx::SqliteConnection) -> Result<Option<Owner>> {
+    let row: Option<(i64, String, i64)> = sqlx::query_as(
+        "select epoch, holder, cast((unixepoch('now', 'subsec') - unixepoch(seen_at, 'subsec')) * 1000 as integer)
+         from owner where scope = 'all'",
+    )
+    .fetch_optional(conn)
+    .await
+    .map_err(sql("read the owner"))?;
+    Ok(row.map(|(epoch, holder, seen_ms)| Owner {
+        epoch,
+        holder,
+        seen_ms,
+    }))
+}
+
+pub(super) async fn owner(store: &Sqlite) -> Result<Option<Owner>> {
+    let mut conn = store
+        .readers
+        .acquire()
+        .await
+        .map_err(sql("read the owner"))?;
+    let held = held(&mut conn).await?;
+    Ok(held.filter(|owner| !owner.holder.is_empty()))
 }
 
 pub(super) async fn still_own(store: &Sqlite, epoch: i64) -> Result<bool> {

@@ -304,8 +304,8 @@ async fn settle(tx: &mut Transaction<'_, Db>, turn: &Turn) -> Result<Vec<EventId
                own_params, params_complete, reason)
              select e.id, e.event_type, e.user_id, e.abonent_id, e.nas_id, e.usluga_id, e.acct_session_id,
                e.params, e.class, e.event_date, e.owner_script, e.owner_function, e.source, e.batch_id,
-               e.expires_at, e.try_count, e.deaths, e.epoch, e.started_at, e.possible_duplicate,
-               j.value ->> '$.code', j.value ->> '$.error', e.own_params, e.params_complete,
+               e.expires_at, e.try_count, e.deaths, e.epoch, e.started_at,
+               max(e.possible_duplicate, j.value ->> '$.dup'), j.value ->> '$.code', j.value ->> '$.error', e.own_params, e.params_complete,
                j.value ->> '$.reason'
              from json_each(?1) j cross join events_stack e where {CLAIMED}"
         );
@@ -390,7 +390,10 @@ fn to_json(s: &Settle) -> Value {
         } => {
             json!({"result": result.as_str(), "answer": answer, "hash": scheme_hash})
         }
-        SettleTo::Dead { reason } => json!({"reason": reason}),
+        SettleTo::Dead {
+            reason,
+            possible_duplicate,
+        } => json!({"reason": reason, "dup": i64::from(*possible_duplicate)}),
         SettleTo::Deferred {
             until_ms,
             possible_duplicate,

@@ -1,0 +1,122 @@
+//! How waiting events leave the lanes without being started: their time has run out, nobody
+//! can answer them, their NAS is no longer served, an operator dropped them. Pure, like `lanes`.
+
+use super::lane::{Head, lane_mut};
+use super::lanes::{Lanes, Owner};
+use crate::event::{EventId, UserId};
+use crate::nas::NasId;
+
+/// Dropped ids that are remembered: many times what operators drop while one page of rows is
+/// read.
+const DROPPED_MAX: usize = 1_000;
+
+impl Lanes {
+    /// An operator dropped this waiting event; the store has it no more. What waited behind it
+    /// may start.
+    pub fn drop_event(&mut self, id: EventId, nas: NasId, user: Option<UserId>, now: u64) {
+        let owner = user.map_or(Owner::Nas(nas), Owner::User);
+        self.dropped.insert(id);
+        if self.dropped.len() > DROPPED_MAX {
+            self.dropped.pop_first();
+        }
+        if let Some(queue) = self.nases.get_mut(&nas)
+            && let Some(item) = queue.interactive_facts.remove(&id)
+        {
+            queue.interactive.remove(&(item.since, id));
+            self.expiring
+                .remove(&(item.expires_ms, id, nas, Owner::Nas(nas)));
+            self.forget(nas, 1);
+            return;
+        }
+        let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
+            return;
+        };
+        let Some(at) = lane.queue.iter().position(|i| i.id == id) else {
+            return;
+        };
+        if let Some(item) = lane.queue.remove(at) {
+            self.expiring.remove(&(item.expires_ms, id, nas, owner));
+            self.forget(nas, 1);
+        }
+        self.renew_head(nas, owner, now);
+        self.look_again(owner, now);
+    }
+
+    /// Takes out the waiting events whose time to live has ended.
+    pub fn expire(&mut self, now: u64, wall_ms: i64) -> Vec<(EventId, NasId)> {
+        let mut gone = Vec::new();
+        while let Some(&(expires, id, nas, owner)) = self.expiring.first()
+            && expires <= wall_ms
+        {
+            self.expiring.pop_first();
+            if let Some(queue) = self.nases.get_mut(&nas)
+                && let Some(item) = queue.interactive_facts.remove(&id)
+            {
+                queue.interactive.remove(&(item.since, id));
+                self.forget(nas, 1);
+                gone.push((id, nas));
+                continue;
+            }
+            let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
+                continue;
+            };
+            let before = lane.queue.len();
+            lane.queue.retain(|i| i.id != id);
+            if lane.queue.len() < before {
+                self.forget(nas, 1);
+                gone.push((id, nas));
+                self.renew_head(nas, owner, now);
+                self.look_again(owner, now);
+            }
+        }
+        gone
+    }
+
+    /// Takes out every interactive event of a NAS: they fail at once while it is dark.
+    pub fn fail_interactive(&mut self, nas: NasId) -> Vec<EventId> {
+        let Some(queue) = self.nases.get_mut(&nas) else {
+            return Vec::new();
+        };
+        let ids: Vec<EventId> = std::mem::take(&mut queue.interactive)
+            .into_iter()
+            .map(|k| k.1)
+            .collect();
+        let facts = std::mem::take(&mut queue.interactive_facts);
+        for (id, item) in facts {
+            self.expiring
+                .remove(&(item.expires_ms, id, nas, Owner::Nas(nas)));
+        }
+        self.forget(nas, ids.len());
+        ids
+    }
+
+    /// Forgets what waits for a NAS that is no longer served; it stays in the store, but for
+    /// the interactive events, which are given back: nobody waits for them any longer.
+    pub fn drop_nas(&mut self, nas: NasId) -> Vec<EventId> {
+        let interactive = self.fail_interactive(nas);
+        let owners: Vec<Owner> = self
+            .lanes
+            .iter()
+            .filter(|(_, all)| all.iter().any(|l| l.nas == nas))
+            .map(|(owner, _)| *owner)
+            .collect();
+        for owner in owners {
+            let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
+                continue;
+            };
+            let gone = lane.queue.len();
+            for item in lane.queue.drain(..) {
+                self.expiring
+                    .remove(&(item.expires_ms, item.id, nas, owner));
+            }
+            lane.more = matches!(lane.head, Head::Out(_));
+            self.forget(nas, gone);
+            self.renew_head(nas, owner, 0);
+        }
+        if let Some(queue) = self.nases.get_mut(&nas) {
+            queue.overflow = None;
+            queue.dark = true;
+        }
+        interactive
+    }
+}
