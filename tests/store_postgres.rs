@@ -380,9 +380,7 @@ async fn secrets_are_not_reached_by_detours() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_not_there_is_named_without_the_password() {
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
+    let (port, _kept) = lab::daemon::own_port();
     let url = format!("postgres://ned:servicemode@127.0.0.1:{port}/billing");
     let Err(error) = connect(&url).await else {
         panic!("nobody listens there")

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, Command};
 
 use super::db::{Db, Kind, run_sql};
@@ -44,6 +45,7 @@ pub struct Lab {
     pub port: u16,
     pub client: reqwest::Client,
     dir: tempfile::TempDir,
+    _port: TcpSocket,
 }
 
 /// A daemon; killed when dropped.
@@ -68,11 +70,13 @@ impl Lab {
 
     /// Another place on a database that is there already.
     pub fn on(db: Arc<Db>, dispatch: &str) -> Self {
+        let (port, kept) = own_port();
         let lab = Self {
-            port: free_port(),
+            port,
             client: reqwest::Client::new(),
             db,
             dir: tempfile::tempdir().unwrap(),
+            _port: kept,
         };
         for name in ["log", "run", "oss/local"] {
             std::fs::create_dir_all(lab.path(name)).unwrap();
@@ -457,10 +461,15 @@ pub fn ids(answer: &Value) -> Vec<i64> {
     ids.iter().map(|id| id.as_i64().unwrap()).collect()
 }
 
-/// A port that was free a moment ago; the configuration cannot say 0.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+/// A port chosen by the system, and what keeps it ours until the lab ends: a socket that is
+/// bound and never listens. With `SO_REUSEADDR` on both sides a daemon can listen there, again
+/// and again, and until it does connections are refused; but the system gives the port to nobody
+/// else, as it would while a daemon is down.
+pub fn own_port() -> (u16, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    (socket.local_addr().unwrap().port(), socket)
 }
 
 fn hex(bytes: &[u8]) -> String {
