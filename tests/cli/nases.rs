@@ -55,6 +55,10 @@ async fn a_nas_is_listed_paused_and_resumed(kind: Kind) {
         "{rows:?}"
     );
     lab.said("paused").await;
+    lab.until("the pause is in force", async || {
+        (lab.scheduler().await?["nases"][0]["paused"] == true).then_some(())
+    })
+    .await;
     let id = lab.event(1, "user_add").await;
     lab.until("it waits on the main stack", async || {
         let row = list(&lab).await.remove(0);

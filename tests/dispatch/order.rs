@@ -116,6 +116,11 @@ async fn forks_shrink_and_grow_while_busy(kind: Kind) {
             "Change work with nas nasid=1 nas_ip=127.0.0.1 forks={number} "
         ))
         .await;
+        lab.until("the forks are changed", async || {
+            let now = lab.scheduler().await?;
+            (now["nases"][0]["forks"] == number).then_some(())
+        })
+        .await;
     };
     let first = until_open(5).await;
     forks(2).await;

@@ -327,6 +327,26 @@ impl Lab {
         }
     }
 
+    /// Waits until the scheduler runs and holds so many events: what has been expanded is known
+    /// to it a moment after it stands on the main stack.
+    pub async fn scheduled(&self, running: usize, held: usize) {
+        let what = format!("{running} events run and {held} are held");
+        self.until(&what, async || {
+            let now = self.scheduler().await?;
+            (now["running"] == running && now["held"] == held).then_some(())
+        })
+        .await;
+    }
+
+    /// What the scheduler says of itself. The daemon log tells of changed settings a moment
+    /// before they are in force there.
+    pub async fn scheduler(&self) -> Option<Value> {
+        let request = self.client.get(self.url("/api/v1/status"));
+        let answer = request.bearer_auth(SECRET).send().await.ok()?;
+        let mut status: Value = answer.json().await.ok()?;
+        Some(status["dispatch"].take())
+    }
+
     /// What the database has `running`.
     pub async fn running(&self) -> BTreeSet<Attempt> {
         let statement = "select id, try_count from events_stack where state = 'running'";
@@ -387,8 +407,7 @@ impl Lab {
         .await
     }
 
-    /// Sends SIGHUP and waits until the settings have been read: a NAS that is added with it is
-    /// served.
+    /// Sends SIGHUP and waits until the daemon has noticed it: the settings are read next.
     pub async fn reload(&self, daemon: &Daemon) {
         let before = self.reloads();
         daemon.signal(Signal::SIGHUP);
