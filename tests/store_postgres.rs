@@ -206,7 +206,7 @@ async fn every_method_works_again_after_the_server_ended_all_connections() {
     store.expand(1, &[]).await.unwrap();
     for round in 0..2 {
         db.sql(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity
+            "select pg_terminate_backend(pid, 60000) from pg_stat_activity
              where datname = current_database() and pid <> pg_backend_pid()",
         )
         .await;
@@ -270,7 +270,7 @@ async fn a_take_over_waits_for_the_running_turn() {
         tokio::join!(second.own("other pid=2", -1), async {
             // Without the turn's lock on the owner's row this would never come.
             let wait = waits_for_lock(&mut eye, "insert into owner");
-            let waited = tokio::time::timeout(std::time::Duration::from_secs(20), wait).await;
+            let waited = tokio::time::timeout(std::time::Duration::from_secs(90), wait).await;
             lock.rollback().await.unwrap();
             waited.unwrap();
         })

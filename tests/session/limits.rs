@@ -29,7 +29,8 @@ async fn times_out(scheme: &Scheme, cmd: &str) {
     let job = short(cmd);
     let begun = tick_ms();
     let told = scheme.run(&job).await;
-    assert!(tick_ms() - begun < 5_400, "{cmd}");
+    // Without the deadline it would go on for a quarter of an hour.
+    assert!(tick_ms() - begun < 60_000, "{cmd}");
     let Verdict::Failed(failure) = told.report.verdict else {
         panic!("{cmd}: {:?}", told.report.verdict);
     };
