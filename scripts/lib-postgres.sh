@@ -11,7 +11,7 @@
 PG_HOME='' PG_PID='' PG_PORT='' PG_USER='' PG_URL='' PG_BIN=''
 
 # Longest wait for the server to come up or to go down, in tenths of a second.
-PG_PATIENCE=300
+PG_PATIENCE=900
 
 postgres_bin() {
     local found

@@ -169,6 +169,13 @@ async fn kill_again_and_again(lab: &Lab, router: &Router, script: &std::path::Pa
             lab.start().await
         };
         tokio::time::sleep(Duration::from_millis(20 + dice.roll(580))).await;
+        // A slow machine does so little between two kills that the same events are hit each
+        // time; the fourth time would bury them.
+        lab.until("suspects have ended", async || {
+            let suspects = "select count(*) from events_stack where deaths >= 3";
+            (lab.number(suspects).await == 0).then_some(())
+        })
+        .await;
         daemon.kill_9().await;
         let killed_us = clock::wall_us();
         let running = lab.running().await;
@@ -227,7 +234,7 @@ async fn killed_at_random_it_loses_and_reorders_nothing(kind: Kind) {
         assert!(row[1].starts_with("the daemon died"), "{row:?}");
     }
     let excused: BTreeSet<i64> = dead.iter().map(|row| row[0].parse().unwrap()).collect();
-    assert!(excused.len() * 100 <= accepted.len(), "{dead:?}");
+    assert!(excused.len() <= 1 + accepted.len() / 100, "{dead:?}");
     let on_script = |a: &Accepted| a.user >= 2_000;
     for (name, mine, entries) in [
         (

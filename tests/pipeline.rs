@@ -417,6 +417,10 @@ async fn nases_come_change_and_go_on_sighup(kind: Kind) {
     daemon.signal(Signal::SIGHUP);
     lab.said("Stop work with nas nasid=1 nas_ip=127.0.0.1 reason=mode=off")
         .await;
+    lab.until("nothing is served", async || {
+        (lab.scheduler().await?["nases"] == json!([])).then_some(())
+    })
+    .await;
     let waits = lab.event(12, "user_redirect").await;
     lab.until("it is expanded", async || {
         let state = format!("select state from events_stack where id = {waits}");

@@ -16,8 +16,8 @@ use nas_event_daemon::sim::mikrotik::console::{self, Args};
 use nas_event_daemon::sim::mikrotik::{Faults, Options, Sim};
 use serde_json::{Value, json};
 
-/// Longer than anything here takes.
-const LONG: Duration = Duration::from_secs(20);
+/// Longer than anything here takes, on a busy machine too.
+const LONG: Duration = Duration::from_secs(90);
 
 struct Router {
     sim: Sim,
@@ -368,13 +368,15 @@ async fn the_console_serves_until_it_is_stopped_and_its_door_reads_and_loads() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("state.json");
     std::fs::write(&file, r#"{"/queue/simple": [{"name": "a"}]}"#).unwrap();
-    // Two ports that were free a moment ago: the console prints them, but a test of the
-    // library has no second standard output to read them from.
-    let free = || {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
-    let (api, door) = (free(), free());
+    // Two ports that nobody else is given: sockets are bound to them and never listen. The
+    // console prints its own, but a test of the library has no second standard output to read.
+    let kept = [(); 2].map(|()| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        socket
+    });
+    let [api, door] = [0, 1].map(|n| kept[n].local_addr().unwrap());
     let line = format!(
         "sim --listen {api} --control {door} --load {} --latency 1",
         file.display()

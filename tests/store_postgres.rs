@@ -214,7 +214,7 @@ async fn every_method_works_again_after_the_server_ended_all_connections() {
     store.expand(1, &[]).await.unwrap();
     for round in 0..2 {
         db.sql(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity
+            "select pg_terminate_backend(pid, 60000) from pg_stat_activity
              where datname = current_database() and pid <> pg_backend_pid()",
         )
         .await;
@@ -282,7 +282,7 @@ async fn a_take_over_waits_for_the_running_turn() {
         tokio::join!(second.own("other pid=2", After::Silence(-1)), async {
             // Without the turn's lock on the owner's row this would never come.
             let wait = waits_for_lock(&mut eye, "insert into owner");
-            let waited = tokio::time::timeout(std::time::Duration::from_secs(20), wait).await;
+            let waited = tokio::time::timeout(std::time::Duration::from_secs(90), wait).await;
             lock.rollback().await.unwrap();
             waited.unwrap();
         })
@@ -392,9 +392,7 @@ async fn secrets_are_not_reached_by_detours() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_not_there_is_named_without_the_password() {
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
+    let (port, _kept) = lab::daemon::own_port();
     let url = format!("postgres://ned:servicemode@127.0.0.1:{port}/billing");
     let Err(error) = connect(&url).await else {
         panic!("nobody listens there")

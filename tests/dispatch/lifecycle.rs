@@ -46,9 +46,11 @@ fn entries(lab: &Lab) -> Vec<Entry> {
     journal::read_script(&lab.path("journal"))
 }
 
+/// Waits until this one runs and has noted its process id, which it does after its start.
 async fn until_running(lab: &Lab, id: i64) {
     lab.until("it runs", async || {
-        (running(&entries(lab)) == [id]).then_some(())
+        let noted = std::fs::read_to_string(lab.path("pids")).is_ok_and(|p| p.ends_with('\n'));
+        (noted && running(&entries(lab)) == [id]).then_some(())
     })
     .await;
 }

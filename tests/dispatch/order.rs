@@ -21,9 +21,9 @@ on_each_store!(
 );
 
 const ACCOUNTS: i64 = 100;
-const ROUNDS: i64 = 20;
-/// Of scripts: each is a process, and order needs no more to show itself.
-const SCRIPT_ROUNDS: i64 = 8;
+const ROUNDS: i64 = 12;
+/// Of scripts: each is a process, and one of each class is enough for order to show itself.
+const SCRIPT_ROUNDS: i64 = 4;
 const PRODUCERS: i64 = 4;
 
 /// Posts `rounds` events for each of the accounts from `first` on, all classes mixed, by
@@ -115,6 +115,11 @@ async fn forks_shrink_and_grow_while_busy(kind: Kind) {
         lab.said(&format!(
             "Change work with nas nasid=1 nas_ip=127.0.0.1 forks={number} "
         ))
+        .await;
+        lab.until("the forks are changed", async || {
+            let now = lab.scheduler().await?;
+            (now["nases"][0]["forks"] == number).then_some(())
+        })
         .await;
     };
     let first = until_open(5).await;

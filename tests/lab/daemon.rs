@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, Command};
 
 use super::db::{Db, Kind, run_sql};
@@ -44,6 +45,7 @@ pub struct Lab {
     pub port: u16,
     pub client: reqwest::Client,
     dir: tempfile::TempDir,
+    _port: TcpSocket,
 }
 
 /// A daemon; killed when dropped.
@@ -68,11 +70,13 @@ impl Lab {
 
     /// Another place on a database that is there already.
     pub fn on(db: Arc<Db>, dispatch: &str) -> Self {
+        let (port, kept) = own_port();
         let lab = Self {
-            port: free_port(),
+            port,
             client: reqwest::Client::new(),
             db,
             dir: tempfile::tempdir().unwrap(),
+            _port: kept,
         };
         for name in ["log", "run", "oss/local"] {
             std::fs::create_dir_all(lab.path(name)).unwrap();
@@ -323,6 +327,26 @@ impl Lab {
         }
     }
 
+    /// Waits until the scheduler runs and holds so many events: what has been expanded is known
+    /// to it a moment after it stands on the main stack.
+    pub async fn scheduled(&self, running: usize, held: usize) {
+        let what = format!("{running} events run and {held} are held");
+        self.until(&what, async || {
+            let now = self.scheduler().await?;
+            (now["running"] == running && now["held"] == held).then_some(())
+        })
+        .await;
+    }
+
+    /// What the scheduler says of itself. The daemon log tells of changed settings a moment
+    /// before they are in force there.
+    pub async fn scheduler(&self) -> Option<Value> {
+        let request = self.client.get(self.url("/api/v1/status"));
+        let answer = request.bearer_auth(SECRET).send().await.ok()?;
+        let mut status: Value = answer.json().await.ok()?;
+        Some(status["dispatch"].take())
+    }
+
     /// What the database has `running`.
     pub async fn running(&self) -> BTreeSet<Attempt> {
         let statement = "select id, try_count from events_stack where state = 'running'";
@@ -383,8 +407,7 @@ impl Lab {
         .await
     }
 
-    /// Sends SIGHUP and waits until the settings have been read: a NAS that is added with it is
-    /// served.
+    /// Sends SIGHUP and waits until the daemon has noticed it: the settings are read next.
     pub async fn reload(&self, daemon: &Daemon) {
         let before = self.reloads();
         daemon.signal(Signal::SIGHUP);
@@ -457,10 +480,15 @@ pub fn ids(answer: &Value) -> Vec<i64> {
     ids.iter().map(|id| id.as_i64().unwrap()).collect()
 }
 
-/// A port that was free a moment ago; the configuration cannot say 0.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+/// A port chosen by the system, and what keeps it ours until the lab ends: a socket that is
+/// bound and never listens. With `SO_REUSEADDR` on both sides a daemon can listen there, again
+/// and again, and until it does connections are refused; but the system gives the port to nobody
+/// else, as it would while a daemon is down.
+pub fn own_port() -> (u16, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    (socket.local_addr().unwrap().port(), socket)
 }
 
 fn hex(bytes: &[u8]) -> String {

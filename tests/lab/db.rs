@@ -2,9 +2,14 @@
 //! the server that `scripts/test` started (`NED_TEST_PG`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nas_event_daemon::store::{Store, connect};
 use sqlx::Connection;
+use sqlx::sqlite::SqliteConnectOptions;
+
+/// How long a statement of a test waits for the daemon's transactions, on a busy machine too.
+const BUSY: Duration = Duration::from_secs(90);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -96,7 +101,11 @@ impl Db {
 pub async fn run_sql(url: &str, statement: &str) {
     let text = sqlx::AssertSqlSafe(statement.to_owned());
     if url.starts_with("sqlite") {
-        let mut conn = sqlx::SqliteConnection::connect(url).await.unwrap();
+        let options: SqliteConnectOptions = url.parse().unwrap();
+        let options = options.busy_timeout(BUSY);
+        let mut conn = sqlx::SqliteConnection::connect_with(&options)
+            .await
+            .unwrap();
         sqlx::raw_sql(text).execute(&mut conn).await.unwrap();
         conn.close().await.unwrap();
     } else {

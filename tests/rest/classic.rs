@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
@@ -12,7 +11,7 @@ use nas_event_daemon::intake::access::Peer;
 use nas_event_daemon::store::WhereIs;
 use serde_json::{Value, json};
 
-use crate::fake::{House, house, rung};
+use crate::fake::{House, LONG, house, rung};
 
 const EVENTS: &str = "/rest_api/v2/EventsStackCompact/";
 const DOCUMENTED: &str =
@@ -489,9 +488,7 @@ async fn above_the_high_water_mark_producers_are_told_to_wait() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), eased)
-        .await
-        .unwrap();
+    tokio::time::timeout(LONG, eased).await.unwrap();
     // What comes between two counts counts too.
     let mut taken = 0;
     while h.open(EVENTS, &[], DOCUMENTED).await.status == 200 {
@@ -515,7 +512,5 @@ async fn a_client_that_hangs_up_does_not_leave_a_change_half_done() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), audited)
-        .await
-        .unwrap();
+    tokio::time::timeout(LONG, audited).await.unwrap();
 }

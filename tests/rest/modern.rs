@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
@@ -15,7 +14,7 @@ use nas_event_daemon::nas::NasId;
 use nas_event_daemon::store::WhereIs;
 use serde_json::{Value, json};
 
-use crate::fake::{Answer, House, house, rung};
+use crate::fake::{Answer, House, LONG, house, rung};
 
 const EVENTS: &str = "/api/v1/events";
 
@@ -89,7 +88,7 @@ async fn waiting_for_the_answer() {
         h.wake.notified().await;
         fake.end(1, WhereIs::Done, Some("uptime 3d"));
     };
-    let path = format!("{EVENTS}?wait=30s");
+    let path = format!("{EVENTS}?wait=60s");
     let (answer, ()) = tokio::join!(h.with("support", "POST", &path, body), done);
     assert_eq!(answer.status, 201, "{}", answer.text);
     let answer = answer.json();
@@ -128,9 +127,7 @@ async fn places_to_wait_are_bounded_and_nothing_is_stored_without_one() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), all)
-        .await
-        .unwrap();
+    tokio::time::timeout(LONG, all).await.unwrap();
     let answer = h.with("support", "POST", &path, body).await;
     assert_eq!(answer.status, 429);
     assert_eq!(h.fake.events().len(), 64);

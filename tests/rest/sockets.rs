@@ -11,15 +11,13 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::fake::{House, house};
+use crate::fake::{House, LONG, house};
 
 const CURL: &str = "POST /rest_api/v2/EventsStackCompact/ HTTP/1.1\r\n\
     Host: 127.0.0.1:8082\r\nUser-Agent: curl/7.88.1\r\nAccept: */*\r\nContent-Length: 74\r\n\
     Content-Type: application/x-www-form-urlencoded\r\n\r\n\
     method1=objects.create&arg1={\"user_id\": 1424,\"cmd\":\"user_redirect_cancel\"}";
 const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
-/// Far above anything that takes place here.
-const LONG: Duration = Duration::from_secs(20);
 
 struct Served {
     house: House,
@@ -201,7 +199,11 @@ async fn an_announced_large_body_is_refused_before_it_is_sent() {
 
 #[tokio::test]
 async fn stopping_lets_an_open_request_end() {
-    let mut s = served(Limits::default()).await;
+    let limits = Limits {
+        grace: LONG,
+        ..Limits::default()
+    };
+    let mut s = served(limits).await;
     s.house.fake.gate.forget_permits(usize::MAX);
     let mut idle = s.connect().await;
     idle.write_all(HEALTH.as_bytes()).await.unwrap();

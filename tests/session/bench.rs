@@ -16,8 +16,8 @@ use nas_event_daemon::scheme::native::beside::Beside;
 use nas_event_daemon::scheme::session::SessionScheme;
 use serde_json::{Value, json};
 
-/// A condition that has not come by then never will.
-const PATIENCE_MS: u64 = 30_000;
+/// A condition that has not come by then never will, on a busy machine either.
+const PATIENCE_MS: u64 = 90_000;
 
 pub(crate) fn shim() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_nas_event_daemon"))
@@ -76,7 +76,7 @@ pub(crate) fn job(cmd: &str) -> Job {
             coa_secret: "c0a-secret".into(),
             ..NasSecret::default()
         }),
-        deadline: Duration::from_secs(30),
+        deadline: Duration::from_millis(PATIENCE_MS),
     }
 }
 

@@ -181,8 +181,8 @@ impl Sim {
             }
             None => None,
         };
-        let listener = bind(options.listen)?;
-        let addr = listener.local_addr()?;
+        let (addr, port) = reserve(options.listen)?;
+        let listener = listen(addr)?;
         let bounds = Bounds {
             word: options.word_max,
             words: Bounds::DRIVER.words,
@@ -198,7 +198,7 @@ impl Sim {
             options,
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(Arc::clone(&state), listener, addr));
+        tasks.spawn(accept(Arc::clone(&state), listener, addr, port));
         Ok(Self { state, addr, tasks })
     }
 
@@ -254,19 +254,32 @@ impl Sim {
     }
 }
 
-fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+/// A socket that is bound and never listens: while connections are refused, the system gives
+/// the port to nobody else. `SO_REUSEADDR` on both lets another socket listen there.
+fn reserve(addr: SocketAddr) -> io::Result<(SocketAddr, TcpSocket)> {
+    let socket = bind(addr)?;
+    Ok((socket.local_addr()?, socket))
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    bind(addr)?.listen(BACKLOG).map_err(|e| cannot(addr, &e))
+}
+
+fn bind(addr: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match addr {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_reuseaddr(true)?;
-    socket
-        .bind(addr)
-        .and_then(|()| socket.listen(BACKLOG))
-        .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))
+    socket.bind(addr).map_err(|e| cannot(addr, &e))?;
+    Ok(socket)
 }
 
-async fn accept(state: Arc<State>, listener: TcpListener, addr: SocketAddr) {
+fn cannot(addr: SocketAddr, e: &io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}"))
+}
+
+async fn accept(state: Arc<State>, listener: TcpListener, addr: SocketAddr, _port: TcpSocket) {
     let mut faults = state.faults.subscribe();
     let mut connections = JoinSet::new();
     let mut listener = Some(listener);
@@ -276,7 +289,7 @@ async fn accept(state: Arc<State>, listener: TcpListener, addr: SocketAddr) {
             listener = None;
             connections.abort_all();
         } else if listener.is_none() {
-            listener = bind(addr).ok();
+            listener = listen(addr).ok();
         }
         tokio::select! {
             changed = faults.changed() => if changed.is_err() { return },
