@@ -4,6 +4,7 @@
     reason = "helpers of tests, outside of the functions that clippy knows as tests"
 )]
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use nas_event_daemon::driver::Reply;
 use nas_event_daemon::driver::mikrotik::wire::Bounds;
 use nas_event_daemon::driver::mikrotik::{Command, Limits, Mikrotik, Target};
 use nas_event_daemon::sim::mikrotik::{Faults, Options, Seen, Sim};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -315,6 +316,9 @@ async fn an_unreachable_router_fails_everybody_at_once_and_comes_back() {
     while TcpStream::connect(sim.addr()).await.is_ok() {
         tokio::task::yield_now().await;
     }
+    // Its port is not given to another program meanwhile.
+    let taken = TcpSocket::new_v4().unwrap().bind(sim.addr());
+    assert_eq!(taken.unwrap_err().kind(), ErrorKind::AddrInUse);
     let driver = driver_to(sim.addr(), 3);
     for reply in crowd(&driver, 20).await {
         let failure = reply.unwrap_err();

@@ -216,11 +216,36 @@ async fn the_drain_is_bounded(kind: Kind) {
     comes_back_flagged(&lab, daemon, runs, waits).await;
 }
 
+/// Stops every thread of an idle daemon, and none within a transaction: what that had locked
+/// would stay locked for the heir, too.
+async fn freeze(lab: &Lab, daemon: &Daemon) {
+    lab.scheduled(1, 1).await;
+    let stopped = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+    };
+    lab.until("it is stopped outside of transactions", async || {
+        daemon.signal(Signal::SIGSTOP);
+        lab.until("all threads are stopped", async || stopped().then_some(()))
+            .await;
+        let free = lab.db.is_free().await;
+        if !free {
+            daemon.signal(Signal::SIGCONT);
+        }
+        free.then_some(())
+    })
+    .await;
+}
+
 async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
     let lab = gated_lab(kind, "").await;
     let mut frozen = lab.start().await;
     let (runs, waits) = one_runs_one_waits(&lab).await;
-    frozen.signal(Signal::SIGSTOP);
+    freeze(&lab, &frozen).await;
     // It cannot be seen to be dead; only its silence tells.
     let other = Lab::on(Arc::clone(&lab.db), "");
     scheme(&other, &lab);

@@ -67,6 +67,26 @@ impl Db {
         run_sql(&self.url, statement).await;
     }
 
+    /// Whether nobody holds a lock that a new owner needs.
+    pub async fn is_free(&self) -> bool {
+        match self.kind {
+            Kind::Sqlite => {
+                let options: SqliteConnectOptions = self.url.parse().unwrap();
+                let options = options.busy_timeout(Duration::ZERO);
+                let mut conn = sqlx::SqliteConnection::connect_with(&options)
+                    .await
+                    .unwrap();
+                let text = "begin immediate; rollback";
+                sqlx::raw_sql(text).execute(&mut conn).await.is_ok()
+            }
+            Kind::Postgres => {
+                let mut conn = sqlx::PgConnection::connect(&self.url).await.unwrap();
+                let text = "select 1 from owner for update nowait";
+                sqlx::raw_sql(text).execute(&mut conn).await.is_ok()
+            }
+        }
+    }
+
     /// A view with a column of every type.
     pub async fn replace_params_view(&self) {
         self.sql("drop view event_params").await;
