@@ -278,7 +278,7 @@ async fn a_take_over_waits_for_the_running_turn() {
         .unwrap();
     let second = connect(&db.url).await.unwrap();
     let late = async {
-        waits_for_lock(&mut eye, "update events_stack").await;
+        waits_for_lock(&mut eye, "with owned").await;
         tokio::join!(second.own("other pid=2", After::Silence(-1)), async {
             // Without the turn's lock on the owner's row this would never come.
             let wait = waits_for_lock(&mut eye, "insert into owner");

@@ -223,10 +223,12 @@ async fn plain_rows(
              {params}, k.class, b.created_at, b.owner_script, b.owner_function, b.source, b.batch_id,
              coalesce(b.expires_at, b.created_at + k.ttl_ms * interval '1 millisecond'), {duplicate}
            from batch b
-             join unnest($1::text[], $2::smallint[], $3::bigint[]) k(cmd, class, ttl_ms) on k.cmd = b.cmd
+             cross join lateral (select array_position($1::text[], b.cmd) as at offset 0) known
+             cross join lateral (select ($2::smallint[])[known.at] as class,
+               ($3::bigint[])[known.at] as ttl_ms) k
              cross join lateral (select * from event_params where user_id = {user} offset 0) p
              cross join lateral (select id::bigint as id from nas where id = {nas} offset 0) n
-           where b.user_id is not null and b.params is null and b.usluga_id is null
+           where known.at is not null and b.user_id is not null and b.params is null and b.usluga_id is null
              and not b.params_complete and b.nas_ip is null {session}
            returning {WAITING}),
          taken as (delete from events_stack_compact c using moved where c.id = moved.id)

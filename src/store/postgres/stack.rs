@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 
-use super::{Postgres, connection, kept_ms, sql, storable};
+use super::{Postgres, connection, hot, kept_ms, sql, storable};
 use crate::event::{Class, EventId, Params, UserId, Waiting};
 use crate::nas::NasId;
 use crate::store::{Error, Result, Settle, SettleTo, Started, Turn, Turned};
@@ -162,19 +162,11 @@ async fn write(conn: &mut PgConnection, doubt: &mut Doubt, turn: &Turn) -> Resul
     let mut tx = Connection::begin(conn)
         .await
         .map_err(sql("begin a writer turn"))?;
-    // The lock makes a take-over wait for this turn, and every later turn see the new epoch.
-    let owner: Option<(i64,)> =
-        sqlx::query_as("select epoch from owner where scope = 'all' for share")
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(sql("check the ownership"))?;
-    if owner != Some((turn.epoch,)) {
-        return Err(Error::Fenced { epoch: turn.epoch });
-    }
-    if !doubt.started.is_empty() {
-        unstart(&mut tx, doubt, turn.epoch).await?;
-    }
-    let mut settled = settle(&mut tx, turn).await?;
+    let usual = doubt.started.is_empty() && !turn.again;
+    let (mut settled, started) = match hot::alike(turn).filter(|_| usual) {
+        Some(done) => hot::write(&mut tx, turn, &done).await?,
+        None => carefully(&mut tx, doubt, turn).await?,
+    };
     if !doubt.settled.is_empty() {
         // Settled by the turn whose answer was lost: the compare-and-set found nothing to do.
         let now: BTreeSet<EventId> = settled.iter().copied().collect();
@@ -185,11 +177,6 @@ async fn write(conn: &mut PgConnection, doubt: &mut Doubt, turn: &Turn) -> Resul
                 .filter(|id| !now.contains(id) && doubt.settled.contains(id)),
         );
     }
-    let started = if turn.starts.is_empty() {
-        Vec::new()
-    } else {
-        mark(&mut tx, turn).await?
-    };
     // Noted before the commit, for this call may be cancelled while it waits for the answer.
     let before = doubt.clone();
     doubt.note(&settled, &started);
@@ -205,6 +192,33 @@ async fn write(conn: &mut PgConnection, doubt: &mut Doubt, turn: &Turn) -> Resul
             Err(sql("commit a turn")(source))
         }
     }
+}
+
+/// Step by step: ownership, what is in doubt, settles of every kind, starts.
+async fn carefully(
+    tx: &mut PgConnection,
+    doubt: &Doubt,
+    turn: &Turn,
+) -> Result<(Vec<EventId>, Vec<Started>)> {
+    // The lock makes a take-over wait for this turn, and every later turn see the new epoch.
+    let owner: Option<(i64,)> =
+        sqlx::query_as("select epoch from owner where scope = 'all' for share")
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(sql("check the ownership"))?;
+    if owner != Some((turn.epoch,)) {
+        return Err(Error::Fenced { epoch: turn.epoch });
+    }
+    if !doubt.started.is_empty() {
+        unstart(&mut *tx, doubt, turn.epoch).await?;
+    }
+    let settled = settle(&mut *tx, turn).await?;
+    let started = if turn.starts.is_empty() {
+        Vec::new()
+    } else {
+        mark(&mut *tx, turn).await?
+    };
+    Ok((settled, started))
 }
 
 /// Puts back what a lost turn may have marked `running`: nobody executed it, for its caller
@@ -246,48 +260,47 @@ async fn mark(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<Started>> {
     .fetch_all(&mut *tx)
     .await
     .map_err(sql("mark events running"))?;
-    let mut found = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let read = || -> std::result::Result<Started, sqlx::Error> {
-            let text: &str = row.try_get("params")?;
-            Ok(Started {
-                id: EventId(row.try_get("id")?),
-                cmd: row.try_get("event_type")?,
-                user: row.try_get::<Option<i64>, _>("user_id")?.map(UserId),
-                abonent: row.try_get("abonent_id")?,
-                usluga: row.try_get("usluga_id")?,
-                params: Params(
-                    serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default(),
-                ),
-                try_count: u32::try_from(row.try_get::<i32, _>("try_count")?).unwrap_or(0),
-                possible_duplicate: row.try_get("possible_duplicate")?,
-            })
-        };
-        found.push(read().map_err(sql("read a started event"))?);
-    }
-    Ok(found)
+    rows.iter().map(started).collect()
+}
+
+/// A row that was marked `running`.
+pub(super) fn started(row: &PgRow) -> Result<Started> {
+    let read = || -> std::result::Result<Started, sqlx::Error> {
+        let text: &str = row.try_get("params")?;
+        Ok(Started {
+            id: EventId(row.try_get("id")?),
+            cmd: row.try_get("event_type")?,
+            user: row.try_get::<Option<i64>, _>("user_id")?.map(UserId),
+            abonent: row.try_get("abonent_id")?,
+            usluga: row.try_get("usluga_id")?,
+            params: Params(serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default()),
+            try_count: u32::try_from(row.try_get::<i32, _>("try_count")?).unwrap_or(0),
+            possible_duplicate: row.try_get("possible_duplicate")?,
+        })
+    };
+    read().map_err(sql("read a started event"))
 }
 
 /// The compare-and-set of a settle: claimed try of this epoch (`$3`), or still waiting. `$1`
 /// are ids, `$2` the claimed tries.
-const CLAIMED: &str = "e.id = j.id
+pub(super) const CLAIMED: &str = "e.id = j.id
   and ((j.try is not null and e.state = 'running' and e.epoch = $3 and e.try_count = j.try)
     or (j.try is null and e.state in ('ready', 'deferred', 'held')))";
 
 /// Columns common to `events_stack`, `events_done` and `events_dead`.
-const SAME: &str = "id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
+pub(super) const SAME: &str = "id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
   event_date, owner_script, owner_function, source, batch_id, possible_duplicate, started_at";
 
 /// The columns of some settles, as arrays.
-struct Columns<'a> {
-    ids: Vec<i64>,
-    tries: Vec<Option<i32>>,
-    codes: Vec<i32>,
-    errors: Vec<Option<std::borrow::Cow<'a, str>>>,
+pub(super) struct Columns<'a> {
+    pub(super) ids: Vec<i64>,
+    pub(super) tries: Vec<Option<i32>>,
+    pub(super) codes: Vec<i32>,
+    pub(super) errors: Vec<Option<std::borrow::Cow<'a, str>>>,
 }
 
 impl<'a> Columns<'a> {
-    fn of(settles: impl Iterator<Item = &'a Settle>) -> Self {
+    pub(super) fn of(settles: impl Iterator<Item = &'a Settle>) -> Self {
         let mut columns = Self {
             ids: Vec::new(),
             tries: Vec::new(),
