@@ -229,10 +229,7 @@ impl Scheduler {
             if s.lanes.held_of(nas) == 0 {
                 continue;
             }
-            loop {
-                let Some(pool) = s.pools.get(&nas) else {
-                    break;
-                };
+            while let Some(pool) = s.pools.get(&nas) {
                 if pool.is_paused(wall_ms)
                     || pool.free() == 0
                     || turn.settles.len() + turn.starts.len() >= TURN_MAX

@@ -15,6 +15,7 @@ use nas_event_daemon::nas::NasId;
 use nas_event_daemon::scheme::{Execute, ExitPolicy, Identity};
 use nas_event_daemon::store::After;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::daemon::Lab;
@@ -125,7 +126,8 @@ async fn an_attempt_that_breaks_is_told(kind: Kind) {
         sender: sender.clone(),
     };
     let stop = CancellationToken::new();
-    let running = tokio::spawn(scheduler.run(inbox, stop.clone(), CancellationToken::new()));
+    let mut running = JoinSet::new();
+    running.spawn(scheduler.run(inbox, stop.clone(), CancellationToken::new()));
     let settings = Settings {
         steps: vec![Step::Start(NasId(1), served)],
         skipped: BTreeMap::new(),
@@ -144,5 +146,5 @@ async fn an_attempt_that_breaks_is_told(kind: Kind) {
     let row = lab.rows("select possible_duplicate from events_dead").await;
     assert!(["1", "true", "t"].contains(&row[0][0].as_str()), "{row:?}");
     stop.cancel();
-    running.await.unwrap().unwrap();
+    running.join_next().await.unwrap().unwrap().unwrap();
 }

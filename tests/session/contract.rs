@@ -350,7 +350,10 @@ async fn a_scheme_that_says_so_runs_in_observe_mode_and_its_helpers_send_nothing
         job.nas = Arc::new(nas);
         let told = scheme.run(&job).await;
         assert_eq!(told.report.verdict, verdict, "{told:?}");
-        assert!(told.lines.join("\n").contains(said), "{told:?}");
+        let lines = told.lines.join("\n");
+        assert!(lines.contains(said), "{told:?}");
+        let tried = lines.contains("ERROR");
+        assert_eq!(tried, mode == Mode::Active, "{told:?}");
     }
 }
 
