@@ -141,11 +141,11 @@ fn reasons_say_what_is_missing() {
     assert_eq!(reason(Some("Bom"), None), "session /oss/core/Bom -");
     place.put(
         "oss/core/Bom/scheme.toml",
-        "observe = true\n\ndriver = \"ssh\"\n",
+        "observe = true\n\ndrivers = \"ssh\"\n",
     );
     let both = reason(Some("Bom"), None);
     assert!(
-        both.contains("Bom/scheme.toml:3: error: unknown key `driver`"),
+        both.contains("Bom/scheme.toml:3: error: unknown key `drivers`"),
         "{both}"
     );
 }

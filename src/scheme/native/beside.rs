@@ -1,6 +1,7 @@
 //! `scheme.toml` beside `bin/session`: what the exit codes of its functions mean, and whether
-//! they may run in observe mode. Steps and drivers belong to native schemes, and a file that
-//! has them here would be taken for one: every other key is an error.
+//! they may run in observe mode. What belongs to a native scheme has no meaning here, for
+//! `bin/session` has the commands; it is left alone, so that an operator may try a session
+//! scheme in the directory of a native one. A key that neither knows is an error.
 
 use std::path::Path;
 
@@ -12,6 +13,17 @@ use super::{FILE, Finding, Severity};
 use crate::scheme::ExitPolicy;
 
 const KEYS: &str = "exit, on_error, observe; bin/session holds the commands";
+/// What only a native scheme has.
+const NATIVE: [&str; 8] = [
+    "driver",
+    "description",
+    "vars",
+    "own",
+    "shell",
+    "fresh",
+    "on",
+    "part",
+];
 
 /// What a session scheme says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,6 +74,9 @@ fn parse(file: &Path, source: &str) -> Result<Beside, Vec<Finding>> {
                     }
                 }
             }
+            for native in NATIVE {
+                keys.take(native);
+            }
             keys.end(KEYS, &mut notes);
         }
         Err(e) => {
@@ -96,9 +111,13 @@ mod tests {
         };
         let observe = true;
         assert_eq!(read(all), Ok(Beside { policy, observe }));
+        let native = "driver = \"mikrotik\"\non_error = \"retry\"\n[[on.user_add]]\ncall = \"/x\"\n";
+        assert_eq!(
+            read(native).map(|b| b.policy.on_error),
+            Ok(Some(OnError::Retry))
+        );
         for (source, line, said) in [
-            ("\ndriver = \"mikrotik\"", 2, "unknown key `driver`"),
-            ("[[on.user_add]]\nanswer = \"x\"", 1, "unknown key `on`"),
+            ("\ndrive = \"mikrotik\"", 2, "unknown key `drive`"),
             ("\n\nobserve = 1", 3, "`observe`"),
             ("exit = { don = [1] }", 1, "unknown key `don` in exit"),
             ("on_error = \"never\"", 1, "never"),

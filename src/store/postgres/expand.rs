@@ -108,7 +108,8 @@ async fn batch(
     out.full = picked.len() >= limit;
     let gone: HashSet<i64> = moved.iter().map(|w| w.id.0).collect();
     out.moved.extend(moved);
-    let slow: Vec<i64> = picked.into_iter().filter(|id| !gone.contains(id)).collect();
+    let mut slow: Vec<i64> = picked.into_iter().filter(|id| !gone.contains(id)).collect();
+    slow.sort_unstable();
     by_halves(&mut tx, shape, known, slow, &mut out).await?;
     let again: Vec<(i64,)> = sqlx::query_as(
         "select id from events_stack_compact where error is not null and next_expand_at <= now()
@@ -232,7 +233,7 @@ async fn plain_rows(
              and not b.params_complete and b.nas_ip is null {session}
            returning {WAITING}),
          taken as (delete from events_stack_compact c using moved where c.id = moved.id)
-         select b.id as picked, moved.* from batch b left join moved on moved.id = b.id order by b.id",
+         select b.id as picked, moved.* from batch b left join moved on moved.id = b.id",
         duplicate = duplicate("b"),
         user = shape.like("event_params", "user_id", "b.user_id"),
         nas = shape.like("nas", "id", "coalesce(b.nas_id, p.nas_id::bigint)"),

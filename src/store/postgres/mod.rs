@@ -111,6 +111,8 @@ impl Postgres {
                 ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
                 ("timezone", "UTC"),
                 ("datestyle", "ISO"),
+                // Compiling a statement takes longer than any of ours runs.
+                ("jit", "off"),
             ])
             .disable_statement_logging();
         let mut conn = connection::open(&options.clone().options(IN_ORDER))
