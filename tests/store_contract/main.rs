@@ -53,6 +53,7 @@ on_both!(
     unexpandable_rows_never_stand_in_the_way,
     an_overtaken_row_goes_to_dead,
     a_turn_settles_and_starts_in_one_transaction,
+    a_turn_of_many_does_each_of_them_once,
     every_transition_is_a_compare_and_set,
     a_second_owner_is_refused_and_a_late_one_fenced,
     a_dead_owner_is_followed_by_one,

@@ -33,6 +33,60 @@ pub(super) async fn a_turn_settles_and_starts_in_one_transaction(db: Db) {
     );
 }
 
+pub(super) async fn a_turn_of_many_does_each_of_them_once(db: Db) {
+    let epoch = owned(&db).await;
+    let plain = |id: EventId, try_count: u32| Settle {
+        to: SettleTo::Done {
+            result: DoneResult::Done,
+            answer: None,
+            scheme_hash: "h".into(),
+        },
+        try_count: Some(try_count),
+        ..done(id, 1)
+    };
+    let events: Vec<CompactEvent> = (0..140).map(|_| event("user_edit", 1)).collect();
+    let ids = posted(&db.store, &events).await;
+    db.store.expand(200, &[]).await.unwrap();
+    let (first, second) = ids.split_at(70);
+    let turn = async |settles: Vec<Settle>, starts: &[EventId]| {
+        let turn = Turn {
+            epoch,
+            settles,
+            starts: starts.to_vec(),
+            ..Turn::default()
+        };
+        let turned = db.store.turn(&turn).await.unwrap();
+        let mut started: Vec<EventId> = turned.started.iter().map(|s| s.id).collect();
+        let mut settled = turned.settled;
+        started.sort();
+        settled.sort();
+        (settled, started)
+    };
+    let places = async || {
+        let text = "select count(*) filter (where state = 'ready'), count(*) filter (where state = 'running'),
+              (select count(*) from events_done) from events_stack";
+        let row = db.store.sql(text, false).await.unwrap().rows.remove(0);
+        let number = |i: usize| row[i].as_deref().unwrap().parse::<u32>().unwrap();
+        (number(0), number(1), number(2))
+    };
+    assert_eq!(turn(Vec::new(), first).await, (vec![], first.to_vec()));
+    assert_eq!(places().await, (70, 70, 0));
+    // One of each kind does not match: the others are not held up, and nothing is done to it.
+    let mut settles: Vec<Settle> = first.iter().map(|id| plain(*id, 1)).collect();
+    settles[33] = plain(first[33], 2);
+    let (settled, started) = turn(settles, second).await;
+    assert_eq!((settled.len(), started.len()), (69, 70));
+    assert!(!settled.contains(&first[33]));
+    assert_eq!(places().await, (0, 71, 69));
+    let settles = second.iter().map(|id| plain(*id, 1)).collect();
+    let (settled, started) = turn(settles, &first[33..34]).await;
+    assert_eq!((settled.len(), started.len()), (70, 0));
+    assert_eq!(places().await, (0, 1, 139));
+    let (settled, _) = turn(vec![plain(first[33], 1)], &[]).await;
+    assert_eq!(settled, [first[33]]);
+    assert_eq!(places().await, (0, 0, 140));
+}
+
 pub(super) async fn every_transition_is_a_compare_and_set(db: Db) {
     let epoch = owned(&db).await;
     let id = running(&db, epoch, 1).await;

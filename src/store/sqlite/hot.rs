@@ -1,8 +1,7 @@
-//! The usual turn in as few steps as possible: settles that all ended alike, and starts. Each
-//! step is a hand-over to the thread that owns the connection and back, which costs more than
-//! the SQL, so insert, delete and update go out together. The sum of changed rows tells
-//! whether every compare-and-set matched; if not, nothing is kept and the turn is taken the
-//! careful way.
+//! The usual turn in one step: settles that all ended alike, and starts. A step is a hand-over
+//! to the thread that owns the connection and back, which costs more than the SQL, so the whole
+//! transaction goes out together. Between its statements stand guards that fail unless every
+//! compare-and-set matched; then nothing is kept and the turn is taken the careful way.
 
 use std::sync::OnceLock;
 
@@ -14,8 +13,11 @@ use crate::store::{Result, SettleTo, Turn};
 
 /// Settles per statement text; a turn takes the next larger one and leaves the rest NULL.
 const SIZES: [usize; 6] = [0, 4, 16, 64, 128, 512];
-/// Parameters before the first settle.
-const FIXED: usize = 5;
+/// Parameters before the first settle. They are named (`$n`): a statement that skips a number of
+/// `?n` would shift what the library binds to the next statements of the text.
+const FIXED: usize = 7;
+/// SQLite's extended result code of a NOT NULL constraint, which only a guard violates here.
+const GUARD: &str = "1299";
 
 /// What the settles of a turn have in common.
 pub(super) struct Alike<'a> {
@@ -79,25 +81,28 @@ pub(super) async fn write(
         .bind(alike.code)
         .bind(alike.hash)
         .bind(turn.epoch)
-        .bind(ids);
+        .bind(ids)
+        .bind(i64::try_from(turn.settles.len()).unwrap_or(i64::MAX))
+        .bind(i64::try_from(starts.len()).unwrap_or(i64::MAX));
     for s in &turn.settles {
         query = query
             .bind(s.id.0)
             .bind(s.try_count.map(i64::from))
             .bind(s.ms);
     }
-    let mut tx = writer.begin().await?;
-    let changed = query
-        .execute(&mut *tx)
-        .await
-        .map_err(sql("write a turn"))?
-        .rows_affected();
-    let expected = 2 * turn.settles.len() + starts.len();
-    if usize::try_from(changed) != Ok(expected) {
-        tx.rollback().await.map_err(sql("take a turn back"))?;
-        return Ok(false);
+    // Until it is known how the transaction ended, also if this call is cancelled.
+    writer.open = true;
+    match query.execute(&mut writer.conn).await {
+        Ok(_) => writer.open = false,
+        Err(error) => {
+            writer.close().await;
+            let code = error.as_database_error().and_then(|e| e.code());
+            if code.as_deref() == Some(GUARD) {
+                return Ok(false);
+            }
+            return Err(sql("write a turn")(error));
+        }
     }
-    tx.commit().await.map_err(sql("commit a turn"))?;
     for s in starts {
         s.event.try_count += 1;
     }
@@ -118,36 +123,48 @@ fn text(settles: usize, starts: bool) -> Option<&'static str> {
 }
 
 fn build(settles: usize, starts: bool) -> String {
-    let mut text = String::new();
+    let mut text = "begin immediate;".to_owned();
+    let guard = |expected: &str| {
+        format!(
+            "insert into owner (scope, epoch, holder, seen_at)
+             select '', null, '', '' where changes() <> {expected};"
+        )
+    };
     if settles > 0 {
         let first = |i: usize| FIXED + 3 * i + 1;
         let rows: Vec<String> = (0..settles)
-            .map(|i| format!("(?{},?{},?{})", first(i), first(i) + 1, first(i) + 2))
+            .map(|i| format!("(${},${},${})", first(i), first(i) + 1, first(i) + 2))
             .collect();
-        let ids: Vec<String> = (0..settles).map(|i| format!("?{}", first(i))).collect();
+        let ids: Vec<String> = (0..settles).map(|i| format!("${}", first(i))).collect();
         text.push_str(&format!(
             "with j(id, try, ms) as (values {})
              insert into events_done (id, event_type, user_id, abonent_id, nas_id, usluga_id,
                acct_session_id, event_date, owner_script, owner_function, source, batch_id, result, code,
                ms, attempts, scheme_hash, possible_duplicate, started_at)
              select e.id, e.event_type, e.user_id, e.abonent_id, e.nas_id, e.usluga_id, e.acct_session_id,
-               e.event_date, e.owner_script, e.owner_function, e.source, e.batch_id, ?1, ?2, j.ms,
-               e.try_count, ?3, e.possible_duplicate, e.started_at
+               e.event_date, e.owner_script, e.owner_function, e.source, e.batch_id, $1, $2, j.ms,
+               e.try_count, $3, e.possible_duplicate, e.started_at
              from j cross join events_stack e
-             where e.id = j.id and e.state = 'running' and e.epoch = ?4 and e.try_count = j.try
-               and (select epoch from owner where scope = 'all') = ?4;
-             delete from events_stack where id in (select id from events_done where id in ({}));",
+             where e.id = j.id and e.state = 'running' and e.epoch = $4 and e.try_count = j.try
+               and (select epoch from owner where scope = 'all') = $4;
+             {}
+             delete from events_stack where id in ({});
+             {}",
             rows.join(","),
-            ids.join(",")
+            guard("$6"),
+            ids.join(","),
+            guard("$6")
         ));
     }
     if starts {
         text.push_str(
-            "update events_stack set state = 'running', epoch = ?4, try_count = try_count + 1,
+            "update events_stack set state = 'running', epoch = $4, try_count = try_count + 1,
                started_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
-             where id in (select value from json_each(?5)) and state in ('ready', 'deferred')
-               and (select epoch from owner where scope = 'all') = ?4;",
+             where id in (select value from json_each($5)) and state in ('ready', 'deferred')
+               and (select epoch from owner where scope = 'all') = $4;",
         );
+        text.push_str(&guard("$7"));
     }
+    text.push_str("commit;");
     text
 }

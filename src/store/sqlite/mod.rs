@@ -60,6 +60,8 @@ struct Writer {
     conn: SqliteConnection,
     stretch_from: u64,
     known_cmds: Vec<Cmd>,
+    /// A transaction that was sent as one text may still be open: it broke off.
+    open: bool,
 }
 
 /// Maps a failed statement to what was being done.
@@ -109,6 +111,7 @@ impl Sqlite {
             conn,
             stretch_from: clock::tick_ms(),
             known_cmds: Vec::new(),
+            open: false,
         };
         Ok(Self {
             writer: Mutex::new(writer),
@@ -126,6 +129,9 @@ impl Sqlite {
             tokio::time::sleep(WRITE_GAP).await;
             writer.stretch_from = clock::tick_ms();
         }
+        if writer.open {
+            writer.close().await;
+        }
         writer
     }
 
@@ -135,6 +141,13 @@ impl Sqlite {
 }
 
 impl Writer {
+    /// Takes back what a broken-off text left open. The database's answer may be that nothing
+    /// is: the text failed before it began, or after it had ended.
+    async fn close(&mut self) {
+        let answer = sqlx::query("rollback").execute(&mut self.conn).await;
+        self.open = !matches!(answer, Ok(_) | Err(sqlx::Error::Database(_)));
+    }
+
     async fn begin(&mut self) -> Result<Transaction<'_, Db>> {
         self.conn
             .begin_with("BEGIN IMMEDIATE")
