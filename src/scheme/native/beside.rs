@@ -111,7 +111,8 @@ mod tests {
         };
         let observe = true;
         assert_eq!(read(all), Ok(Beside { policy, observe }));
-        let native = "driver = \"mikrotik\"\non_error = \"retry\"\n[[on.user_add]]\ncall = \"/x\"\n";
+        let native =
+            "driver = \"mikrotik\"\non_error = \"retry\"\n[[on.user_add]]\ncall = \"/x\"\n";
         assert_eq!(
             read(native).map(|b| b.policy.on_error),
             Ok(Some(OnError::Retry))

@@ -21,12 +21,7 @@ pub(super) fn alike(turn: &Turn) -> Option<Vec<Done<'_>>> {
             result,
             answer,
             scheme_hash,
-        } => Some((
-            s,
-            result.as_str(),
-            answer.as_deref(),
-            scheme_hash.as_str(),
-        )),
+        } => Some((s, result.as_str(), answer.as_deref(), scheme_hash.as_str())),
         SettleTo::Dead { .. } | SettleTo::Deferred { .. } | SettleTo::Ready { .. } => None,
     };
     turn.settles.iter().map(done).collect()

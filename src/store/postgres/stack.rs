@@ -288,7 +288,8 @@ pub(super) const CLAIMED: &str = "e.id = j.id
     or (j.try is null and e.state in ('ready', 'deferred', 'held')))";
 
 /// Columns common to `events_stack`, `events_done` and `events_dead`.
-pub(super) const SAME: &str = "id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
+pub(super) const SAME: &str =
+    "id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
   event_date, owner_script, owner_function, source, batch_id, possible_duplicate, started_at";
 
 /// The columns of some settles, as arrays.
