@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{Connection, PgConnection};
 
 use super::compact::interactive;
 use super::decide::{Known, Nases, Ready, Wanted};
@@ -96,20 +96,20 @@ async fn batch(
     if !doubt.is_empty() {
         out.moved = doubtful(&mut tx, doubt).await?;
     }
+    let picked = pick(&mut tx, limit).await?;
     run(&mut tx, "savepoint plain").await?;
-    let (picked, moved) = match plain_rows(&mut tx, shape, limit, known).await {
+    let moved = match plain_rows(&mut tx, shape, &picked, known).await {
         Err(Error::Sql { source, .. }) if is_row_trouble(&source) => {
             // One row of the billing's view breaks the statement: find it by halves.
             run(&mut tx, "rollback to plain").await?;
-            (pick(&mut tx, limit).await?, Vec::new())
+            Vec::new()
         }
         other => other?,
     };
     out.full = picked.len() >= limit;
     let gone: HashSet<i64> = moved.iter().map(|w| w.id.0).collect();
     out.moved.extend(moved);
-    let mut slow: Vec<i64> = picked.into_iter().filter(|id| !gone.contains(id)).collect();
-    slow.sort_unstable();
+    let slow: Vec<i64> = picked.into_iter().filter(|id| !gone.contains(id)).collect();
     by_halves(&mut tx, shape, known, slow, &mut out).await?;
     let again: Vec<(i64,)> = sqlx::query_as(
         "select id from events_stack_compact where error is not null and next_expand_at <= now()
@@ -179,15 +179,27 @@ async fn doubtful(tx: &mut PgConnection, doubt: &Doubt) -> Result<Vec<Waiting>> 
     rows.iter().map(waiting).collect()
 }
 
+/// Locks the first rows. The planner, which sees the compact stack now empty and now full, must
+/// not come to read and sort all of it; in statements over the billing's views it is free.
 async fn pick(tx: &mut PgConnection, limit: usize) -> Result<Vec<i64>> {
+    run(
+        &mut *tx,
+        "set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off",
+    )
+    .await?;
     let rows: Vec<(i64,)> = sqlx::query_as(
         "select id from events_stack_compact where error is null order by id limit $1
          for update skip locked",
     )
     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-    .fetch_all(tx)
+    .fetch_all(&mut *tx)
     .await
     .map_err(sql("pick compact events"))?;
+    run(
+        tx,
+        "set local enable_seqscan to default; set local enable_bitmapscan to default; set local enable_sort to default",
+    )
+    .await?;
     Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 
@@ -199,24 +211,25 @@ fn duplicate(row: &str) -> String {
     )
 }
 
-/// Moves the rows that need no overlay and name their NAS by id or not at all. Returns the ids
-/// of the whole batch, and what was moved.
+/// Moves those of the locked rows that need no overlay and name their NAS by id or not at all.
 async fn plain_rows(
     tx: &mut PgConnection,
     shape: &billing::Shape,
-    limit: usize,
+    picked: &[i64],
     known: &Known,
-) -> Result<(Vec<i64>, Vec<Waiting>)> {
+) -> Result<Vec<Waiting>> {
+    if picked.is_empty() {
+        return Ok(Vec::new());
+    }
     let (params, session) = match &shape.params_of_session {
         Some(params) => (params, ""),
         None => (&shape.params, "and b.acct_session_id is null"),
     };
-    // The limit is written out, so that the planner knows it. `offset 0` keeps it from reading
-    // all accounts for a join: each is looked up by index, whatever the statistics say.
+    // `offset 0` keeps the planner from reading all accounts for a join: each is looked up by
+    // index, whatever the statistics say.
     let text = format!(
         "with batch as materialized (
-           select * from events_stack_compact where error is null order by id limit {limit}
-           for update skip locked),
+           select * from events_stack_compact where id = any($4)),
          moved as (
            insert into events_stack (id, event_type, user_id, abonent_id, nas_id, acct_session_id, params,
              class, event_date, owner_script, owner_function, source, batch_id, expires_at, possible_duplicate)
@@ -233,7 +246,7 @@ async fn plain_rows(
              and not b.params_complete and b.nas_ip is null {session}
            returning {WAITING}),
          taken as (delete from events_stack_compact c using moved where c.id = moved.id)
-         select b.id as picked, moved.* from batch b left join moved on moved.id = b.id",
+         select * from moved",
         duplicate = duplicate("b"),
         user = shape.like("event_params", "user_id", "b.user_id"),
         nas = shape.like("nas", "id", "coalesce(b.nas_id, p.nas_id::bigint)"),
@@ -242,20 +255,11 @@ async fn plain_rows(
         .bind(&known.cmds)
         .bind(&known.classes)
         .bind(&known.ttls_ms)
+        .bind(picked)
         .fetch_all(tx)
         .await
         .map_err(sql("expand a batch"))?;
-    let mut picked = Vec::with_capacity(rows.len());
-    let mut moved = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let doing = "read an expanded row";
-        picked.push(row.try_get("picked").map_err(sql(doing))?);
-        let id: Option<i64> = row.try_get("id").map_err(sql(doing))?;
-        if id.is_some() {
-            moved.push(waiting(row)?);
-        }
-    }
-    Ok((picked, moved))
+    rows.iter().map(waiting).collect()
 }
 
 async fn by_halves(

@@ -49,8 +49,6 @@ const BY_KEY: [(&str, &str); 4] = [
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
 ];
-/// The expander takes the first rows by id, and must not read and sort all that wait for it.
-const IN_ORDER: [(&str, &str); 2] = [("enable_bitmapscan", "off"), ("enable_sort", "off")];
 /// Prepared statements kept by one connection.
 const STATEMENTS: usize = 200;
 /// Latest time that a column is asked to keep, ms (year 9999).
@@ -115,9 +113,7 @@ impl Postgres {
                 ("jit", "off"),
             ])
             .disable_statement_logging();
-        let mut conn = connection::open(&options.clone().options(IN_ORDER))
-            .await
-            .map_err(fail)?;
+        let mut conn = connection::open(&options).await.map_err(fail)?;
         migrator()
             .run_direct(None, &mut conn, false)
             .await
@@ -133,7 +129,7 @@ impl Postgres {
             .connect_lazy_with(options.clone());
         Ok(Self {
             writer: Reopening::new(options.clone().options(BY_KEY), None),
-            expander: Reopening::new(options.clone().options(IN_ORDER), Some(conn)),
+            expander: Reopening::new(options.clone(), Some(conn)),
             options,
             pool,
             billing: std::sync::RwLock::new(shape),

@@ -282,8 +282,10 @@ pub(super) fn started(row: &PgRow) -> Result<Started> {
 }
 
 /// The compare-and-set of a settle: claimed try of this epoch (`$3`), or still waiting. `$1`
-/// are ids, `$2` the claimed tries.
-pub(super) const CLAIMED: &str = "e.id = j.id
+/// are ids, `$2` the claimed tries. `any ($1)` says the same as the join once more, for a planner
+/// that believes the table empty: it would read all of it by the key and compare each row with
+/// each settle (seen at 4,000 events/s: 100 settles took 0.8 s and more).
+pub(super) const CLAIMED: &str = "e.id = j.id and e.id = any ($1)
   and ((j.try is not null and e.state = 'running' and e.epoch = $3 and e.try_count = j.try)
     or (j.try is null and e.state in ('ready', 'deferred', 'held')))";
 

@@ -91,17 +91,17 @@ pub(super) async fn refill(
     limit: usize,
 ) -> Result<Vec<Waiting>> {
     let text = format!(
-        "select {WAITING} from events_stack
-         where nas_id = ?1 and user_id is ?2 and state in ('ready', 'deferred') order by id limit ?3"
+        "select json_group_array(json_array({WAITING_VALUES})) from (select * from events_stack
+         where nas_id = ?1 and user_id is ?2 and state in ('ready', 'deferred') order by id limit ?3)"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+    let (rows,): (String,) = sqlx::query_as(sqlx::AssertSqlSafe(text))
         .bind(nas.0)
         .bind(user.map(|u| u.0))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&store.readers)
+        .fetch_one(&store.readers)
         .await
         .map_err(sql("refill a lane"))?;
-    rows.iter().map(waiting).collect()
+    waiting_from_json(&rows)
 }
 
 pub(super) async fn params_now(store: &Sqlite, event: EventId) -> Result<Option<Params>> {
