@@ -34,6 +34,10 @@ impl Lanes {
         let Some(at) = lane.queue.iter().position(|i| i.id == id) else {
             return;
         };
+        if at == 0 {
+            // The next head has a wait of its own for other NASes.
+            lane.crossed_since = None;
+        }
         if let Some(item) = lane.queue.remove(at) {
             self.expiring.remove(&(item.expires_ms, id, nas, owner));
             self.forget(nas, 1);

@@ -21,6 +21,9 @@ const TURNS_MAX: usize = 2;
 /// Longest wait for the last records at the end.
 const LAST: Duration = Duration::from_secs(5);
 
+/// Settlements that nobody has told, each with the log of its NAS.
+pub(super) type Told = Vec<(Settle, Option<NasLog>)>;
+
 impl Scheduler {
     /// Nobody has written how this event ends: its settlement will be followed by a record.
     pub(super) fn untold(&self, s: &mut State, id: EventId, nas: NasId) {
@@ -34,10 +37,10 @@ impl Scheduler {
         s.untold.insert(id, log);
     }
 
-    /// Writes the records of what a turn settled untold, beside the turns that follow.
-    pub(super) async fn tell(&self, s: &mut State, turn: &Turn, turned: &Turned) {
+    /// What a turn settled untold.
+    pub(super) fn to_tell(s: &mut State, turn: &Turn, turned: &Turned) -> Told {
         if s.untold.is_empty() {
-            return;
+            return Vec::new();
         }
         let settled: HashSet<EventId> = turned.settled.iter().copied().collect();
         let mut told = Vec::new();
@@ -48,6 +51,11 @@ impl Scheduler {
                 told.push((settle.clone(), log));
             }
         }
+        told
+    }
+
+    /// Writes the records of what a turn settled untold, beside the turns that follow.
+    pub(super) async fn tell(&self, s: &mut State, told: Told) {
         if told.is_empty() {
             return;
         }

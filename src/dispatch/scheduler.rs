@@ -3,7 +3,7 @@
 //! commits, the next batch gathers by itself. B of a lane executes only after the commit that
 //! settled A.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,9 +168,13 @@ impl Scheduler {
         };
         let n = s.settles.len().min(TURN_MAX);
         let mut batch = Vec::with_capacity(n);
+        let mut seen = HashSet::with_capacity(n);
         for (settle, gone) in s.settles.drain(..n) {
-            batch.push((settle.id, gone));
-            turn.settles.push(settle);
+            // A waiting event may be read again, and expire again, before it is settled.
+            if seen.insert(settle.id) {
+                batch.push((settle.id, gone));
+                turn.settles.push(settle);
+            }
         }
         // The lanes that this turn settles for good are free for it, too: same transaction. An
         // event that comes back starts in a later turn: what its own settlement writes (its
@@ -189,11 +193,15 @@ impl Scheduler {
             let turned = self.write(&mut turn, hard).await?;
             s.turns += 1;
             self.settled(s, &batch, &turned);
-            self.tell(s, &turn, &turned).await;
+            let told = Self::to_tell(s, &turn, &turned);
             for (id, gone) in &after {
                 s.lanes.settled(*id, *gone, now);
             }
             self.start(s, &turn, turned);
+            tokio::select! {
+                () = self.tell(s, told) => {}
+                () = hard.cancelled() => {}
+            }
         }
         self.read_wanted(s);
         self.publish(s, wall_ms);
