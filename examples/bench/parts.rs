@@ -134,22 +134,24 @@ pub async fn sustained() {
     bench.up().await;
     let mut looker = crate::daemon::Sql::open(&bench.url).await;
     let began = Instant::now();
-    let (mut windows, mut done_before, mut next) = (Vec::new(), 0, 5);
+    let (mut windows, mut done_before, mut looked_at) = (Vec::new(), 0, began);
     let mut sent = 0_u64;
     while began.elapsed().as_secs() <= seconds {
         bench
             .insert(
                 (offered / 20) as i64,
                 "user_rate_set",
-                "1 + (i * 7919) % 10000",
+                &format!("1 + ({sent} + i * 7919) % 10000"),
             )
             .await;
         sent += offered / 20;
-        if began.elapsed().as_secs() >= next {
+        let window = looked_at.elapsed().as_secs_f64();
+        if window >= 5.0 {
+            looked_at = Instant::now();
             let done = looker.number("select count(*) from events_done").await;
-            windows.push((done - done_before) as f64 / 5.0);
+            windows.push((done - done_before) as f64 / window);
+            eprintln!("   {window:.1} s: {} done", done - done_before);
             done_before = done;
-            next += 5;
         }
         let due = Duration::from_secs_f64(sent as f64 / offered as f64);
         tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
