@@ -7,6 +7,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::scheduler::{Scheduler, State};
 use crate::clock;
 use crate::event::{EventId, UserId};
@@ -55,12 +57,16 @@ impl Scheduler {
     }
 
     /// Writes the records of what a turn settled untold, beside the turns that follow.
-    pub(super) async fn tell(&self, s: &mut State, told: Told) {
+    pub(super) async fn tell(&self, s: &mut State, told: Told, hard: &CancellationToken) {
         if told.is_empty() {
             return;
         }
         while s.records.len() >= TURNS_MAX {
-            s.records.join_next().await;
+            tokio::select! {
+                _ = s.records.join_next() => {}
+                // There is no time left to wait, and not much left to tell.
+                () = hard.cancelled() => break,
+            }
         }
         let (store, logs) = (Arc::clone(&self.store), self.logs.clone());
         s.records.spawn(async move {

@@ -198,10 +198,7 @@ impl Scheduler {
                 s.lanes.settled(*id, *gone, now);
             }
             self.start(s, &turn, turned);
-            tokio::select! {
-                () = self.tell(s, told) => {}
-                () = hard.cancelled() => {}
-            }
+            self.tell(s, told, hard).await;
         }
         self.read_wanted(s);
         self.publish(s, wall_ms);
