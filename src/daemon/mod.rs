@@ -117,9 +117,11 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     // Everything that can be refused is asked for before the ownership is taken.
     let mut listeners = Vec::new();
     for listen in &config.http.listen {
-        let bound = TcpListener::bind(listen).await;
+        let mut bound = TcpListener::bind(listen).await;
         if bound.is_err() {
             owned_by_another(store.as_ref()).await?;
+            // A child that a killed daemon was just starting holds the port for a moment longer.
+            bound = TcpListener::bind(listen).await;
         }
         let listener = bound.map_err(|e| {
             Failed::new(
