@@ -241,6 +241,10 @@ async fn freeze(lab: &Lab, daemon: &Daemon) {
     .await;
 }
 
+/// Longest wait for one answer of a starter, and for a starter; then the next one is tried.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(5);
+const STARTER: std::time::Duration = std::time::Duration::from_secs(20);
+
 async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
     let lab = gated_lab(kind, "").await;
     let mut frozen = lab.start().await;
@@ -253,14 +257,24 @@ async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
     let heir = other
         .until("the silent one is taken over", async || {
             let mut heir = other.spawn();
+            let began = std::time::Instant::now();
             loop {
                 if let Some(status) = heir.child.try_wait().unwrap() {
                     assert_eq!(status.code(), Some(REFUSED), "{}", other.stderr());
                     refused += 1;
                     return None;
                 }
-                if other.is_up().await {
+                // An answer that does not come is none: it is asked again, or the next starter is.
+                let asked = tokio::time::timeout(ANSWER, other.is_up()).await;
+                if asked.is_ok_and(|up| up) {
                     return Some(heir);
+                }
+                if began.elapsed() > STARTER {
+                    eprintln!(
+                        "a starter did not come up within {STARTER:?}: {}",
+                        other.stderr()
+                    );
+                    return None;
                 }
                 tokio::task::yield_now().await;
             }
