@@ -12,55 +12,65 @@ use crate::event::EventId;
 use crate::store::{Error, Result, Settle, SettleTo, Started, Turn};
 
 /// A settle that ends as done: result, answer, scheme hash.
-type Done<'a> = (&'a Settle, &'a str, Option<&'a str>, &'a str);
+pub(super) type Done<'a> = (&'a Settle, &'a str, Option<&'a str>, &'a str);
 
-/// The settles of a turn that knows no other end than done.
-pub(super) fn alike(turn: &Turn) -> Option<Vec<Done<'_>>> {
-    let done = |s| match &(s as &Settle).to {
+/// A settle that ends as done; none if it ends otherwise.
+pub(super) fn done(settle: &Settle) -> Option<Done<'_>> {
+    match &settle.to {
         SettleTo::Done {
             result,
             answer,
             scheme_hash,
-        } => Some((s, result.as_str(), answer.as_deref(), scheme_hash.as_str())),
+        } => Some((
+            settle,
+            result.as_str(),
+            answer.as_deref(),
+            scheme_hash.as_str(),
+        )),
         SettleTo::Dead { .. } | SettleTo::Deferred { .. } | SettleTo::Ready { .. } => None,
-    };
+    }
+}
+
+/// The settles of a turn that knows no other end than done.
+pub(super) fn alike(turn: &Turn) -> Option<Vec<Done<'_>>> {
     turn.settles.iter().map(done).collect()
 }
 
-/// Writes the turn within the caller's transaction.
+/// Writes settles and starts within the caller's transaction.
 pub(super) async fn write(
     tx: &mut PgConnection,
-    turn: &Turn,
+    epoch: i64,
     done: &[Done<'_>],
+    starts: &[EventId],
 ) -> Result<(Vec<EventId>, Vec<Started>)> {
     let columns = Columns::of(done.iter().map(|d| d.0));
     let rows = sqlx::query(text())
         .bind(&columns.ids)
         .bind(&columns.tries)
-        .bind(turn.epoch)
+        .bind(epoch)
         .bind(&columns.codes)
         .bind(&columns.errors)
         .bind(done.iter().map(|d| d.0.ms).collect::<Vec<_>>())
         .bind(done.iter().map(|d| d.1).collect::<Vec<_>>())
         .bind(done.iter().map(|d| d.2.map(storable)).collect::<Vec<_>>())
         .bind(done.iter().map(|d| d.3).collect::<Vec<_>>())
-        .bind(turn.starts.iter().map(|id| id.0).collect::<Vec<_>>())
+        .bind(starts.iter().map(|id| id.0).collect::<Vec<_>>())
         .fetch_all(tx)
         .await
         .map_err(sql("write a turn"))?;
-    let (mut owned, mut settled, mut starts) = (false, Vec::new(), Vec::new());
+    let (mut owned, mut settled, mut begun) = (false, Vec::new(), Vec::new());
     for row in &rows {
         let doing = "read what a turn did";
         match row.try_get::<i32, _>("kind").map_err(sql(doing))? {
             0 => owned = true,
             1 => settled.push(EventId(row.try_get("id").map_err(sql(doing))?)),
-            _ => starts.push(started(row)?),
+            _ => begun.push(started(row)?),
         }
     }
     if !owned {
-        return Err(Error::Fenced { epoch: turn.epoch });
+        return Err(Error::Fenced { epoch });
     }
-    Ok((settled, starts))
+    Ok((settled, begun))
 }
 
 /// The statement. The lock on the owner makes a take-over wait for this turn, and a turn that

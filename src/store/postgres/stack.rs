@@ -164,7 +164,7 @@ async fn write(conn: &mut PgConnection, doubt: &mut Doubt, turn: &Turn) -> Resul
         .map_err(sql("begin a writer turn"))?;
     let usual = doubt.started.is_empty() && !turn.again;
     let (mut settled, started) = match hot::alike(turn).filter(|_| usual) {
-        Some(done) => hot::write(&mut tx, turn, &done).await?,
+        Some(done) => hot::write(&mut tx, turn.epoch, &done, &turn.starts).await?,
         None => carefully(&mut tx, doubt, turn).await?,
     };
     if !doubt.settled.is_empty() {
@@ -328,11 +328,7 @@ async fn settle(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<EventId>> {
     let mut back = Vec::new();
     for s in &turn.settles {
         match &s.to {
-            SettleTo::Done {
-                result,
-                answer,
-                scheme_hash,
-            } => done.push((s, result.as_str(), answer.as_deref(), scheme_hash.as_str())),
+            SettleTo::Done { .. } => done.extend(hot::done(s)),
             SettleTo::Dead {
                 reason,
                 possible_duplicate,
@@ -346,32 +342,8 @@ async fn settle(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<EventId>> {
     }
     let mut ids = Vec::with_capacity(turn.settles.len());
     if !done.is_empty() {
-        let columns = Columns::of(done.iter().map(|d| d.0));
-        let text = format!(
-            "with gone as (
-               delete from events_stack e
-               using unnest($1::bigint[], $2::int[], $4::int[], $5::text[], $6::bigint[], $7::text[], $8::text[],
-                 $9::text[]) j(id, try, code, error, ms, result, answer, hash)
-               where {CLAIMED}
-               returning e.*, j.code, j.error, j.ms, j.result, j.answer, j.hash)
-             insert into events_done ({SAME}, result, code, ms, answer, attempts, scheme_hash, error)
-             select {SAME}, result, code, ms, answer, try_count, hash, error from gone
-             returning id"
-        );
-        let rows: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
-            .bind(&columns.ids)
-            .bind(&columns.tries)
-            .bind(turn.epoch)
-            .bind(&columns.codes)
-            .bind(&columns.errors)
-            .bind(done.iter().map(|d| d.0.ms).collect::<Vec<_>>())
-            .bind(done.iter().map(|d| d.1).collect::<Vec<_>>())
-            .bind(done.iter().map(|d| d.2.map(storable)).collect::<Vec<_>>())
-            .bind(done.iter().map(|d| d.3).collect::<Vec<_>>())
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(sql("settle events"))?;
-        ids.extend(rows.into_iter().map(|(id,)| EventId(id)));
+        let (settled, _) = hot::write(&mut *tx, turn.epoch, &done, &[]).await?;
+        ids.extend(settled);
     }
     if !dead.is_empty() {
         let columns = Columns::of(dead.iter().map(|d| d.0));
