@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::{Error, Result};
 use crate::event::{EventId, Params, Waiting};
 
 /// Result of one expansion batch.
@@ -112,6 +113,30 @@ pub struct Filter {
     pub before: Option<i64>,
     /// At most this many, 1..=1000.
     pub limit: usize,
+}
+
+impl Filter {
+    /// The tables to look in, and the state that a row must have there (none = any).
+    pub(super) fn places(&self) -> Result<(&'static [WhereIs], Option<&str>)> {
+        use WhereIs::{Compact, Dead, Done, Stack};
+        let state = self.state.as_deref();
+        Ok(match state {
+            None => (&[Compact, Stack], None),
+            Some("all") => (&[Compact, Stack, Dead, Done], None),
+            Some("done") => (&[Done], None),
+            Some("compact") => (&[Compact], state),
+            Some("ready" | "running" | "deferred" | "held") => (&[Stack], state),
+            Some("dead") => (&[Dead], state),
+            Some("observed" | "expired" | "superseded" | "not_implemented" | "dropped") => {
+                (&[Done], state)
+            }
+            Some(other) => {
+                return Err(Error::Refused(format!(
+                    "state {other:?} is unknown: use compact, ready, running, deferred, held, dead, done or all"
+                )));
+            }
+        })
+    }
 }
 
 /// What the billing says an account shall have (states of the vendor's state model).

@@ -112,26 +112,20 @@ pub(super) async fn counts(store: &Postgres) -> Result<Counts> {
     })
 }
 
+/// The rows of a place, with the columns of `EventRow`.
+fn table(place: WhereIs) -> &'static str {
+    match place {
+        WhereIs::Compact => COMPACT,
+        WhereIs::Stack => STACK,
+        WhereIs::Dead => DEAD,
+        WhereIs::Done => DONE,
+    }
+}
+
 pub(super) async fn events(store: &Postgres, filter: &Filter) -> Result<Vec<EventRow>> {
-    let source = match filter.state.as_deref() {
-        None => format!("{COMPACT} union all {STACK}"),
-        Some("compact") => COMPACT.to_owned(),
-        Some("ready" | "running" | "deferred" | "held") => STACK.to_owned(),
-        Some("dead") => DEAD.to_owned(),
-        Some("done" | "observed" | "expired" | "superseded" | "not_implemented" | "dropped") => {
-            DONE.to_owned()
-        }
-        Some("all") => format!("{COMPACT} union all {STACK} union all {DEAD} union all {DONE}"),
-        Some(other) => {
-            return Err(Error::Refused(format!(
-                "state {other:?} is unknown: use compact, ready, running, deferred, held, dead, done or all"
-            )));
-        }
-    };
-    let word = filter
-        .state
-        .as_deref()
-        .filter(|s| !matches!(*s, "done" | "all"));
+    let (places, state) = filter.places()?;
+    let tables: Vec<&str> = places.iter().copied().map(table).collect();
+    let source = tables.join(" union all ");
     let text = format!(
         "select * from ({source}) e where ($1::text is null or state = $1) and ($2::bigint is null or nas_id = $2)
            and ($3::bigint is null or user_id = $3) and ($4::text is null or cmd = $4)
@@ -141,7 +135,7 @@ pub(super) async fn events(store: &Postgres, filter: &Filter) -> Result<Vec<Even
     // Planned anew each time: only with the values at hand does a filter find its index.
     let rows = sqlx::query(sqlx::AssertSqlSafe(text))
         .persistent(false)
-        .bind(word)
+        .bind(state)
         .bind(filter.nas)
         .bind(filter.user)
         .bind(filter.cmd.as_deref().map(storable))

@@ -104,33 +104,27 @@ pub(super) async fn counts(store: &Sqlite) -> Result<Counts> {
     })
 }
 
+/// The rows of a place, with the columns of `EventRow`.
+fn table(place: WhereIs) -> &'static str {
+    match place {
+        WhereIs::Compact => COMPACT,
+        WhereIs::Stack => STACK,
+        WhereIs::Dead => DEAD,
+        WhereIs::Done => DONE,
+    }
+}
+
 pub(super) async fn events(store: &Sqlite, filter: &Filter) -> Result<Vec<EventRow>> {
-    let source = match filter.state.as_deref() {
-        None => format!("{COMPACT} union all {STACK}"),
-        Some("compact") => COMPACT.to_owned(),
-        Some("ready" | "running" | "deferred" | "held") => STACK.to_owned(),
-        Some("dead") => DEAD.to_owned(),
-        Some("done" | "observed" | "expired" | "superseded" | "not_implemented" | "dropped") => {
-            DONE.to_owned()
-        }
-        Some("all") => format!("{COMPACT} union all {STACK} union all {DEAD} union all {DONE}"),
-        Some(other) => {
-            return Err(Error::Refused(format!(
-                "state {other:?} is unknown: use compact, ready, running, deferred, held, dead, done or all"
-            )));
-        }
-    };
-    let word = filter
-        .state
-        .as_deref()
-        .filter(|s| !matches!(*s, "done" | "all"));
+    let (places, state) = filter.places()?;
+    let tables: Vec<&str> = places.iter().copied().map(table).collect();
+    let source = tables.join(" union all ");
     let text = format!(
         "select * from ({source}) where (?1 is null or state = ?1) and (?2 is null or nas_id = ?2)
            and (?3 is null or user_id = ?3) and (?4 is null or cmd = ?4) and (?5 is null or batch_id = ?5)
            and (?6 is null or id < ?6) order by id desc limit ?7"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(text))
-        .bind(word)
+        .bind(state)
         .bind(filter.nas)
         .bind(filter.user)
         .bind(&filter.cmd)
