@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite as Db, Transaction};
 
-use super::stack::{WAITING, WAITING_VALUES, waiting, waiting_from_json};
+use super::stack::{WAITING, waiting_from_json};
 use super::{Sqlite, Writer, billing, compact, sql};
 use crate::event::{Cmd, EventId, Params, Waiting};
 use crate::store::{Error, Expansion, Result};
@@ -178,7 +178,7 @@ async fn plain_rows(
     // One text instead of a row each, which would cost more than the expansion itself. A few
     // that were moved before may stand between the first and the last id: the lanes know them.
     let text = format!(
-        "select json_group_array(json_array({WAITING_VALUES})) from events_stack where id between ?1 and ?2 and state = 'ready' and epoch = 0"
+        "select json_group_array(json_array({WAITING})) from events_stack where id between ?1 and ?2 and state = 'ready' and epoch = 0"
     );
     let (rows,): (String,) = sqlx::query_as(sqlx::AssertSqlSafe(text))
         .bind(first)
@@ -373,9 +373,10 @@ async fn moved(
            ifnull(expires_at, case when ?6 is not null then
              strftime('%Y-%m-%d %H:%M:%f', created_at, '+' || ?6 || ' seconds') end),
            params, params_complete, {DUPLICATE}
-         from events_stack_compact c where id = ?1 returning {WAITING}"
+         from events_stack_compact c where id = ?1
+         returning json_array(json_array({WAITING}))"
     );
-    let inserted = sqlx::query(sqlx::AssertSqlSafe(text))
+    let (waiting,): (String,) = sqlx::query_as(sqlx::AssertSqlSafe(text))
         .bind(id)
         .bind(account_abonent)
         .bind(nas)
@@ -385,9 +386,8 @@ async fn moved(
         .fetch_one(&mut **tx)
         .await
         .map_err(sql("expand one row"))?;
-    let waiting = waiting(&inserted)?;
     take_off(tx, id).await?;
-    Ok(Ok(Some(waiting)))
+    Ok(Ok(waiting_from_json(&waiting)?.pop()))
 }
 
 async fn take_off(tx: &mut Transaction<'_, Db>, id: i64) -> Result<()> {

@@ -3,29 +3,22 @@
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite as Db, Transaction};
+use sqlx::{Sqlite as Db, Transaction};
 
 use super::{Sqlite, hot, sql};
 use crate::event::{Class, EventId, Params, UserId, Waiting};
 use crate::nas::NasId;
 use crate::store::{Error, Result, Settle, SettleTo, Started, Turn, Turned};
 
-/// Columns that `Waiting` needs, times as wall ms.
+/// What `Waiting` needs, in the order of `WaitingValues`, times as wall ms.
 pub(super) const WAITING: &str = "id, nas_id, user_id, class, try_count, deaths,
-  cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as since_ms,
-  ifnull(cast(round(unixepoch(next_try_at, 'subsec') * 1000) as integer), 0) as next_try_ms,
-  ifnull(cast(round(unixepoch(expires_at, 'subsec') * 1000) as integer), 0) as expires_ms";
-
-/// The same, in the order that `waiting_from_json` reads.
-pub(super) const WAITING_VALUES: &str = "id, nas_id, user_id, class, try_count, deaths,
   cast(round(unixepoch(event_date, 'subsec') * 1000) as integer),
   ifnull(cast(round(unixepoch(next_try_at, 'subsec') * 1000) as integer), 0),
   ifnull(cast(round(unixepoch(expires_at, 'subsec') * 1000) as integer), 0)";
 
 type WaitingValues = (i64, i64, Option<i64>, i64, u32, u32, Option<i64>, i64, i64);
 
-/// Reads what `json_group_array(json_array(WAITING_VALUES))` gave.
+/// Reads what `json_group_array(json_array(WAITING))` gave.
 pub(super) fn waiting_from_json(text: &str) -> Result<Vec<Waiting>> {
     let rows: Vec<WaitingValues> = serde_json::from_str(text)
         .map_err(|e| sql("read waiting events")(sqlx::Error::Decode(Box::new(e))))?;
@@ -47,23 +40,6 @@ pub(super) fn waiting_from_json(text: &str) -> Result<Vec<Waiting>> {
         .collect())
 }
 
-pub(super) fn waiting(row: &SqliteRow) -> Result<Waiting> {
-    let read = || -> std::result::Result<Waiting, sqlx::Error> {
-        Ok(Waiting {
-            id: EventId(row.try_get("id")?),
-            nas: NasId(row.try_get("nas_id")?),
-            user: row.try_get::<Option<i64>, _>("user_id")?.map(UserId),
-            class: Class::from_number(row.try_get("class")?),
-            since_ms: row.try_get::<Option<i64>, _>("since_ms")?.unwrap_or(0),
-            next_try_ms: row.try_get("next_try_ms")?,
-            expires_ms: row.try_get("expires_ms")?,
-            tries: u32::try_from(row.try_get::<i64, _>("try_count")?).unwrap_or(0),
-            deaths: u32::try_from(row.try_get::<i64, _>("deaths")?).unwrap_or(0),
-        })
-    };
-    read().map_err(sql("read a waiting event"))
-}
-
 pub(super) async fn load(
     store: &Sqlite,
     nas: NasId,
@@ -71,7 +47,7 @@ pub(super) async fn load(
     limit: usize,
 ) -> Result<Vec<Waiting>> {
     let text = format!(
-        "select json_group_array(json_array({WAITING_VALUES})) from (select * from events_stack
+        "select json_group_array(json_array({WAITING})) from (select * from events_stack
          where nas_id = ?1 and id >= ?2 and state in ('ready', 'deferred') order by id limit ?3)"
     );
     let (rows,): (String,) = sqlx::query_as(sqlx::AssertSqlSafe(text))
@@ -91,7 +67,7 @@ pub(super) async fn refill(
     limit: usize,
 ) -> Result<Vec<Waiting>> {
     let text = format!(
-        "select json_group_array(json_array({WAITING_VALUES})) from (select * from events_stack
+        "select json_group_array(json_array({WAITING})) from (select * from events_stack
          where nas_id = ?1 and user_id is ?2 and state in ('ready', 'deferred') order by id limit ?3)"
     );
     let (rows,): (String,) = sqlx::query_as(sqlx::AssertSqlSafe(text))
