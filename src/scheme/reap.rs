@@ -74,7 +74,8 @@ pub fn end_marked(token: &str) -> usize {
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
         ended = ended.max(marked.len());
-        // The kernel takes a moment to remove them; this thread has nothing else to do.
+        // They are init's children now, so no `waitpid` tells when they are gone; the kernel
+        // takes a moment. This thread may block: the caller keeps it off the runtime.
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     ended
