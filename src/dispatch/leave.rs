@@ -19,6 +19,11 @@ impl Lanes {
         if self.dropped.len() > DROPPED_MAX {
             self.dropped.pop_first();
         }
+        self.take_out(id, nas, owner, now);
+    }
+
+    /// Takes a waiting event out, wherever it stands; `false` if it waits nowhere.
+    fn take_out(&mut self, id: EventId, nas: NasId, owner: Owner, now: u64) -> bool {
         if let Some(queue) = self.nases.get_mut(&nas)
             && let Some(item) = queue.interactive_facts.remove(&id)
         {
@@ -26,13 +31,13 @@ impl Lanes {
             self.expiring
                 .remove(&(item.expires_ms, id, nas, Owner::Nas(nas)));
             self.forget(nas, 1);
-            return;
+            return true;
         }
         let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
-            return;
+            return false;
         };
         let Some(at) = lane.queue.iter().position(|i| i.id == id) else {
-            return;
+            return false;
         };
         if at == 0 {
             // The next head has a wait of its own for other NASes.
@@ -44,6 +49,7 @@ impl Lanes {
         }
         self.renew_head(nas, owner, now);
         self.look_again(owner, now);
+        true
     }
 
     /// Takes out the waiting events whose time to live has ended.
@@ -53,24 +59,8 @@ impl Lanes {
             && expires <= wall_ms
         {
             self.expiring.pop_first();
-            if let Some(queue) = self.nases.get_mut(&nas)
-                && let Some(item) = queue.interactive_facts.remove(&id)
-            {
-                queue.interactive.remove(&(item.since, id));
-                self.forget(nas, 1);
+            if self.take_out(id, nas, owner, now) {
                 gone.push((id, nas));
-                continue;
-            }
-            let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
-                continue;
-            };
-            let before = lane.queue.len();
-            lane.queue.retain(|i| i.id != id);
-            if lane.queue.len() < before {
-                self.forget(nas, 1);
-                gone.push((id, nas));
-                self.renew_head(nas, owner, now);
-                self.look_again(owner, now);
             }
         }
         gone

@@ -189,6 +189,37 @@ fn a_dropped_head_lets_its_lane_go_on() {
 }
 
 #[test]
+fn a_head_waits_for_other_nases_as_long_as_any() {
+    for expires in [false, true] {
+        let mut lanes = Lanes::new(1000, 30_000);
+        lanes.add(&waiting(1, 1, 7, Class::Cut), 0, 0);
+        assert_eq!(ids(&mut lanes, 1, 0), vec![1]);
+        let first = Waiting {
+            expires_ms: if expires { 29_000 } else { 0 },
+            ..waiting(2, 2, 7, Class::Cut)
+        };
+        lanes.add(&first, 0, 0);
+        lanes.add(&waiting(3, 2, 7, Class::Cut), 0, 0);
+        assert_eq!(ids(&mut lanes, 2, 0), Vec::<i64>::new(), "2 waits for 1");
+        if expires {
+            let gone = lanes.expire(29_000, 29_000);
+            assert_eq!(gone, [(EventId(2), NasId(2))]);
+        } else {
+            lanes.drop_event(EventId(2), NasId(2), Some(UserId(7)), 29_000);
+        }
+        assert_eq!(ids(&mut lanes, 2, 29_000), Vec::<i64>::new());
+        lanes.wake(58_999);
+        assert_eq!(
+            ids(&mut lanes, 2, 58_999),
+            Vec::<i64>::new(),
+            "not 2's wait"
+        );
+        lanes.wake(59_000);
+        assert_eq!(ids(&mut lanes, 2, 59_000), vec![3]);
+    }
+}
+
+#[test]
 fn what_was_next_may_be_taken_while_it_is_ready_and_nothing_must_run_before_it() {
     let suspect = Waiting {
         deaths: 3,
