@@ -90,61 +90,29 @@ pub(super) async fn a_turn_of_many_does_each_of_them_once(db: Db) {
 pub(super) async fn every_transition_is_a_compare_and_set(db: Db) {
     let epoch = owned(&db).await;
     let id = running(&db, epoch, 1).await;
+    let settled = async |settle: Settle| {
+        let turn = Turn {
+            epoch,
+            settles: vec![settle],
+            ..Turn::default()
+        };
+        db.store.turn(&turn).await.unwrap().settled
+    };
     // Not twice, not with another try, not from the wrong state.
-    let again = db
-        .store
-        .turn(&Turn {
-            epoch,
-            starts: vec![id],
-            ..Turn::default()
-        })
-        .await
-        .unwrap();
-    assert!(again.started.is_empty());
-    let wrong_try = db
-        .store
-        .turn(&Turn {
-            epoch,
-            settles: vec![done(id, 2)],
-            ..Turn::default()
-        })
-        .await
-        .unwrap();
-    assert!(wrong_try.settled.is_empty());
+    let again = Turn {
+        epoch,
+        starts: vec![id],
+        ..Turn::default()
+    };
+    assert!(db.store.turn(&again).await.unwrap().started.is_empty());
+    assert!(settled(done(id, 2)).await.is_empty());
     let waiting = Settle {
         try_count: None,
         ..done(id, 1)
     };
-    let not_waiting = db
-        .store
-        .turn(&Turn {
-            epoch,
-            settles: vec![waiting],
-            ..Turn::default()
-        })
-        .await
-        .unwrap();
-    assert!(not_waiting.settled.is_empty());
-    let right = db
-        .store
-        .turn(&Turn {
-            epoch,
-            settles: vec![done(id, 1)],
-            ..Turn::default()
-        })
-        .await
-        .unwrap();
-    assert_eq!(right.settled, vec![id]);
-    let twice = db
-        .store
-        .turn(&Turn {
-            epoch,
-            settles: vec![done(id, 1)],
-            ..Turn::default()
-        })
-        .await
-        .unwrap();
-    assert!(twice.settled.is_empty());
+    assert!(settled(waiting).await.is_empty());
+    assert_eq!(settled(done(id, 1)).await, vec![id]);
+    assert!(settled(done(id, 1)).await.is_empty());
     assert_eq!(place(&db, id).await, Some((WhereIs::Done, "done".into())));
 }
 
