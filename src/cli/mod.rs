@@ -12,11 +12,13 @@ pub mod logs;
 pub mod nas;
 pub mod nas_test;
 pub mod post;
+pub mod rekey;
 pub mod resync;
 pub mod run;
 pub mod scheme;
 pub mod scheme_run;
 pub mod send_mikrotik;
+pub mod send_ssh;
 pub mod sim;
 pub mod sqlexec;
 pub mod stack;
@@ -109,12 +111,13 @@ pub fn main() -> u8 {
         "event_count.sh" => exit::told(stack::event_count(args)),
         "sqlexec" => exit::told(sqlexec::by_name(args)),
         "send_mikrotik_cmd" => send_mikrotik::by_name(args),
-        "send_ssh_cmd" | "ssh_send" | "send_telnet_cmd" | "send_radius_cmd" | "send_http_cmd" => {
-            exit::told(Err(Failed::new(
-                USAGE,
-                format!("{name} is not part of this version\nhint: send_mikrotik_cmd is"),
-            )))
-        }
+        "send_ssh_cmd" | "ssh_send" => send_ssh::by_name(args),
+        "send_telnet_cmd" | "send_radius_cmd" | "send_http_cmd" => exit::told(Err(Failed::new(
+            USAGE,
+            format!(
+                "{name} is not part of this version\nhint: send_mikrotik_cmd and send_ssh_cmd are"
+            ),
+        ))),
         _ => exit::told(dispatch(Cli::parse_from(args))),
     }
 }

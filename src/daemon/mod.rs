@@ -31,6 +31,7 @@ use crate::driver::sessions::Sessions;
 use crate::expand::{BATCH_POSTGRES, BATCH_SQLITE, Expander};
 use crate::intake::{health, rest, serve};
 use crate::logs::Logs;
+use crate::nas::NasId;
 use crate::scheme::native::{NativeExecute, NativeScheme};
 use crate::scheme::{Execute, resolve};
 use crate::store::{self, After, Error, Store, chain};
@@ -173,10 +174,15 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     let dispatch = Arc::new(config.dispatch.clone());
     let sqlite = config.database.url.starts_with("sqlite:");
 
+    let (learned, keys) = mpsc::channel(MESSAGES);
+    let sessions = Sessions::learning(Arc::new(move |nas, key| {
+        // A full queue loses one; the next start of the daemon learns it again.
+        let _ = learned.try_send((nas, key.to_owned()));
+    }));
     let mut parent = Parent::new(
         Arc::clone(&store),
         logs.clone(),
-        resolver(&config, Arc::new(Sessions::default())),
+        resolver(&config, Arc::new(sessions)),
         sender.clone(),
         Arc::clone(&reload),
         cmds_sender,
@@ -247,6 +253,12 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     });
     tasks.spawn(sign_of_life(Arc::clone(&store), epoch, ended));
     tasks.spawn(prune(Arc::clone(&store), config.history.keep, stop.clone()));
+    tasks.spawn(keep_host_keys(
+        Arc::clone(&store),
+        keys,
+        Arc::clone(&reload),
+        stop.clone(),
+    ));
 
     let metrics = health::install_metrics();
     let doors = rest::Doors {
@@ -411,6 +423,38 @@ async fn sign_of_life(
             Ok(false) => return Err(Error::Fenced { epoch }),
             Err(error) => {
                 tracing::warn!("the sign of life could not be written: {}", chain(&error))
+            }
+        }
+    }
+}
+
+/// Writes down each SSH host key that was learned, once; one that is there stays.
+async fn keep_host_keys(
+    store: Arc<dyn Store>,
+    mut keys: mpsc::Receiver<(NasId, String)>,
+    reload: Arc<Notify>,
+    stop: Stop,
+) -> Result<&'static str, Error> {
+    loop {
+        let (nas, key) = tokio::select! {
+            () = stop.soft.cancelled() => return Ok("the keeping of host keys"),
+            Some(learned) = keys.recv() => learned,
+        };
+        loop {
+            match store.set_host_key(nas, None, Some(&key)).await {
+                Ok(true) => {
+                    tracing::info!("SSH host key learned nasid={nas} key={key:?}");
+                    reload.notify_one();
+                    break;
+                }
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!("a learned host key could not be written: {}", chain(&error));
+                }
+            }
+            tokio::select! {
+                () = stop.soft.cancelled() => return Ok("the keeping of host keys"),
+                () = tokio::time::sleep(SIGN_OF_LIFE) => {}
             }
         }
     }

@@ -3,6 +3,7 @@
 
 pub mod mikrotik;
 pub mod sessions;
+pub mod ssh;
 
 use std::collections::BTreeMap;
 

@@ -185,6 +185,13 @@ impl Lint<'_, '_> {
                     self.notes
                         .error(line, "`exec` has no line", "write exec = [\"…\"]");
                 }
+                if exec.stdin.is_some() && exec.lines.len() > 1 {
+                    self.notes.error(
+                        line,
+                        "`stdin` with several lines: which one reads it?",
+                        "write one step for the line that reads the batch",
+                    );
+                }
                 if !exec.expect.is_empty() && self.scheme.driver == DriverName::Ssh {
                     self.notes.warning(
                         line,

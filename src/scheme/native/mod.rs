@@ -1,10 +1,11 @@
 //! Native schemes: a directory with a `scheme.toml`, whose steps speak to the NAS through a
 //! driver. Everything that can be known beforehand is compiled and checked at load (`load`,
 //! `lint`); an attempt only renders values (`render`, `expression`, `names`, `filters`) and runs steps
-//! (`walk`, `ros` for RouterOS, `lines` for the other kinds, `compare` for its values).
+//! (`walk`, `ros` for RouterOS, `exec` over SSH, `lines` for the other kinds, `compare` for values).
 
 pub mod beside;
 mod compare;
+mod exec;
 mod expression;
 mod file;
 mod filters;

@@ -12,13 +12,14 @@ use minijinja::value::Value;
 use super::names::Scope;
 use super::render::Template;
 use super::saved::{Saved, reply_text, row_text};
-use super::step::{Answered, Each, Kind, Pair, Step};
+use super::step::{Answered, DriverName, Each, Kind, Pair, Step};
 use super::{NativeScheme, lines, ros};
 use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
 use crate::clock;
 use crate::driver::mikrotik::{Command, Mikrotik};
 use crate::driver::sessions::Sessions;
 use crate::driver::{Reply, Row};
+use crate::scheme::ExitPolicy;
 
 /// Items of one `each`: an account has a handful of addresses and services.
 const EACH_MAX: usize = 1_000;
@@ -45,6 +46,29 @@ pub(super) enum Halt {
     Dead(String),
     /// The device or the driver failed; the step's judgement applies.
     Device(Failure),
+}
+
+/// What a step of several lines came to: already judged, line by line.
+#[derive(Default)]
+pub(super) struct Told {
+    /// The first failure.
+    pub(super) failure: Option<Failure>,
+    /// Its code, else that of the first line.
+    pub(super) code: i32,
+    /// All answers.
+    pub(super) text: String,
+    /// One row per line that ran.
+    pub(super) rows: Vec<Row>,
+}
+
+impl Told {
+    /// Adds an answer.
+    pub(super) fn add(&mut self, text: &str) {
+        if !self.text.is_empty() && !text.is_empty() {
+            self.text.push('\n');
+        }
+        self.text.push_str(text);
+    }
 }
 
 impl From<String> for Halt {
@@ -149,6 +173,26 @@ impl<'a> Walk<'a> {
     pub(super) fn note_command(&mut self, text: String) {
         self.commands += 1;
         self.transcript.command(text);
+    }
+
+    /// Notes a further line of a step.
+    pub(super) fn note_line(&mut self, line: &str) {
+        self.note_command(lines::pasteable(self, line, None));
+    }
+
+    /// What `exec` speaks to.
+    pub(super) fn driver(&self) -> DriverName {
+        self.scheme.driver
+    }
+
+    /// What exit codes mean.
+    pub(super) fn policy(&self) -> &'a ExitPolicy {
+        &self.scheme.policy
+    }
+
+    /// A session answered; `opened` for this.
+    pub(super) fn heard_from(&mut self, opened: bool) {
+        self.new_session = Some(self.new_session.unwrap_or(false) || opened);
     }
 
     /// Notes something that an operator should see beside the answers.
@@ -300,7 +344,13 @@ impl<'a> Walk<'a> {
             Kind::Call(c) => ros::call(self, c).await,
             Kind::Coa(a) => lines::radius(self, "coa", a),
             Kind::Disconnect(a) => lines::radius(self, "disconnect", a),
-            Kind::Exec(e) => lines::exec(self, self.scheme.driver, e),
+            Kind::Exec(e) => {
+                return match lines::exec(self, step, e).await {
+                    Ok(told) => conclude(step, told),
+                    Err(Halt::Dead(reason)) => Err(dead(step, &reason)),
+                    Err(Halt::Device(failure)) => self.judge(step, Err(failure.into())),
+                };
+            }
             Kind::Request(r) => lines::request(self, r),
         };
         self.judge(step, result)
@@ -363,6 +413,41 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// One line of a step, judged in the same order.
+    pub(super) fn weigh(
+        &self,
+        step: &Step,
+        code: i32,
+        text: &str,
+        own: Option<Failure>,
+    ) -> Option<Failure> {
+        let says = |list: &[Answered]| list.iter().any(|a| fits(a, code, text));
+        if says(&step.verdicts.ok) {
+            None
+        } else if says(&step.verdicts.retry) {
+            Some(judged_as(own, FailureClass::Refused, text))
+        } else if says(&step.verdicts.fail) {
+            Some(judged_as(own, FailureClass::Permanent, text))
+        } else {
+            own
+        }
+    }
+
+    /// The NAS's sessions and what is left of the time; none where nothing is sent. What has
+    /// been noted is in the log before the device is waited for.
+    pub(super) fn way(&mut self) -> Result<Option<(&'a Sessions, Duration)>, Failure> {
+        match self.via {
+            Via::Silent => Ok(None),
+            Via::Sessions(sessions) => {
+                let left = self.left()?;
+                self.transcript.flush();
+                Ok(Some((sessions, left)))
+            }
+            #[cfg(test)]
+            Via::Table(_) => Ok(None),
+        }
+    }
+
     /// What is left of the attempt's time.
     fn left(&self) -> Result<Duration, Failure> {
         let job = self.scope.job();
@@ -420,6 +505,18 @@ impl<'a> Walk<'a> {
             None if reply.rows.is_empty() => self.transcript.answer("done"),
             None => {}
         }
+    }
+}
+
+/// Keeps what a step came to, and stops at its failure.
+fn conclude(step: &Step, told: Told) -> Result<Option<Value>, Halt> {
+    let class = told.failure.as_ref().map_or("ok", |f| f.class.as_str());
+    let ok = told.failure.is_none();
+    let keep = step.save.is_some();
+    let value = keep.then(|| Saved::keep(ok, class, told.code, told.text, told.rows));
+    match told.failure {
+        Some(failure) if !step.go_on => Err(failure.into()),
+        _ => Ok(value),
     }
 }
 

@@ -1,0 +1,302 @@
+//! One command on one channel (RFC 4254 section 6): started, fed, listened to, and ended with
+//! everything it holds on the server, also when nobody waits for it any more.
+
+use std::time::Duration;
+
+use russh::client::Msg;
+use russh::{ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Sig};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::attempt::{Failure, FailureClass, Scope};
+use crate::driver::ssh::login::one_line;
+use crate::driver::ssh::pool::Used;
+use crate::driver::ssh::window::Place;
+use crate::driver::ssh::{Command, Output};
+
+/// Most that a command may say on both outputs together, bytes. A print of a whole rule set of
+/// a large NAS has some hundred KiB; whoever says more is ended.
+pub(super) const OUTPUT_MAX: usize = 1024 * 1024;
+/// After its exit, something that it left behind may hold its output open for this long.
+const DRAIN: Duration = Duration::from_secs(1);
+/// A server that does not close a channel in this time gets no further commands on this
+/// connection.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+/// Extended data of this type is standard error (RFC 4254 section 5.2).
+const STDERR: u32 = 1;
+
+/// How a command ended.
+pub(super) enum Ended {
+    /// It ran.
+    Done(Output),
+    Failed(Failure),
+    /// The server opens no further session now.
+    Busy,
+    /// Certainly not started: may run on another connection.
+    NotSent(String),
+}
+
+/// Why listening ended.
+enum Stop {
+    /// The channel is closed, or the connection is gone.
+    Closed,
+    /// All has been said, the exit status too.
+    Complete,
+    /// Its time is over.
+    Late,
+    /// Nobody waits for it.
+    Abandoned,
+    /// It says too much.
+    Endless,
+    /// The server does not run commands.
+    Denied,
+}
+
+#[derive(Default)]
+struct Heard {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    status: Option<i32>,
+    eof: bool,
+    closed: bool,
+}
+
+/// Runs it. `place` is given back when the server has let go of the channel.
+pub(super) async fn run(
+    used: Used,
+    place: Place,
+    command: Command,
+    limit: Duration,
+    mut caller: oneshot::Sender<Ended>,
+) {
+    let opening = used.handle.channel_open_session();
+    let opened = tokio::select! {
+        opened = timeout(limit, opening) => opened,
+        () = caller.closed() => {
+            // The server may open it yet, and nobody would close it.
+            used.retire("a caller gave up while a channel was being opened");
+            return;
+        }
+    };
+    let channel = match opened {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(error)) => {
+            let ended = not_opened(&used, &error);
+            drop(place);
+            let _ = caller.send(ended);
+            return;
+        }
+        Err(_) => {
+            used.retire("a channel was not opened in time");
+            let ms = limit.as_millis();
+            let failure = Failure::transport(format!("SSH: no session was opened within {ms} ms"));
+            let _ = caller.send(Ended::Failed(failure));
+            return;
+        }
+    };
+    let (mut read, write) = channel.split();
+    let asked = if command.line.is_empty() {
+        write.request_shell(true).await
+    } else {
+        write.exec(true, command.line.as_bytes()).await
+    };
+    if asked.is_err() {
+        drop(place);
+        let _ = caller.send(Ended::NotSent(used.why_ended()));
+        return;
+    }
+    let mut heard = Heard::default();
+    let stop = listen(
+        &mut heard,
+        &mut read,
+        &write,
+        command.stdin,
+        limit,
+        &mut caller,
+    )
+    .await;
+    let cut = matches!(stop, Stop::Late | Stop::Abandoned | Stop::Endless);
+    let ended = judge(&used, &stop, &mut heard, limit);
+    let _ = caller.send(ended);
+    if !heard.closed && !matches!(stop, Stop::Closed) {
+        if cut {
+            // Not every server knows the request; the closed channel has to do then.
+            let _ = write.signal(Sig::KILL).await;
+        }
+        let _ = write.close().await;
+        let closing = async {
+            while read
+                .wait()
+                .await
+                .is_some_and(|m| !matches!(m, ChannelMsg::Close))
+            {}
+        };
+        if timeout(CLOSE_GRACE, closing).await.is_err() {
+            used.retire("a channel was not closed in time");
+        }
+    }
+    drop(place);
+}
+
+fn not_opened(used: &Used, error: &russh::Error) -> Ended {
+    match error {
+        russh::Error::ChannelOpenFailure(
+            ChannelOpenFailure::ConnectFailed | ChannelOpenFailure::ResourceShortage,
+        ) => Ended::Busy,
+        russh::Error::ChannelOpenFailure(reason) => Ended::Failed(Failure {
+            scope: Scope::Nas,
+            ..Failure::permanent(format!("SSH: the server opens no session: {reason:?}"))
+        }),
+        _ => Ended::NotSent(used.why_ended()),
+    }
+}
+
+async fn listen(
+    heard: &mut Heard,
+    read: &mut ChannelReadHalf,
+    write: &ChannelWriteHalf<Msg>,
+    stdin: Option<String>,
+    limit: Duration,
+    caller: &mut oneshot::Sender<Ended>,
+) -> Stop {
+    let feed = async {
+        if let Some(stdin) = stdin {
+            write.data_bytes(stdin.into_bytes()).await?;
+        }
+        write.eof().await
+    };
+    tokio::pin!(feed);
+    let late = tokio::time::sleep(limit);
+    tokio::pin!(late);
+    let drained = tokio::time::sleep(DRAIN);
+    tokio::pin!(drained);
+    let mut fed = false;
+    loop {
+        let message = tokio::select! {
+            // Time first: a flood of empty messages must not keep it from being seen.
+            biased;
+            () = &mut late => return Stop::Late,
+            () = &mut drained, if heard.status.is_some() => return Stop::Complete,
+            () = caller.closed() => return Stop::Abandoned,
+            message = read.wait() => message,
+            // If it fails, the connection is gone, which the reader sees.
+            _ = &mut feed, if !fed => {
+                fed = true;
+                continue;
+            }
+        };
+        let Some(message) = message else {
+            return Stop::Closed;
+        };
+        match message {
+            ChannelMsg::Data { data } => heard.stdout.extend_from_slice(&data),
+            ChannelMsg::ExtendedData { data, ext: STDERR } => {
+                heard.stderr.extend_from_slice(&data);
+            }
+            ChannelMsg::ExitStatus { exit_status } => {
+                heard.status = Some(i32::try_from(exit_status).unwrap_or(i32::MAX));
+                drained.as_mut().reset(deadline_in(DRAIN));
+            }
+            ChannelMsg::ExitSignal { signal_name, .. } => {
+                heard.status = Some(128 + number(&signal_name));
+                drained.as_mut().reset(deadline_in(DRAIN));
+            }
+            ChannelMsg::Eof => heard.eof = true,
+            ChannelMsg::Failure => return Stop::Denied,
+            ChannelMsg::Close => {
+                heard.closed = true;
+                return Stop::Closed;
+            }
+            _ => {}
+        }
+        if heard.stdout.len() + heard.stderr.len() > OUTPUT_MAX {
+            return Stop::Endless;
+        }
+        if heard.eof && heard.status.is_some() {
+            return Stop::Complete;
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a timer of the runtime is moved; nothing is decided by this clock"
+)]
+fn deadline_in(time: Duration) -> tokio::time::Instant {
+    tokio::time::Instant::now() + time
+}
+
+fn judge(used: &Used, stop: &Stop, heard: &mut Heard, limit: Duration) -> Ended {
+    let unknown = |code: i32, text: String| {
+        Ended::Failed(Failure {
+            scope: Scope::Event,
+            class: FailureClass::Unknown,
+            code,
+            text,
+            parks: false,
+        })
+    };
+    match stop {
+        Stop::Complete => {}
+        // Some network devices say no exit status.
+        Stop::Closed if heard.status.is_some() || heard.closed => {}
+        Stop::Closed => {
+            let why = one_line(&used.why_ended());
+            return unknown(
+                Failure::CODE_TRANSPORT,
+                format!(
+                    "SSH: the connection ended before the command did ({why}); it may have been carried out"
+                ),
+            );
+        }
+        Stop::Late | Stop::Abandoned => {
+            let ms = limit.as_millis();
+            return Ended::Failed(Failure::timeout(format!(
+                "SSH: the command did not end within {ms} ms; it was ended, but may have been carried out"
+            )));
+        }
+        Stop::Endless => {
+            return unknown(
+                Failure::CODE_PERMANENT,
+                format!(
+                    "SSH: the command said more than {OUTPUT_MAX} bytes; it was ended, but may have been carried out"
+                ),
+            );
+        }
+        Stop::Denied => {
+            return Ended::Failed(Failure {
+                scope: Scope::Nas,
+                parks: true,
+                ..Failure::permanent(
+                    "SSH: the server runs no commands (it refused the request exec); does this device have an interactive shell only?",
+                )
+            });
+        }
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ended::Done(Output {
+        status: heard.status.unwrap_or(0),
+        stdout: text(&heard.stdout),
+        stderr: text(&heard.stderr),
+        new_session: false,
+    })
+}
+
+/// Numbers of the signals that a server names (RFC 4254 section 6.10), as on Linux.
+fn number(signal: &Sig) -> i32 {
+    match signal {
+        Sig::HUP => 1,
+        Sig::INT => 2,
+        Sig::QUIT => 3,
+        Sig::ILL => 4,
+        Sig::ABRT => 6,
+        Sig::FPE => 8,
+        Sig::KILL => 9,
+        Sig::USR1 => 10,
+        Sig::SEGV => 11,
+        Sig::PIPE => 13,
+        Sig::ALRM => 14,
+        Sig::TERM => 15,
+        Sig::Custom(_) => 127,
+    }
+}

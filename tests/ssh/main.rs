@@ -1,0 +1,16 @@
+//! SSH against OpenSSH's own server, started here: logins, session limits, host keys, servers
+//! that die or misbehave; the daemon's way from an event to a command on a Linux NAS.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed step fails the test"
+)]
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod events;
+mod logins;
+mod sessions;
+mod tools;
