@@ -2,3 +2,4 @@
 //! `nas_event_daemon sim …` speak to them over real sockets.
 
 pub mod mikrotik;
+pub mod ssh;

@@ -73,7 +73,7 @@ impl Lab {
         let (port, kept) = own_port();
         let lab = Self {
             port,
-            client: reqwest::Client::new(),
+            client: client(),
             db,
             dir: tempfile::tempdir().unwrap(),
             _port: kept,
@@ -447,6 +447,13 @@ impl Daemon {
         let status = self.end().await;
         assert!(status.success(), "{status}");
     }
+}
+
+/// A client for plain HTTP; without a provider for TLS reqwest makes none.
+fn client() -> reqwest::Client {
+    // Another test of this process may have installed it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
 }
 
 /// What every record begins with, after its 19 characters of time.

@@ -104,6 +104,12 @@ impl Sshd {
         sshd.key("host", &["-t", "ed25519"]).await;
         sshd.key("client", &["-t", "ed25519"]).await;
         std::fs::copy(sshd.path("client.pub"), sshd.path("authorized")).unwrap();
+        // Users other than root read their keys here, and leave marks below `open`.
+        std::fs::create_dir(sshd.path("open")).unwrap();
+        for (name, mode) in [("", 0o755), ("open", 0o777)] {
+            let rights = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(sshd.path(name), rights).unwrap();
+        }
         sshd.configure();
         sshd
     }
@@ -135,7 +141,7 @@ impl Sshd {
             "{more}\n{host}Port {port}\nListenAddress 127.0.0.1\nPidFile none\n\
              AuthorizedKeysFile {dir}/authorized\nStrictModes no\nPermitRootLogin yes\n\
              UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             UseDNS no\nPrintMotd no\nMaxStartups 100:30:200\nLogLevel VERBOSE\n",
+             SetEnv HOME={dir}\nUseDNS no\nPrintMotd no\nMaxStartups 100:30:200\nLogLevel VERBOSE\n",
             port = self.port,
         );
         std::fs::write(
@@ -208,7 +214,9 @@ impl Sshd {
 
     /// Logins that it granted.
     pub fn logins(&self) -> usize {
-        self.log().matches("Accepted ").count()
+        let log = self.log();
+        let granted = |line: &&str| line.contains("Accepted ") && line.contains(" from ");
+        log.lines().filter(granted).count()
     }
 
     /// How root logs in by key, with the right host key pinned.

@@ -2,7 +2,6 @@
 //! that die or misbehave; the daemon's way from an event to a command on a Linux NAS.
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::indexing_slicing,
     reason = "a failed step fails the test"
 )]
@@ -11,6 +10,8 @@
 mod lab;
 
 mod events;
+mod linux_nas;
 mod logins;
+mod rude;
 mod sessions;
 mod tools;

@@ -19,9 +19,11 @@ use crate::driver::ssh::{Command, Output};
 pub(super) const OUTPUT_MAX: usize = 1024 * 1024;
 /// After its exit, something that it left behind may hold its output open for this long.
 const DRAIN: Duration = Duration::from_secs(1);
-/// A server that does not close a channel in this time gets no further commands on this
-/// connection.
+/// For the server to close a channel whose command has ended.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
+/// For a command that was killed; a server that does not know the request, or (OpenSSH, for root)
+/// does not obey it, need not be waited for.
+const KILL_GRACE: Duration = Duration::from_millis(300);
 /// Extended data of this type is standard error (RFC 4254 section 5.2).
 const STDERR: u32 = 1;
 
@@ -115,27 +117,38 @@ pub(super) async fn run(
         &mut caller,
     )
     .await;
-    let cut = matches!(stop, Stop::Late | Stop::Abandoned | Stop::Endless);
     let ended = judge(&used, &stop, &mut heard, limit);
     let _ = caller.send(ended);
-    if !heard.closed && !matches!(stop, Stop::Closed) {
-        if cut {
-            // Not every server knows the request; the closed channel has to do then.
-            let _ = write.signal(Sig::KILL).await;
+    match stop {
+        Stop::Closed => {}
+        Stop::Complete => {
+            // The server closes next. Only what the command left behind can keep it from that.
+            if !heard.eof || !closes(&mut read, CLOSE_GRACE).await {
+                let _ = write.close().await;
+            }
         }
-        let _ = write.close().await;
-        let closing = async {
-            while read
-                .wait()
-                .await
-                .is_some_and(|m| !matches!(m, ChannelMsg::Close))
-            {}
-        };
-        if timeout(CLOSE_GRACE, closing).await.is_err() {
-            used.retire("a channel was not closed in time");
+        Stop::Late | Stop::Abandoned | Stop::Endless | Stop::Denied => {
+            let _ = write.signal(Sig::KILL).await;
+            if !closes(&mut read, KILL_GRACE).await {
+                // Closes its pipes, which ends most. If it holds a session of the server for ever,
+                // the next refusal tells.
+                let _ = write.close().await;
+            }
         }
     }
     drop(place);
+}
+
+/// Waits until the server closes. To be asked before we close: afterwards nothing is heard.
+async fn closes(read: &mut ChannelReadHalf, limit: Duration) -> bool {
+    let closing = async {
+        while let Some(message) = read.wait().await {
+            if matches!(message, ChannelMsg::Close) {
+                break;
+            }
+        }
+    };
+    timeout(limit, closing).await.is_ok()
 }
 
 fn not_opened(used: &Used, error: &russh::Error) -> Ended {
@@ -252,14 +265,14 @@ fn judge(used: &Used, stop: &Stop, heard: &mut Heard, limit: Duration) -> Ended 
         Stop::Late | Stop::Abandoned => {
             let ms = limit.as_millis();
             return Ended::Failed(Failure::timeout(format!(
-                "SSH: the command did not end within {ms} ms; it was ended, but may have been carried out"
+                "SSH: the command did not end within {ms} ms; it was told to end, but may have been carried out"
             )));
         }
         Stop::Endless => {
             return unknown(
                 Failure::CODE_PERMANENT,
                 format!(
-                    "SSH: the command said more than {OUTPUT_MAX} bytes; it was ended, but may have been carried out"
+                    "SSH: the command said more than {OUTPUT_MAX} bytes; it was told to end, but may have been carried out"
                 ),
             );
         }

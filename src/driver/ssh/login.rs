@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use russh::client::{self, AuthResult, DisconnectReason, Handle, KeyboardInteractiveAuthResponse};
-use russh::keys::{Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{Channel, MethodKind, MethodSet, Preferred, cipher, kex, mac};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -407,16 +407,7 @@ async fn log_in(target: &Target, handle: &mut Handle<Watch>) -> Result<(), Refus
         tried.push(method);
         let login = target.login.clone();
         let result = match (method, &key) {
-            (MethodKind::PublicKey, Some(key)) => {
-                let hash = if key.algorithm().is_rsa() {
-                    let best = handle.best_supported_rsa_hash().await;
-                    best.map_err(|e| broken(target, &e))?.flatten()
-                } else {
-                    None
-                };
-                let key = PrivateKeyWithHashAlg::new(Arc::clone(key), hash);
-                handle.authenticate_publickey(login, key).await
-            }
+            (MethodKind::PublicKey, Some(key)) => by_key(target, handle, key).await,
             (MethodKind::KeyboardInteractive, _) => interactive(target, handle).await,
             _ => {
                 let password = target.password.clone();
@@ -466,6 +457,41 @@ async fn log_in(target: &Target, handle: &mut Handle<Watch>) -> Result<(), Refus
     } else {
         Refusal::Login(at(target, failure))
     })
+}
+
+/// RSA signs with the best hash that the server says it takes; with SHA-1 only for an old one.
+async fn by_key(
+    target: &Target,
+    handle: &mut Handle<Watch>,
+    key: &Arc<PrivateKey>,
+) -> Result<AuthResult, russh::Error> {
+    let mut hashes = vec![None];
+    if key.algorithm().is_rsa() {
+        // A server that says nothing is older than the question (RFC 8308).
+        let said = handle.best_supported_rsa_hash().await?.flatten();
+        hashes = vec![said.or(Some(HashAlg::Sha256))];
+        if target.legacy {
+            hashes.push(None);
+        }
+    }
+    let mut result = AuthResult::Failure {
+        remaining_methods: MethodSet::empty(),
+        partial_success: false,
+    };
+    for hash in hashes {
+        let signer = PrivateKeyWithHashAlg::new(Arc::clone(key), hash);
+        result = handle
+            .authenticate_publickey(target.login.clone(), signer)
+            .await?;
+        match &result {
+            AuthResult::Failure {
+                partial_success: false,
+                ..
+            } => {}
+            AuthResult::Success | AuthResult::Failure { .. } => break,
+        }
+    }
+    Ok(result)
 }
 
 fn private_key(target: &Target) -> Result<Option<Arc<PrivateKey>>, Refusal> {

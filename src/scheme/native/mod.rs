@@ -24,6 +24,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_linux;
+#[cfg(test)]
 mod tests_load;
 #[cfg(test)]
 mod tests_simple;
