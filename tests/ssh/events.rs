@@ -12,6 +12,7 @@ use crate::tools::ned;
 on_each_store!(
     an_event_becomes_a_command_and_its_exit_status_the_outcome,
     a_host_key_is_learned_and_a_changed_one_parks_the_nas,
+    a_server_that_dies_in_mid_command_means_perhaps,
 );
 
 const SCHEME: &str = r#"
@@ -36,6 +37,8 @@ exec = ["exit 75"]
 exec = ["echo 'No such file' >&2; exit 1", "echo 'Permission denied' >&2; exit 1", "touch {{ nas.dir }}/after"]
 abort = ["touch {{ nas.dir }}/undone"]
 ok_on = ["No such file"]
+[[on.user_edit]]
+exec = ["echo x >>{{ nas.dir }}/began; test -e {{ nas.dir }}/go || exec sleep 60"]
 [[on.user_info]]
 exec = ["exit 4", "echo seen {{ ip }}"]
 save = "t"
@@ -148,5 +151,35 @@ async fn a_host_key_is_learned_and_a_changed_one_parks_the_nas(kind: Kind) {
     assert_eq!(lab.ended(waits).await, done);
     let audit = lab.rows("select what from audit").await;
     assert!(audit.iter().any(|row| row[0] == "nas_rekey"), "{audit:?}");
+    daemon.stop().await;
+}
+
+async fn a_server_that_dies_in_mid_command_means_perhaps(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"100ms\"").await;
+    let sshd = Sshd::start(&[]).await;
+    nas_of(&lab, &sshd, "tofu").await;
+    lab.accounts(1, 10..20).await;
+    let daemon = lab.start().await;
+    let id = lab.event(10, "user_edit").await;
+    let other = lab.event(11, "user_edit").await;
+    let began = lab.path("began");
+    lab.until("both commands run", async || {
+        let text = std::fs::read_to_string(&began).ok()?;
+        (text == "x\nx\n").then_some(())
+    })
+    .await;
+    std::fs::write(lab.path("go"), "").unwrap();
+    sshd.kill_sessions();
+    for id in [id, other] {
+        let done = ("done".to_owned(), "done".to_owned());
+        assert_eq!(lab.ended(id).await, done, "{:?}", lab.nas_log(1));
+        let row = format!("select attempts, possible_duplicate from events_done where id = {id}");
+        let row = lab.rows(&row).await.remove(0);
+        assert_eq!(row[0], "2", "it was run again");
+        assert!(matches!(row[1].as_str(), "1" | "t" | "true"), "{row:?}");
+    }
+    let log = lab.nas_log(1).join("\n");
+    assert!(log.contains("may have been carried out"), "{log}");
+    assert!(log.contains("end result=deferred code=254"), "{log}");
     daemon.stop().await;
 }

@@ -160,14 +160,13 @@ async fn a_server_killed_in_mid_command_leaves_an_unknown_outcome() {
     ran(&ssh, "true").await;
     let mark = sshd.path("started");
     let line = format!("echo x >{}; exec sleep 1000", mark.display());
-    let running = tokio::spawn({
-        let ssh = Arc::clone(&ssh);
-        async move { ssh.exec(&command(&line), PATIENCE).await }
-    });
+    let mut running = JoinSet::new();
+    let same = Arc::clone(&ssh);
+    running.spawn(async move { same.exec(&command(&line), PATIENCE).await });
     let begun = wait_for(async || mark.exists().then_some(())).await;
     assert!(begun.is_some(), "the command never began");
     sshd.kill_sessions();
-    let failure = running.await.unwrap().unwrap_err();
+    let failure = running.join_next().await.unwrap().unwrap().unwrap_err();
     assert_eq!(
         (failure.scope, failure.class),
         (Scope::Event, FailureClass::Unknown)

@@ -6,6 +6,7 @@ mod channel;
 mod login;
 mod pool;
 pub mod trust;
+mod watch;
 mod window;
 
 use std::fmt;

@@ -14,8 +14,9 @@ use tokio::time::timeout;
 
 use crate::attempt::Failure;
 use crate::clock;
-use crate::driver::ssh::login::{self, Cord, Refusal, Watch, Watched};
+use crate::driver::ssh::login::{self, Cord, Refusal};
 use crate::driver::ssh::trust::Trust;
+use crate::driver::ssh::watch::{Watch, Watched};
 use crate::driver::ssh::window::Window;
 use crate::driver::ssh::{Learn, Limits, Report, Target};
 

@@ -192,6 +192,16 @@ mod tests {
         PublicKey::from_openssh(text).unwrap()
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_in_the_column_believes_no_other_key(text in "(SHA256:|ssh-ed25519 |tofu)?[ -~\\n]{0,80}") {
+            if let Ok(trust) = Trust::of(Some(&text), None) {
+                let first = trust == Trust::First;
+                proptest::prop_assert_eq!(trust.judge(&key(A)).is_ok(), first);
+            }
+        }
+    }
+
     #[test]
     fn nothing_is_believed_by_default() {
         let trust = Trust::of(None, Some(A)).unwrap();

@@ -4,8 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use minijinja::value::Value;
+
+use super::saved::Saved;
 use super::step::Step;
-use super::walk::{Halt, Told, Walk};
+use super::walk::{Halt, Walk};
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::driver::Row;
 use crate::driver::ssh::{Command, Output, Ssh};
@@ -14,6 +17,40 @@ use crate::driver::ssh::{Command, Output, Ssh};
 const LOGGED_LINES: usize = 32;
 /// Longest quotation of an answer in an error, characters.
 const QUOTED_MAX: usize = 300;
+
+/// What a step of several lines came to: already judged, line by line.
+#[derive(Default)]
+pub(super) struct Told {
+    /// The first failure.
+    pub(super) failure: Option<Failure>,
+    /// Its code, else that of the first line.
+    pub(super) code: i32,
+    /// All answers.
+    pub(super) text: String,
+    /// One row per line that ran.
+    pub(super) rows: Vec<Row>,
+}
+
+impl Told {
+    /// Adds an answer.
+    pub(super) fn add(&mut self, text: &str) {
+        if !self.text.is_empty() && !text.is_empty() {
+            self.text.push('\n');
+        }
+        self.text.push_str(text);
+    }
+
+    /// Keeps what the step came to, and stops at its failure.
+    pub(super) fn conclude(self, step: &Step) -> Result<Option<Value>, Halt> {
+        let class = self.failure.as_ref().map_or("ok", |f| f.class.as_str());
+        let (ok, keep) = (self.failure.is_none(), step.save.is_some());
+        let value = keep.then(|| Saved::keep(ok, class, self.code, self.text, self.rows));
+        match self.failure {
+            Some(failure) if !step.go_on => Err(failure.into()),
+            _ => Ok(value),
+        }
+    }
+}
 
 /// Runs the rendered `lines`, and `abort` if a later one than the first failed.
 pub(super) async fn ssh(

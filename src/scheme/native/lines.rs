@@ -4,10 +4,11 @@
 use minijinja::value::ValueKind;
 use serde_json::Value as Json;
 
+use super::exec::Told;
 use super::expression::value_text;
 use super::render::Template;
 use super::step::{Attribute, DriverName, Exec, JsonTemplate, Request, Step};
-use super::walk::{Halt, Told, Walk, rendered};
+use super::walk::{Halt, Walk, rendered};
 use crate::attempt::Failure;
 use crate::driver::Reply;
 use crate::driver::ssh::Command;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 
 use super::tests::{account, at, job, nas};
-use super::*;
 
 /// The commands that an event would send.
 async fn sent(cmd: &str, params: &Json, vars: &Json) -> Result<Vec<String>, String> {
@@ -19,13 +18,12 @@ async fn sent(cmd: &str, params: &Json, vars: &Json) -> Result<Vec<String>, Stri
         .map_err(|f| f.to_string())
 }
 
-/// The batch of a line, without the quoting.
-fn batch(line: &str) -> &str {
-    line.split_once("<<< '")
-        .unwrap()
-        .1
-        .trim_end_matches('\'')
-        .trim_start()
+/// The lines of a batch, without the quoting.
+fn batch(line: &str) -> Vec<String> {
+    let quoted = line.split_once("<<< ").unwrap().1;
+    let text = quoted.trim_start_matches('$').trim_matches('\'');
+    let lines = text.split("\\n").filter(|line| !line.is_empty());
+    lines.map(str::to_owned).collect()
 }
 
 #[tokio::test]
@@ -54,7 +52,7 @@ async fn each_event_is_one_transaction_for_both_families() {
                 want.push(format!("delete element inet crb {set}{element}"));
             }
         }
-        assert_eq!(batch(&lines[0]).lines().collect::<Vec<_>>(), want, "{cmd}");
+        assert_eq!(batch(&lines[0]), want, "{cmd}");
     }
 }
 
@@ -128,8 +126,8 @@ async fn no_value_becomes_syntax() {
         "10.0.0.1\nflush ruleset",
         "-x",
     ] {
-        let mut account = account();
-        account["addresses"] = json!([hostile]);
+        let mut params = account();
+        params["addresses"] = json!([hostile]);
         for cmd in [
             "user_redirect",
             "user_rate_set",
@@ -137,13 +135,13 @@ async fn no_value_becomes_syntax() {
             "user_test",
             "user_get_mac",
         ] {
-            let refused = sent(cmd, &account, &json!({})).await;
+            let refused = sent(cmd, &params, &json!({})).await;
             assert!(refused.is_err(), "{cmd} {hostile:?}: {refused:?}");
         }
-        let mut account = super::tests::account();
-        account["usluga_id"] = json!(5);
-        account["service"] = json!({"lists": [hostile]});
-        let refused = sent("usluga_add", &account, &json!({})).await;
+        let mut params = account();
+        params["usluga_id"] = json!(5);
+        params["service"] = json!({"lists": [hostile]});
+        let refused = sent("usluga_add", &params, &json!({})).await;
         assert!(refused.is_err(), "{hostile:?}: {refused:?}");
     }
     // A name that accel-ppp gave is one word, whatever is in it.

@@ -48,29 +48,6 @@ pub(super) enum Halt {
     Device(Failure),
 }
 
-/// What a step of several lines came to: already judged, line by line.
-#[derive(Default)]
-pub(super) struct Told {
-    /// The first failure.
-    pub(super) failure: Option<Failure>,
-    /// Its code, else that of the first line.
-    pub(super) code: i32,
-    /// All answers.
-    pub(super) text: String,
-    /// One row per line that ran.
-    pub(super) rows: Vec<Row>,
-}
-
-impl Told {
-    /// Adds an answer.
-    pub(super) fn add(&mut self, text: &str) {
-        if !self.text.is_empty() && !text.is_empty() {
-            self.text.push('\n');
-        }
-        self.text.push_str(text);
-    }
-}
-
 impl From<String> for Halt {
     fn from(reason: String) -> Self {
         Self::Dead(reason)
@@ -346,7 +323,7 @@ impl<'a> Walk<'a> {
             Kind::Disconnect(a) => lines::radius(self, "disconnect", a),
             Kind::Exec(e) => {
                 return match lines::exec(self, step, e).await {
-                    Ok(told) => conclude(step, told),
+                    Ok(told) => told.conclude(step),
                     Err(Halt::Dead(reason)) => Err(dead(step, &reason)),
                     Err(Halt::Device(failure)) => self.judge(step, Err(failure.into())),
                 };
@@ -505,18 +482,6 @@ impl<'a> Walk<'a> {
             None if reply.rows.is_empty() => self.transcript.answer("done"),
             None => {}
         }
-    }
-}
-
-/// Keeps what a step came to, and stops at its failure.
-fn conclude(step: &Step, told: Told) -> Result<Option<Value>, Halt> {
-    let class = told.failure.as_ref().map_or("ok", |f| f.class.as_str());
-    let ok = told.failure.is_none();
-    let keep = step.save.is_some();
-    let value = keep.then(|| Saved::keep(ok, class, told.code, told.text, told.rows));
-    match told.failure {
-        Some(failure) if !step.go_on => Err(failure.into()),
-        _ => Ok(value),
     }
 }
 

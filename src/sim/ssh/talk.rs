@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::Shutdown;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use russh::keys::PublicKey;
@@ -82,7 +82,7 @@ async fn serve(state: Arc<State>, stream: TcpStream) {
     let talk = Talk {
         state,
         cord: Arc::clone(&cord),
-        sessions: HashMap::new(),
+        sessions: Sessions::default(),
         commands: 0,
         tasks: JoinSet::new(),
     };
@@ -92,6 +92,10 @@ async fn serve(state: Arc<State>, stream: TcpStream) {
     }
     drop(cord);
 }
+
+/// The open sessions of a connection. A command that has ended takes its own away: russh does
+/// not tell of the answer to our close.
+type Sessions = Arc<Mutex<HashMap<ChannelId, Asked>>>;
 
 /// A session: what it was asked to run, what it was given to read.
 #[derive(Default)]
@@ -104,7 +108,7 @@ struct Asked {
 struct Talk {
     state: Arc<State>,
     cord: Arc<Cord>,
-    sessions: HashMap<ChannelId, Asked>,
+    sessions: Sessions,
     commands: u64,
     /// One per running command; they end with the connection.
     tasks: JoinSet<()>,
@@ -126,7 +130,8 @@ impl Talk {
     }
 
     fn begin(&mut self, id: ChannelId, handle: Handle) {
-        let Some(asked) = self.sessions.get_mut(&id) else {
+        let mut sessions = locked(&self.sessions);
+        let Some(asked) = sessions.get_mut(&id) else {
             return;
         };
         let Some(line) = asked.line.clone() else {
@@ -139,6 +144,7 @@ impl Talk {
         let run = Run {
             state: Arc::clone(&self.state),
             cord: Arc::clone(&self.cord),
+            sessions: Arc::clone(&self.sessions),
             handle,
             id,
             number: self.commands,
@@ -196,12 +202,13 @@ impl server::Handler for Talk {
         _: &mut Session,
     ) -> Result<(), Error> {
         let limit = self.state.faults.borrow().session_limit;
-        if limit.is_some_and(|limit| self.sessions.len() >= limit) {
+        let open = locked(&self.sessions).len();
+        if limit.is_some_and(|limit| open >= limit) {
             self.state.saw(|seen| seen.sessions_refused += 1);
             reply.reject(ChannelOpenFailure::ConnectFailed).await;
             return Ok(());
         }
-        self.sessions.insert(channel.id(), Asked::default());
+        locked(&self.sessions).insert(channel.id(), Asked::default());
         reply.accept().await;
         Ok(())
     }
@@ -215,21 +222,21 @@ impl server::Handler for Talk {
         if self.state.faults.borrow().no_exec {
             return session.channel_failure(id);
         }
-        if let Some(asked) = self.sessions.get_mut(&id) {
+        if let Some(asked) = locked(&self.sessions).get_mut(&id) {
             asked.line = Some(String::from_utf8_lossy(data).into_owned());
         }
         session.channel_success(id)
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Error> {
-        if let Some(asked) = self.sessions.get_mut(&id) {
+        if let Some(asked) = locked(&self.sessions).get_mut(&id) {
             asked.line = Some(String::new());
         }
         session.channel_success(id)
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], _: &mut Session) -> Result<(), Error> {
-        if let Some(asked) = self.sessions.get_mut(&id)
+        if let Some(asked) = locked(&self.sessions).get_mut(&id)
             && asked.stdin.len() + data.len() <= STDIN_MAX
         {
             asked.stdin.extend_from_slice(data);
@@ -243,9 +250,8 @@ impl server::Handler for Talk {
     }
 
     async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Error> {
-        if let Some(asked) = self.sessions.remove(&id)
-            && let Some(running) = asked.running
-        {
+        let asked = locked(&self.sessions).remove(&id);
+        if let Some(running) = asked.and_then(|asked| asked.running) {
             running.abort();
         }
         Ok(())
@@ -257,7 +263,8 @@ impl server::Handler for Talk {
         signal: Sig,
         session: &mut Session,
     ) -> Result<(), Error> {
-        let running = self.sessions.remove(&id).and_then(|asked| asked.running);
+        let asked = locked(&self.sessions).remove(&id);
+        let running = asked.and_then(|asked| asked.running);
         if let Some(running) = running {
             running.abort();
             self.state.saw(|seen| seen.killed += 1);
@@ -281,6 +288,7 @@ impl Drop for Counted {
 struct Run {
     state: Arc<State>,
     cord: Arc<Cord>,
+    sessions: Sessions,
     handle: Handle,
     id: ChannelId,
     number: u64,
@@ -325,6 +333,7 @@ impl Run {
                 .await;
         }
         let _ = self.handle.eof(self.id).await;
+        locked(&self.sessions).remove(&self.id);
         let _ = self.handle.close(self.id).await;
     }
 
@@ -338,11 +347,13 @@ impl Run {
         } else if !text.is_empty() {
             self.handle.data(self.id, text.to_vec()).await.ok()?;
         }
-        while endless {
+        if !endless {
+            return Some(());
+        }
+        loop {
             self.handle.data(self.id, vec![b'x'; PIECE]).await.ok()?;
             tokio::task::yield_now().await;
         }
-        Some(())
     }
 
     fn find(&self, line: &str, stdin: &str) -> Answer {
