@@ -408,6 +408,7 @@ async fn show(console: &Console, config: &Config, store: &dyn Store, id: NasId) 
         ("breaker", field("breaker")),
         ("breaker_reason", field("reason")),
         ("p95_ms", field("p95_ms")),
+        ("sessions", field("sessions")),
     ]);
     Ok(DONE)
 }

@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -179,10 +180,11 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         // A full queue loses one; the next start of the daemon learns it again.
         let _ = learned.try_send((nas, key.to_owned()));
     }));
+    let sessions = Arc::new(sessions);
     let mut parent = Parent::new(
         Arc::clone(&store),
         logs.clone(),
-        resolver(&config, Arc::new(sessions)),
+        resolver(&config, Arc::clone(&sessions)),
         sender.clone(),
         Arc::clone(&reload),
         cmds_sender,
@@ -274,7 +276,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         high_water: 0,
         dispatch: Some({
             let status = status.clone();
-            Arc::new(move || serde_json::to_value(&*status.borrow()).unwrap_or_default())
+            Arc::new(move || with_sessions(&status.borrow(), &sessions))
         }),
     };
     let router = rest::router(doors);
@@ -426,6 +428,23 @@ async fn sign_of_life(
             }
         }
     }
+}
+
+/// The dispatcher's status, with the sessions of each NAS.
+fn with_sessions(status: &Status, sessions: &Sessions) -> Value {
+    let mut value = serde_json::to_value(status).unwrap_or_default();
+    let seen = sessions.seen();
+    let nases = value.get_mut("nases").and_then(Value::as_array_mut);
+    for nas in nases.into_iter().flatten() {
+        let id = nas.get("id").and_then(Value::as_i64).map(NasId);
+        if let (Some(of_nas), Some(nas)) = (id.and_then(|id| seen.get(&id)), nas.as_object_mut()) {
+            nas.insert(
+                "sessions".to_owned(),
+                serde_json::to_value(of_nas).unwrap_or_default(),
+            );
+        }
+    }
+    value
 }
 
 /// Writes down each SSH host key that was learned, once; one that is there stays.

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::driver::mikrotik::{Limits, Mikrotik, Report, Target};
 use crate::driver::ssh::trust::Trust;
@@ -44,6 +46,25 @@ pub struct Sessions {
     /// Host keys learned since the settings were last read.
     known: Arc<Mutex<BTreeMap<NasId, String>>>,
     learned: Option<Learned>,
+}
+
+/// Numbers of one NAS's sessions over one driver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    /// `mikrotik`, `ssh`.
+    pub driver: &'static str,
+    /// Connections that are logged in.
+    pub open: usize,
+    /// Commands under way on them.
+    pub leased: usize,
+    /// Commands that wait for a place.
+    pub waiting: usize,
+    /// Commands allowed at once now, where that is known.
+    pub window: Option<usize>,
+    /// Logins since the start, where they are counted.
+    pub logins: Option<u64>,
+    /// Why the last connection could not be opened, or ended.
+    pub last_error: Option<String>,
 }
 
 struct KeptSsh {
@@ -108,12 +129,31 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// SSH connections and channels of each NAS that has been spoken to.
-    pub fn ssh_report(&self) -> BTreeMap<NasId, ssh::Report> {
-        let all = locked(&self.ssh);
-        all.iter()
-            .map(|(id, kept)| (*id, kept.sessions.report()))
-            .collect()
+    /// How the sessions of each NAS that has been spoken to stand, for status pages.
+    pub fn seen(&self) -> BTreeMap<NasId, Vec<Seen>> {
+        let mut seen: BTreeMap<NasId, Vec<Seen>> = BTreeMap::new();
+        for (id, kept) in self.all().iter() {
+            let report = kept.sessions.report();
+            seen.entry(*id).or_default().push(Seen {
+                driver: "mikrotik",
+                open: report.connections,
+                leased: report.in_flight,
+                ..Seen::default()
+            });
+        }
+        for (id, kept) in locked(&self.ssh).iter() {
+            let report = kept.sessions.report();
+            seen.entry(*id).or_default().push(Seen {
+                driver: "ssh",
+                open: report.open,
+                leased: report.leased,
+                waiting: report.waiting,
+                window: Some(report.window),
+                logins: Some(report.logins),
+                last_error: Some(report.last_error).filter(|e| !e.is_empty()),
+            });
+        }
+        seen
     }
 
     /// The RouterOS sessions of `nas`: the same object as long as address, port, limits and

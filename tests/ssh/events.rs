@@ -2,6 +2,7 @@
 //! real server.
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::lab::daemon::{Lab, account_log_name};
 use crate::lab::db::Kind;
@@ -103,6 +104,19 @@ async fn an_event_becomes_a_command_and_its_exit_status_the_outcome(kind: Kind) 
     assert_eq!(lab.ended(info).await, done, "{:?}", lab.account_log(15));
     let answer = format!("select answer from events_done where id = {info}");
     assert_eq!(lab.rows(&answer).await[0][0], "4 4 seen 10.0.0.15");
+    // How its sessions stand is told.
+    let status = lab.scheduler().await.unwrap();
+    let seen = &status["nases"][0]["sessions"][0];
+    assert_eq!(
+        (&seen["driver"], &seen["open"]),
+        (&json!("ssh"), &json!(1)),
+        "{status}"
+    );
+    assert_eq!(
+        (&seen["logins"], &seen["waiting"]),
+        (&json!(1), &json!(0)),
+        "{status}"
+    );
     // One login served them all, and no log holds the key.
     assert_eq!(sshd.logins(), 1);
     let secret = sshd.client_key();

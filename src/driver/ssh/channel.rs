@@ -208,11 +208,11 @@ async fn listen(
             }
             ChannelMsg::ExitStatus { exit_status } => {
                 heard.status = Some(i32::try_from(exit_status).unwrap_or(i32::MAX));
-                drained.as_mut().reset(deadline_in(DRAIN));
+                drained.set(tokio::time::sleep(DRAIN));
             }
             ChannelMsg::ExitSignal { signal_name, .. } => {
                 heard.status = Some(128 + number(&signal_name));
-                drained.as_mut().reset(deadline_in(DRAIN));
+                drained.set(tokio::time::sleep(DRAIN));
             }
             ChannelMsg::Eof => heard.eof = true,
             ChannelMsg::Failure => return Stop::Denied,
@@ -229,14 +229,6 @@ async fn listen(
             return Stop::Complete;
         }
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a timer of the runtime is moved; nothing is decided by this clock"
-)]
-fn deadline_in(time: Duration) -> tokio::time::Instant {
-    tokio::time::Instant::now() + time
 }
 
 fn judge(used: &Used, stop: &Stop, heard: &mut Heard, limit: Duration) -> Ended {
