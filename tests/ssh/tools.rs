@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::lab::daemon::{Lab, PATIENCE};
 use crate::lab::db::Kind;
@@ -172,4 +172,62 @@ async fn the_classic_forms_work_and_have_the_classic_codes() {
     let said = sent(&with(&["true"])).await;
     assert_eq!(said.code, 254, "{}", said.err);
     assert!(said.err.contains("exit code: 254"), "{}", said.err);
+}
+
+#[tokio::test]
+async fn a_simulated_device_answers_from_its_table() {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    let answers = r#"[{"like": "^show version", "stdout": "VRP 8.1\n"}, {"like": "^bad", "stderr": "no\n", "status": 3}]"#;
+    std::fs::write(lab.path("answers.json"), answers).unwrap();
+    let journal = lab.path("journal.jsonl");
+    let mut sim = program(env!("CARGO_BIN_EXE_nas_event_daemon"))
+        .args([
+            "sim",
+            "ssh",
+            "--listen",
+            "127.0.0.1:0",
+            "--password",
+            "servicemode",
+        ])
+        .arg("--answers")
+        .arg(lab.path("answers.json"))
+        .arg("--journal")
+        .arg(&journal)
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(sim.stdout.take().unwrap()).lines();
+    let mut said = async |start: &str| -> String {
+        let line = lines.next_line().await.unwrap().unwrap();
+        line.strip_prefix(start).unwrap().to_owned()
+    };
+    let addr = said("listening on 127.0.0.1:").await;
+    let key = said("host key ").await;
+    let sent = async |words: &[&str]| -> Said {
+        let mut all = vec![
+            "--port",
+            &addr,
+            "--host-key",
+            &key,
+            "-s",
+            "127.0.0.1",
+            "admin",
+            "servicemode",
+        ];
+        all.extend(words);
+        ned(&lab, "send_ssh_cmd", &all).await
+    };
+    let version = sent(&["show", "version"]).await;
+    assert_eq!(
+        (version.code, version.out.as_str()),
+        (0, "VRP 8.1\n"),
+        "{}",
+        version.err
+    );
+    let bad = sent(&["bad"]).await;
+    assert_eq!((bad.code, bad.err.as_str()), (3, "no\n"));
+    let written = std::fs::read_to_string(&journal).unwrap();
+    assert!(written.contains(r#""line":"show version""#), "{written}");
+    sim.kill().await.unwrap();
 }

@@ -130,16 +130,15 @@ pub struct Report {
 pub struct Ssh {
     pool: Arc<Pool>,
     /// One task per connection and one per running command; they end with this object.
-    tasks: Arc<Mutex<JoinSet<()>>>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Ssh {
     /// Nothing is connected before the first command.
     pub fn new(target: Target, limits: Limits, learn: Learn) -> Self {
-        let tasks = Arc::default();
         Self {
             pool: Arc::new(Pool::new(target, limits, learn)),
-            tasks,
+            tasks: Mutex::default(),
         }
     }
 
