@@ -252,11 +252,13 @@ pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::
         trust: Trust::default(),
         legacy,
     };
-    let at_most = |limit: Duration| nas.timeout.map_or(limit, |t| t.min(limit));
     let limits = ssh::Limits {
         channels: usize::from(nas.max_sessions.unwrap_or(SSH_CHANNELS).clamp(1, 100)),
-        connect_timeout: at_most(CONNECT_TIMEOUT),
-        login_timeout: at_most(LOGIN_TIMEOUT),
+        connect_timeout: nas
+            .timeout
+            .map_or(CONNECT_TIMEOUT, |t| t.min(CONNECT_TIMEOUT)),
+        // Not bound by the attempt: a login goes on for whoever comes next.
+        login_timeout: LOGIN_TIMEOUT,
         linger: LINGER,
         logins_per_minute: logins,
     };

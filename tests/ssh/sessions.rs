@@ -56,7 +56,7 @@ async fn a_command_gives_both_outputs_and_its_status() {
     assert_eq!(ran(&ssh, "kill -TERM $$").await.status, 128 + 15);
     assert_eq!(ran(&ssh, "no-such-program").await.status, 127);
     // What a command leaves behind does not hold its answer.
-    let left = ran(&ssh, "sleep 60 & echo started").await;
+    let left = ran(&ssh, "sleep 5 & echo started").await;
     assert_eq!(left.stdout, "started\n");
     assert_eq!(sshd.logins(), 1);
     assert_eq!(ssh.report().logins, 1);
@@ -128,6 +128,7 @@ async fn given_back(login: Option<&User>) {
         let gone = wait_for(async || (!Path::new(&gone).exists()).then_some(())).await;
         assert!(gone.is_some(), "process {pid} still runs");
     }
+    let mut begun_here = vec![sshd.read("open/pid")];
     // A caller that goes away ends its command, too.
     std::fs::remove_file(&mark).unwrap();
     let again = command(&line);
@@ -140,6 +141,12 @@ async fn given_back(login: Option<&User>) {
         _ = wait_for(begun) => {}
     }
     assert_eq!(ran(&ssh, "echo free").await.stdout, "free\n");
+    // What root's server could not kill.
+    begun_here.push(sshd.read("open/pid"));
+    for pid in begun_here {
+        let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
 }
 
 #[tokio::test]
