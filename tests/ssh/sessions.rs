@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nas_event_daemon::attempt::{FailureClass, Scope};
 use nas_event_daemon::driver::ssh::{Command, Output, Ssh};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinSet;
 
 use crate::lab::daemon::{PATIENCE, wait_for};
@@ -235,5 +236,68 @@ async fn endless_binary_and_slow_answers_are_bounded() {
     );
     // None of this cost the connection.
     assert_eq!(ran(&ssh, "echo well").await.stdout, "well\n");
+    assert_eq!(sshd.logins(), 1);
+}
+
+/// Reads the screen until `text` stands on it.
+async fn until(terminal: &mut DuplexStream, text: &str) -> String {
+    let mut seen = Vec::new();
+    let mut chunk = [0; 1024];
+    let reading = async {
+        loop {
+            let n = terminal.read(&mut chunk).await.unwrap();
+            assert!(n > 0, "ended: {}", String::from_utf8_lossy(&seen));
+            seen.extend_from_slice(&chunk[..n]);
+            let shown = String::from_utf8_lossy(&seen).into_owned();
+            if shown.contains(text) {
+                return shown;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_terminal_is_a_session_of_its_own_and_ends_with_its_stream() {
+    let sshd = Sshd::start(&["MaxSessions 1"]).await;
+    let ssh = sessions(sshd.target(), 1);
+    let (mut terminal, new) = ssh.terminal(PATIENCE).await.unwrap();
+    assert!(new);
+    // It is one: a shell that knows its terminal, and keeps what was said before.
+    terminal.write_all(b"tty; x=41\n").await.unwrap();
+    until(&mut terminal, "/dev/pts/").await;
+    terminal
+        .write_all(b"echo sum=$((x + 1)) pid=$$.\n")
+        .await
+        .unwrap();
+    let shown = until(&mut terminal, "sum=42 pid=").await;
+    let (_, pid) = shown.split_once("sum=42 pid=").unwrap();
+    let pid = match pid.split_once('.') {
+        Some((pid, _)) => pid.to_owned(),
+        None => format!(
+            "{pid}{}",
+            until(&mut terminal, ".").await.split('.').next().unwrap()
+        ),
+    };
+    assert_eq!((ssh.report().leased, ssh.report().open), (1, 1));
+    // The only session of the server is taken: a command waits until the terminal is gone.
+    let short = Duration::from_millis(300);
+    let failure = ssh.exec(&command("true"), short).await.unwrap_err();
+    assert_eq!(
+        (failure.scope, failure.class),
+        (Scope::Nas, FailureClass::Transport)
+    );
+    drop(terminal);
+    assert_eq!(ran(&ssh, "echo free").await.stdout, "free\n");
+    let gone = format!("/proc/{pid}");
+    let gone = wait_for(async || (!Path::new(&gone).exists()).then_some(())).await;
+    assert!(gone.is_some(), "the shell {pid} still runs");
+    // A shell that ends by itself ends the stream.
+    let (mut terminal, new) = ssh.terminal(PATIENCE).await.unwrap();
+    assert!(!new, "on the kept connection");
+    terminal.write_all(b"exit\n").await.unwrap();
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, terminal.read_to_end(&mut rest));
+    read.await.unwrap().unwrap();
     assert_eq!(sshd.logins(), 1);
 }

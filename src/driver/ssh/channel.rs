@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use russh::client::Msg;
-use russh::{ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Sig};
+use russh::{Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Sig};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -23,14 +23,14 @@ const DRAIN: Duration = Duration::from_secs(1);
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// For a command that was killed; a server that does not know the request, or (OpenSSH, for root)
 /// does not obey it, need not be waited for.
-const KILL_GRACE: Duration = Duration::from_millis(300);
+pub(super) const KILL_GRACE: Duration = Duration::from_millis(300);
 /// Extended data of this type is standard error (RFC 4254 section 5.2).
 const STDERR: u32 = 1;
 
 /// How a command ended.
-pub(super) enum Ended {
-    /// It ran.
-    Done(Output),
+pub(super) enum Ended<T> {
+    /// It ran, or began.
+    Done(T),
     Failed(Failure),
     /// The server opens no further session now.
     Busy,
@@ -69,30 +69,13 @@ pub(super) async fn run(
     place: Place,
     command: Command,
     limit: Duration,
-    mut caller: oneshot::Sender<Ended>,
+    mut caller: oneshot::Sender<Ended<Output>>,
 ) {
-    let opening = used.handle.channel_open_session();
-    let opened = tokio::select! {
-        opened = timeout(limit, opening) => opened,
-        () = caller.closed() => {
-            // The server may open it yet, and nobody would close it.
-            used.retire("a caller gave up while a channel was being opened");
-            return;
-        }
-    };
-    let channel = match opened {
-        Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => {
-            let ended = not_opened(&used, &error);
-            drop(place);
+    let (channel, place) = match open(&used, place, limit, &mut caller).await {
+        Ok(opened) => opened,
+        Err(ended) => {
+            // Nobody waits any more: the same.
             let _ = caller.send(ended);
-            return;
-        }
-        Err(_) => {
-            used.retire("a channel was not opened in time");
-            let ms = limit.as_millis();
-            let failure = Failure::transport(format!("SSH: no session was opened within {ms} ms"));
-            let _ = caller.send(Ended::Failed(failure));
             return;
         }
     };
@@ -139,8 +122,40 @@ pub(super) async fn run(
     drop(place);
 }
 
+/// Opens a session. The place comes back with it, or is free before the caller hears of it.
+pub(super) async fn open<T>(
+    used: &Used,
+    place: Place,
+    limit: Duration,
+    caller: &mut oneshot::Sender<Ended<T>>,
+) -> Result<(Channel<Msg>, Place), Ended<T>> {
+    let opening = used.handle.channel_open_session();
+    let opened = tokio::select! {
+        opened = timeout(limit, opening) => opened,
+        () = caller.closed() => {
+            // The server may open it yet, and nobody would close it.
+            used.retire("a caller gave up while a session was being opened");
+            return Err(Ended::NotSent("given up".to_owned()));
+        }
+    };
+    match opened {
+        Ok(Ok(channel)) => Ok((channel, place)),
+        Ok(Err(error)) => {
+            drop(place);
+            Err(not_opened(used, &error))
+        }
+        Err(_) => {
+            used.retire("a session was not opened in time");
+            let ms = limit.as_millis();
+            Err(Ended::Failed(Failure::transport(format!(
+                "SSH: no session was opened within {ms} ms"
+            ))))
+        }
+    }
+}
+
 /// Waits until the server closes. To be asked before we close: afterwards nothing is heard.
-async fn closes(read: &mut ChannelReadHalf, limit: Duration) -> bool {
+pub(super) async fn closes(read: &mut ChannelReadHalf, limit: Duration) -> bool {
     let closing = async {
         while let Some(message) = read.wait().await {
             if matches!(message, ChannelMsg::Close) {
@@ -151,7 +166,7 @@ async fn closes(read: &mut ChannelReadHalf, limit: Duration) -> bool {
     timeout(limit, closing).await.is_ok()
 }
 
-fn not_opened(used: &Used, error: &russh::Error) -> Ended {
+fn not_opened<T>(used: &Used, error: &russh::Error) -> Ended<T> {
     match error {
         russh::Error::ChannelOpenFailure(
             ChannelOpenFailure::ConnectFailed | ChannelOpenFailure::ResourceShortage,
@@ -170,7 +185,7 @@ async fn listen(
     write: &ChannelWriteHalf<Msg>,
     stdin: Option<String>,
     limit: Duration,
-    caller: &mut oneshot::Sender<Ended>,
+    caller: &mut oneshot::Sender<Ended<Output>>,
 ) -> Stop {
     let feed = async {
         if let Some(stdin) = stdin {
@@ -231,7 +246,7 @@ async fn listen(
     }
 }
 
-fn judge(used: &Used, stop: &Stop, heard: &mut Heard, limit: Duration) -> Ended {
+fn judge(used: &Used, stop: &Stop, heard: &mut Heard, limit: Duration) -> Ended<Output> {
     let unknown = |code: i32, text: String| {
         Ended::Failed(Failure {
             scope: Scope::Event,

@@ -5,6 +5,7 @@
 mod channel;
 mod login;
 mod pool;
+mod terminal;
 pub mod trust;
 mod watch;
 mod window;
@@ -13,6 +14,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::io::DuplexStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -20,8 +22,9 @@ use tokio::time::timeout;
 use crate::attempt::Failure;
 use crate::clock;
 use crate::driver::ssh::channel::Ended;
-use crate::driver::ssh::pool::Pool;
+use crate::driver::ssh::pool::{Pool, Used};
 use crate::driver::ssh::trust::Trust;
+use crate::driver::ssh::window::Place;
 
 /// How often a command that was not sent moves on to another connection.
 const MOVES: usize = 3;
@@ -146,9 +149,37 @@ impl Ssh {
     /// certainly not started moves to another connection; one that was is ended on the server
     /// when its time is over. Dropping the future ends it, too.
     pub async fn exec(&self, command: &Command, deadline: Duration) -> Result<Output, Failure> {
-        let start = clock::tick_ms();
+        let start = |used, place, limit, caller| {
+            self.spawn(channel::run(used, place, command.clone(), limit, caller));
+        };
+        let (output, new_session) = self.started(deadline, start).await?;
+        self.pool.window.went_well();
+        Ok(Output {
+            new_session,
+            ..output
+        })
+    }
+
+    /// A login shell behind a terminal, at most `deadline` until it is there, and whether a
+    /// connection was opened for it. What is written is typed, what is read is shown on the
+    /// screen. Dropping the stream closes the session; it holds one of the channels until then.
+    pub async fn terminal(&self, deadline: Duration) -> Result<(DuplexStream, bool), Failure> {
+        let start = |used, place, limit, caller| {
+            self.spawn(terminal::run(used, place, limit, caller));
+        };
+        self.started(deadline, start).await
+    }
+
+    /// Finds a place and a connection, and has a session begun there by `start`, again where
+    /// the server refuses one or the connection is gone before it began.
+    async fn started<T>(
+        &self,
+        deadline: Duration,
+        start: impl Fn(Used, Place, Duration, oneshot::Sender<Ended<T>>),
+    ) -> Result<(T, bool), Failure> {
+        let began = clock::tick_ms();
         let left = || {
-            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(start));
+            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
             deadline.saturating_sub(gone)
         };
         let in_vain = |_| self.pool.waited_in_vain(deadline);
@@ -163,31 +194,13 @@ impl Ssh {
                 .map_err(in_vain)??;
             opened |= new;
             let (caller, ended) = oneshot::channel();
-            let (line, limit) = (command.clone(), left());
-            let used = connection.enter();
-            self.spawn(channel::run(used, place, line, limit, caller));
+            start(connection.enter(), place, left(), caller);
             let why = match ended.await {
-                Ok(Ended::Done(output)) => {
-                    self.pool.window.went_well();
-                    return Ok(Output {
-                        new_session: opened,
-                        ..output
-                    });
-                }
+                Ok(Ended::Done(done)) => return Ok((done, opened)),
                 Ok(Ended::Failed(failure)) => return Err(failure),
                 Ok(Ended::Busy) => {
-                    self.pool.window.refused();
-                    let alone = self.pool.window.leased() == 0;
-                    let pause = if alone {
-                        let pause = BUSY_PAUSES_MS.get(busy).copied();
-                        busy += 1;
-                        pause
-                    } else {
-                        Some(CROWDED_PAUSE_MS)
-                    };
-                    if let Some(pause) = pause {
-                        let pause = Duration::from_millis(pause).min(left());
-                        tokio::time::sleep(pause).await;
+                    if let Some(pause) = self.refused(&mut busy) {
+                        tokio::time::sleep(pause.min(left())).await;
                         if left().is_zero() {
                             return Err(self.pool.waited_in_vain(deadline));
                         }
@@ -195,7 +208,6 @@ impl Ssh {
                     }
                     // A command that hangs on the server may hold the last place for ever.
                     connection.retire("the server opens no further session");
-                    busy = 0;
                     "the server opens no session".to_owned()
                 }
                 Ok(Ended::NotSent(why)) => why,
@@ -206,6 +218,18 @@ impl Ssh {
                 return Err(self.pool.lost(&format!("not sent: {why}")));
             }
         }
+    }
+
+    /// The server refused a session: how long to wait before the next try on this connection;
+    /// none = it has refused for long enough although no other session of ours is open.
+    fn refused(&self, busy: &mut usize) -> Option<Duration> {
+        self.pool.window.refused();
+        if self.pool.window.leased() > 0 {
+            return Some(Duration::from_millis(CROWDED_PAUSE_MS));
+        }
+        let pause = BUSY_PAUSES_MS.get(*busy).copied();
+        *busy = if pause.is_some() { *busy + 1 } else { 0 };
+        pause.map(Duration::from_millis)
     }
 
     /// Which host keys are believed now; a learned one counts at once.
