@@ -18,7 +18,7 @@ use async_trait::async_trait;
 pub use rows::{AccountFlags, Counts, EventRow, Expansion, Filter, SqlAnswer, Token, WhereIs};
 
 use crate::attempt::DoneResult;
-use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
+use crate::event::{Cmd, CompactEvent, EventId, Params, StoredParams, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
 
 /// What can go wrong with the database.
@@ -190,7 +190,7 @@ pub struct Started {
     /// Service.
     pub usluga: Option<i64>,
     /// Variables.
-    pub params: Params,
+    pub params: StoredParams,
     /// Number of this try, from 1.
     pub try_count: u32,
     /// May have been executed before.
@@ -261,8 +261,10 @@ pub trait Store: Send + Sync {
     /// Waiting events of one NAS with `id >= from`, ordered by id.
     async fn load(&self, nas: NasId, from: EventId, limit: usize) -> Result<Vec<Waiting>>;
 
-    /// The first waiting events of one lane, ordered by id.
-    async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>>;
+    /// The first waiting events of each of these lanes, at most `limit` of each; those of one
+    /// lane ordered by id.
+    async fn refill(&self, lanes: &[(NasId, Option<UserId>)], limit: usize)
+    -> Result<Vec<Waiting>>;
 
     /// The account's variables as they are now, without those that the event brought itself
     /// (`user_del` with old data keeps them, a RADIUS event its session). None = no such event,

@@ -196,7 +196,7 @@ impl Store for Fake {
     async fn load(&self, _: NasId, _: EventId, _: usize) -> Result<Vec<Waiting>> {
         no()
     }
-    async fn refill(&self, _: NasId, _: Option<UserId>, _: usize) -> Result<Vec<Waiting>> {
+    async fn refill(&self, _: &[(NasId, Option<UserId>)], _: usize) -> Result<Vec<Waiting>> {
         no()
     }
     async fn params_now(&self, _event: EventId) -> Result<Option<nas_event_daemon::event::Params>> {

@@ -240,8 +240,12 @@ impl Store for Postgres {
         call("load waiting events", stack::load(self, nas, from, limit)).await
     }
 
-    async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>> {
-        call("refill a lane", stack::refill(self, nas, user, limit)).await
+    async fn refill(
+        &self,
+        lanes: &[(NasId, Option<UserId>)],
+        limit: usize,
+    ) -> Result<Vec<Waiting>> {
+        call("refill lanes", stack::refill(self, lanes, limit)).await
     }
 
     async fn params_now(&self, event: EventId) -> Result<Option<Params>> {

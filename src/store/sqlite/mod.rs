@@ -231,8 +231,12 @@ impl Store for Sqlite {
         stack::load(self, nas, from, limit).await
     }
 
-    async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>> {
-        stack::refill(self, nas, user, limit).await
+    async fn refill(
+        &self,
+        lanes: &[(NasId, Option<UserId>)],
+        limit: usize,
+    ) -> Result<Vec<Waiting>> {
+        stack::refill(self, lanes, limit).await
     }
 
     async fn params_now(&self, event: EventId) -> Result<Option<Params>> {
