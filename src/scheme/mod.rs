@@ -7,6 +7,7 @@ pub mod native;
 pub mod reap;
 mod relay;
 pub mod resolve;
+pub mod ride;
 pub mod session;
 pub mod shim;
 

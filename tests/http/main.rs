@@ -11,6 +11,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod cli;
 mod peer;
 mod rude;
 mod webhook;
