@@ -10,6 +10,7 @@ pub mod resolve;
 pub mod ride;
 pub mod session;
 pub mod shim;
+pub mod traps;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -28,6 +28,7 @@ mod tests_load;
 mod tests_simple;
 #[cfg(test)]
 mod tests_walk;
+mod variables;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +44,8 @@ use crate::driver::sessions::Sessions;
 use crate::event::Cmd;
 use crate::nas::Mode;
 use crate::scheme::{Execute, ExitPolicy, Identity};
+
+pub use variables::{Variable, well_known};
 
 pub(in crate::scheme) use saved::logged;
 
