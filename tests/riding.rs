@@ -92,7 +92,7 @@ async fn scripts_share_the_sessions_and_their_commands_are_in_the_logs(kind: Kin
     assert!(log.contains(add), "{log}");
     assert!(log.contains("< done ret=*"), "{log}");
     assert!(
-        log.contains("/ip/firewall/address-list/remove .id=*"),
+        log.contains("/ip/firewall/address-list/remove '.id=*"),
         "{log}"
     );
     assert!(!lab.nas_log(7).join("\n").contains(PASSWORD));

@@ -326,6 +326,13 @@ evaluate() { :; }
         assert_eq!(found(fine), []);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn nothing_breaks_the_reader(text in "[\\x00-\\x7fю\\n|&{}\\[\\]'\"<]{0,300}") {
+            let _ = found(&text);
+        }
+    }
+
     #[test]
     fn the_shipped_example_has_no_trap() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("oss/core/Example-Session");

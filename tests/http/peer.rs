@@ -63,7 +63,9 @@ async fn our_driver_speaks_to_the_https_of_others() {
         assert_eq!(told["method"], method);
         assert_eq!(told["path"], "/base/u/%D1%8E?q=1");
         assert_eq!(told["body"], json.unwrap_or_default());
-        assert_eq!(told["headers"]["authorization"], "Bearer t0ken-of-the-hook");
+        let who: String = told["who"].as_str().unwrap().chars().rev().collect();
+        assert_eq!(who, "Bearer t0ken-of-the-hook");
+        assert_eq!(told["headers"]["authorization"], "Bearer ***");
         assert_eq!(told["headers"]["x-who"], "nobody");
     }
     let failure = talk(&device(&url, Trust::Ca(wrong.ca)), "/")

@@ -20,6 +20,8 @@ enum Manners {
     Says(&'static [u8]),
     /// A head, then bytes without an end.
     Endless,
+    /// A head that does not end.
+    Heads,
     /// A head, then one byte now and then.
     Drips,
     /// Reads and says nothing.
@@ -51,6 +53,11 @@ async fn one(mut stream: TcpStream, manners: Manners) {
         Manners::Endless => {
             let _ = stream.write_all(chunked).await;
             let much = vec![b'x'; 64 * 1024];
+            while stream.write_all(&much).await.is_ok() {}
+        }
+        Manners::Heads => {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n").await;
+            let much = b"X-Much: more\r\n".repeat(1_000);
             while stream.write_all(&much).await.is_ok() {}
         }
         Manners::Drips => {
@@ -87,6 +94,9 @@ async fn what_is_not_an_answer_is_unknown_and_bounded() {
         event(&failure);
         assert_eq!(failure.class, FailureClass::Unknown, "{failure}");
     }
+    let failure = told(Manners::Heads, LONG).await;
+    event(&failure);
+    assert_eq!(failure.class, FailureClass::Unknown, "{failure}");
     let failure = told(Manners::Silent, short).await;
     event(&failure);
     assert_eq!((failure.class, failure.code), (FailureClass::Unknown, 143));

@@ -17,6 +17,8 @@ class Echo(BaseHTTPRequestHandler):
             "path": self.path,
             "headers": {k.lower(): v for k, v in self.headers.items()},
             "body": self.rfile.read(size).decode(),
+            # Backwards: our side takes its own credentials out of an answer.
+            "who": (self.headers.get("Authorization") or "")[::-1],
         }
         text = json.dumps(told).encode()
         self.send_response(200)

@@ -78,6 +78,8 @@ struct Ready {
     client: Client,
     base: Url,
     auth: Option<(HeaderName, HeaderValue)>,
+    /// What a device that repeats our request must not bring into a log.
+    secret: Option<String>,
 }
 
 impl Http {
@@ -136,7 +138,7 @@ impl Http {
         let new_session = !self.used.swap(true, Ordering::Relaxed);
         let status = response.status();
         let text = match timeout(left(), body(response)).await {
-            Ok(Ok(text)) => text,
+            Ok(Ok(text)) => ready.redacted(text),
             Ok(Err(Broken::TooLarge)) => {
                 return Err(Failure {
                     code: i32::from(status.as_u16()),
@@ -215,7 +217,16 @@ impl Ready {
             client,
             base,
             auth: target.auth.field()?,
+            secret: target.auth.secret(),
         })
+    }
+
+    /// Without our credentials: `Basic` ones are encoded, so that nobody else would know them.
+    fn redacted(&self, text: String) -> String {
+        match &self.secret {
+            Some(secret) if text.contains(secret.as_str()) => text.replace(secret.as_str(), "***"),
+            Some(_) | None => text,
+        }
     }
 
     /// Host and port, for texts.

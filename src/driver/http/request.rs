@@ -192,6 +192,17 @@ impl Auth {
         }
     }
 
+    /// The part of the field that is secret.
+    pub(super) fn secret(&self) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Basic { login, password } => {
+                Some(base64(format!("{login}:{password}").as_bytes()))
+            }
+            Self::Bearer(text) | Self::Field { value: text, .. } => Some(text.clone()),
+        }
+    }
+
     pub(super) fn field(&self) -> Result<Option<(HeaderName, HeaderValue)>, String> {
         let (name, text) = match self {
             Self::None => return Ok(None),
