@@ -1,7 +1,7 @@
 //! Measures the daemon as a process: drain, order under a huge lane, sustained load, scripts,
 //! latency, idle NASes. Called by `scripts/bench`; prints Markdown, progress to stderr.
 //!
-//! usage: bench [drain|lane|sustained|scripts|latency|payer|idle]… ; all if none is named.
+//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|idle]… ; all if none is named.
 //! `NED_BENCH_BIN` is the release binary, `NED_BENCH_PG` a throw-away PostgreSQL.
 
 #![allow(
@@ -20,6 +20,7 @@
 
 mod daemon;
 mod parts;
+mod riding;
 
 fn main() {
     let named: Vec<String> = std::env::args().skip(1).collect();
@@ -33,6 +34,7 @@ fn main() {
             "lane",
             "sustained",
             "scripts",
+            "riding",
             "latency",
             "payer",
             "idle",
@@ -47,6 +49,7 @@ fn main() {
                 "lane" => parts::lane().await,
                 "sustained" => parts::sustained().await,
                 "scripts" => parts::scripts().await,
+                "riding" => riding::riding().await,
                 "latency" => parts::latency().await,
                 "payer" => parts::payer().await,
                 _ => parts::idle().await,

@@ -4,6 +4,7 @@ use clap::Subcommand;
 
 use super::exit::{DONE, FAILED, Failed, Outcome};
 use crate::daemon::shutdown::Signals;
+use crate::sim::http;
 use crate::sim::mikrotik::console;
 
 /// What can be simulated.
@@ -11,6 +12,8 @@ use crate::sim::mikrotik::console;
 pub enum Verb {
     /// A MikroTik: the RouterOS API over TCP on loopback.
     Mikrotik(console::Args),
+    /// An HTTP device: JSON documents, and a web hook.
+    Http(http::Args),
 }
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -22,6 +25,12 @@ pub async fn run(verb: Verb) -> Outcome {
             Failed::new(
                 FAILED,
                 format!("the simulated MikroTik ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
+            )
+        })?,
+        Verb::Http(args) => http::run(&args, signals.stop()).await.map_err(|e| {
+            Failed::new(
+                FAILED,
+                format!("the simulated HTTP device ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
             )
         })?,
     }

@@ -32,6 +32,7 @@ use crate::expand::{BATCH_POSTGRES, BATCH_SQLITE, Expander};
 use crate::intake::{health, rest, serve};
 use crate::logs::Logs;
 use crate::scheme::native::{NativeExecute, NativeScheme};
+use crate::scheme::ride::{self, Rides};
 use crate::scheme::{Execute, resolve};
 use crate::store::{self, After, Error, Store, chain};
 
@@ -140,7 +141,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     std::fs::create_dir_all(&config.paths.run).map_err(run_failed)?;
     let epoch = own(store.as_ref()).await?;
     let ctl = config.paths.run.join("ctl.sock");
-    let (ctl_listener, pid) = match local_doors(&config.paths.run, &ctl) {
+    let (ctl_listener, session_listener, pid) = match local_doors(&config.paths.run, &ctl) {
         Ok(doors) => doors,
         Err(error) => {
             given_up(store.as_ref(), epoch).await;
@@ -173,10 +174,12 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     let dispatch = Arc::new(config.dispatch.clone());
     let sqlite = config.database.url.starts_with("sqlite:");
 
+    let sessions = Arc::new(Sessions::default());
+    let rides = Rides::new(Arc::clone(&sessions), &config.paths.run);
     let mut parent = Parent::new(
         Arc::clone(&store),
         logs.clone(),
-        resolver(&config, Arc::new(Sessions::default())),
+        resolver_riding(&config, sessions, Some(Arc::clone(&rides))),
         sender.clone(),
         Arc::clone(&reload),
         cmds_sender,
@@ -275,6 +278,9 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         servers.spawn(serve::serve(listener, router.clone(), stop.soft.clone()));
     }
     servers.spawn(serve::serve_ctl(ctl_listener, router, stop.soft.clone()));
+    // Scripts that still run while the daemon drains need their sessions: this door closes last,
+    // when the servers are shut down.
+    servers.spawn(rides.serve(session_listener, CancellationToken::new()));
     servers.spawn(health::metrics_upkeep(metrics, stop.soft.clone()));
     Ok(Running {
         addresses,
@@ -321,19 +327,29 @@ impl Running {
             tracing::warn!("the ownership could not be given up: {}", chain(&error));
         }
         let _ = std::fs::remove_file(&self.ctl);
+        let _ = std::fs::remove_file(self.ctl.with_file_name(ride::SOCKET));
         self.logs.daemon("Stopped");
         result
     }
 }
 
-/// The control socket and the pid file, both or neither.
+/// The control socket, the scripts' socket with their helpers, and the pid file; all or none.
 fn local_doors(
     run: &Path,
     ctl: &Path,
-) -> std::io::Result<(tokio::net::UnixListener, process::PidFile)> {
+) -> std::io::Result<(
+    tokio::net::UnixListener,
+    tokio::net::UnixListener,
+    process::PidFile,
+)> {
     let listener = serve::bind_ctl(ctl)?;
-    match process::PidFile::write(run) {
-        Ok(pid) => Ok((listener, pid)),
+    let others = || {
+        ride::link_helpers(run)?;
+        let session = ride::bind(run)?;
+        Ok((session, process::PidFile::write(run)?))
+    };
+    match others() {
+        Ok((session, pid)) => Ok((listener, session, pid)),
         Err(error) => {
             let _ = std::fs::remove_file(ctl);
             Err(error)
@@ -442,6 +458,11 @@ async fn prune(store: Arc<dyn Store>, keep: Duration, stop: Stop) -> Result<&'st
 /// Finds a NAS's scheme as `docs/schemes.md` says; native ones share the pooled sessions and
 /// are loaded anew only when their files have changed.
 pub fn resolver(config: &Config, sessions: Arc<Sessions>) -> Resolve {
+    resolver_riding(config, sessions, None)
+}
+
+/// The same for the daemon itself, whose scripts ride on the sessions.
+fn resolver_riding(config: &Config, sessions: Arc<Sessions>, rides: Option<Arc<Rides>>) -> Resolve {
     let paths = config.paths.clone();
     let loaded: Mutex<BTreeMap<PathBuf, Loaded>> = Mutex::new(BTreeMap::new());
     Arc::new(move |nas| {
@@ -472,6 +493,6 @@ pub fn resolver(config: &Config, sessions: Arc<Sessions>) -> Resolve {
             loaded.insert(dir.to_owned(), (hash, result.clone()));
             result
         };
-        resolve::resolve(nas, &paths, &native)
+        resolve::resolve_riding(nas, &paths, &native, rides.as_ref())
     })
 }

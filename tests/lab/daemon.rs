@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nas_event_daemon::daemon::process;
+use nas_event_daemon::driver::tls;
 use nas_event_daemon::store::Token;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -73,7 +74,7 @@ impl Lab {
         let (port, kept) = own_port();
         let lab = Self {
             port,
-            client: reqwest::Client::new(),
+            client: tls::plain_client().build().unwrap(),
             db,
             dir: tempfile::tempdir().unwrap(),
             _port: kept,

@@ -18,6 +18,7 @@ pub mod daemon;
 pub mod db;
 pub mod journal;
 pub mod sim;
+pub mod tls;
 
 /// Writes each test twice, once per kind of database: `async fn name(kind: Kind)`.
 macro_rules! on_each_store {
