@@ -7,6 +7,7 @@ mod billing;
 mod nas_row;
 pub mod postgres;
 pub mod preview;
+pub mod query;
 pub mod rows;
 pub mod sqlite;
 
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde_json::{Map, Value};
 
 pub use rows::{AccountFlags, Counts, EventRow, Expansion, Filter, SqlAnswer, Token, WhereIs};
 
@@ -301,6 +303,19 @@ pub trait Store: Send + Sync {
 
     /// One event, wherever it is.
     async fn event(&self, id: EventId) -> Result<Option<EventRow>>;
+
+    /// Columns of a model of the classic API; of the billing's as they were last read.
+    fn columns(&self, model: query::Model) -> Vec<query::Column>;
+
+    /// Rows of a model as objects of the wanted columns, times as `YYYY-MM-DD HH:MM:SS` UTC.
+    async fn find(&self, query: &query::Query) -> Result<Vec<Map<String, Value>>>;
+
+    /// How many rows fit, whatever limit and offset say.
+    async fn count(&self, query: &query::Query) -> Result<i64>;
+
+    /// Replaces what a producer gave of an event that still is on the compact stack, which is
+    /// then tried at once. `false` = it has moved on, nothing was changed.
+    async fn rewrite(&self, id: EventId, event: &CompactEvent) -> Result<bool>;
 
     /// Posts a dead event anew at its lane's tail with fresh PARAMS and marks it `retried_as`.
     /// If it may have been applied before it died, the new one carries `possible_duplicate`.
