@@ -258,6 +258,18 @@ impl Params {
     }
 }
 
+/// PARAMS as the row of the main stack keeps them. Reading them costs more than most of what
+/// the scheduler does with an event, so it is left to the fork that needs them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredParams(pub String);
+
+impl StoredParams {
+    /// What the text says; nothing if it is no JSON object, which expansion never writes.
+    pub fn read(&self) -> Params {
+        Params(serde_json::from_str(&self.0).unwrap_or_default())
+    }
+}
+
 impl Params {
     /// PARAMS of an event: the account's row, overlaid by the service's row, overlaid by the
     /// event's own object. Names of the event's own object are checked; a bad one is named.

@@ -14,7 +14,7 @@
 //!                                           ┌─────────────▼───────────────┐
 //!                                           │ scheme: session │ native    │
 //!                                           └──────┬──────────────┬───────┘
-//!                                             child process    driver: mikrotik, record
+//!                                             child process    driver: mikrotik, http, record
 //! ```
 //!
 //! The invariants, each guarded by a test, are listed in `docs/architecture.md`.

@@ -3,9 +3,13 @@
 //! `NED_TEST_PEERS` at DIR.
 #![expect(
     clippy::panic,
+    clippy::unwrap_used,
     clippy::disallowed_methods,
     reason = "helpers of tests; starting the peers is what this file is for"
 )]
+
+#[path = "lab/mod.rs"]
+mod lab;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -109,6 +113,21 @@ async fn side_by_side(script: &str) {
 #[tokio::test]
 async fn librouteros() {
     everything("librouteros_peer.py").await;
+}
+
+#[tokio::test]
+async fn librouteros_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = lab::tls::Pki::new(dir.path(), "router");
+    let sim = Sim::start(Options {
+        password: "s3cret".into(),
+        tls: Some(pki.identity.clone()),
+        ..Options::default()
+    })
+    .unwrap();
+    let ca = pki.ca.display().to_string();
+    run("librouteros_peer.py", &sim, &["plain", &ca]).await;
+    assert!(sim.rows("/queue/simple").is_empty());
 }
 
 #[tokio::test]

@@ -391,7 +391,9 @@ async fn the_console_serves_until_it_is_stopped_and_its_door_reads_and_loads() {
         {
             tokio::task::yield_now().await;
         }
-        let http = reqwest::Client::new();
+        let http = nas_event_daemon::driver::tls::plain_client()
+            .build()
+            .unwrap();
         let url = |path: &str| format!("http://{door}{path}");
         let text = http.get(url("/state")).send().await.unwrap();
         let state: Value = text.json().await.unwrap();

@@ -1,7 +1,7 @@
 //! Measures the daemon as a process: drain, order under a huge lane, sustained load, scripts,
 //! latency, idle NASes, commands over SSH. Called by `scripts/bench`; prints Markdown, progress to stderr.
 //!
-//! usage: bench [drain|lane|sustained|scripts|latency|payer|idle|ssh]… ; all if none is named.
+//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|idle|ssh]… ; all if none is named.
 //! `NED_BENCH_BIN` is the release binary, `NED_BENCH_PG` a throw-away PostgreSQL.
 
 #![allow(
@@ -20,6 +20,7 @@
 
 mod daemon;
 mod parts;
+mod riding;
 mod ssh;
 
 fn main() {
@@ -34,6 +35,7 @@ fn main() {
             "lane",
             "sustained",
             "scripts",
+            "riding",
             "latency",
             "payer",
             "idle",
@@ -49,6 +51,7 @@ fn main() {
                 "lane" => parts::lane().await,
                 "sustained" => parts::sustained().await,
                 "scripts" => parts::scripts().await,
+                "riding" => riding::riding().await,
                 "latency" => parts::latency().await,
                 "payer" => parts::payer().await,
                 "ssh" => ssh::ssh().await,

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::exit::{FAILED, Failed, NOT_FOUND, NOT_REACHABLE, REFUSED, USAGE};
 use crate::config::Config;
+use crate::driver::tls;
 
 /// For the connection; a local socket connects at once or never.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,9 +28,8 @@ impl Ctl {
     /// Nothing is connected yet.
     pub fn new(config: &Config) -> Result<Self, Failed> {
         let socket = config.paths.run.join("ctl.sock");
-        let client = Client::builder()
+        let client = tls::plain_client()
             .unix_socket(socket.clone())
-            .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(REQUEST_TIMEOUT)
             .build()

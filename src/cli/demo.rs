@@ -343,8 +343,7 @@ fn differences(all: &[Wanted], sims: &[Sim]) -> Vec<String> {
 
 /// Posts the events as a billing would: the classic body, one call each.
 async fn post_all(url: String, events: u32) -> Result<(), String> {
-    let client = reqwest::Client::builder()
-        .no_proxy()
+    let client = crate::driver::tls::plain_client()
         .build()
         .map_err(|e| e.to_string())?;
     let mut posters = tokio::task::JoinSet::new();

@@ -51,8 +51,7 @@ pub async fn health(console: &Console) -> Outcome {
 type Answered = (String, (reqwest::StatusCode, String));
 
 async fn over_tcp(config: &Config) -> Result<Option<Answered>, Failed> {
-    let client = reqwest::Client::builder()
-        .no_proxy()
+    let client = crate::driver::tls::plain_client()
         .timeout(TIMEOUT)
         .build()
         .map_err(|e| Failed::new(FAILED, format!("cannot make an HTTP client: {e}")))?;

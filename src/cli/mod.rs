@@ -1,6 +1,7 @@
 //! The command line: one file per noun, each verb a call into the library. Bare call = `run`.
 //! Called by another name (link or copy) the binary behaves as that command.
 
+pub mod classic;
 pub mod config;
 pub mod ctl;
 pub mod demo;
@@ -16,7 +17,11 @@ pub mod rekey;
 pub mod resync;
 pub mod run;
 pub mod scheme;
+pub mod scheme_new;
 pub mod scheme_run;
+pub mod scheme_test;
+pub mod scheme_vars;
+pub mod send_http;
 pub mod send_mikrotik;
 pub mod send_ssh;
 pub mod sim;
@@ -111,11 +116,12 @@ pub fn main() -> u8 {
         "event_count.sh" => exit::told(stack::event_count(args)),
         "sqlexec" => exit::told(sqlexec::by_name(args)),
         "send_mikrotik_cmd" => send_mikrotik::by_name(args),
+        "send_http_cmd" => send_http::by_name(args),
         "send_ssh_cmd" | "ssh_send" => send_ssh::by_name(args),
-        "send_telnet_cmd" | "send_radius_cmd" | "send_http_cmd" => exit::told(Err(Failed::new(
+        "send_telnet_cmd" | "send_radius_cmd" => exit::told(Err(Failed::new(
             USAGE,
             format!(
-                "{name} is not part of this version\nhint: send_mikrotik_cmd and send_ssh_cmd are"
+                "{name} is not part of this version\nhint: send_mikrotik_cmd, send_ssh_cmd and send_http_cmd are"
             ),
         ))),
         _ => exit::told(dispatch(Cli::parse_from(args))),

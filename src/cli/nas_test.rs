@@ -11,6 +11,7 @@ use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
 use crate::config::Config;
 use crate::daemon;
+use crate::driver::http::Request;
 use crate::driver::mikrotik::Command;
 use crate::driver::sessions::Sessions;
 use crate::nas::{Mode, Nas, NasId, NasSecret};
@@ -63,6 +64,10 @@ pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
         "ssh" => {
             let secret = store.secret(id).await?;
             ssh(store, &nas, &secret).await
+        }
+        "http" => {
+            let secret = store.secret(id).await?;
+            http(&nas, &secret).await
         }
         "" => {
             say(format!(
@@ -173,11 +178,36 @@ fn ssh_refused(what: &str, failure: &Failure) -> Failed {
     Failed::new(code, format!("{what}: {failure}\nhint: {hint}"))
 }
 
+/// Any status but a refused login says that somebody is there who speaks HTTP: what a device
+/// answers to a look at its root is its own affair.
+async fn http(nas: &Nas, secret: &NasSecret) -> Outcome {
+    let device = Sessions::default().http(nas, secret);
+    let look = Request {
+        method: "GET".to_owned(),
+        path: "/".to_owned(),
+        ..Request::default()
+    };
+    let url = nas.http_url.as_deref().unwrap_or_default();
+    let what = format!("NAS {} {} ({url})", nas.id, one_line(&nas.name));
+    let began = clock::tick_ms();
+    let answered = device.talk(&look, LIMIT).await;
+    let ms = clock::tick_ms().saturating_sub(began);
+    let code = match answered {
+        Ok(reply) => reply.code,
+        Err(failure) if failure.scope == Scope::Event && failure.code >= 200 => failure.code,
+        Err(failure) => return Err(refused(&what, &failure)),
+    };
+    say(format!(
+        "{what}: HTTP {code} to GET / after {ms} ms (norm {NORM_MS} ms); nothing was changed"
+    ));
+    Ok(if ms > NORM_MS { UNHEALTHY } else { DONE })
+}
+
 fn refused(what: &str, failure: &Failure) -> Failed {
     let (code, hint) = match (failure.scope, failure.class) {
         (_, FailureClass::Transport | FailureClass::Unknown) => (
             NOT_REACHABLE,
-            "check the address and nas.api_port, that the service api is enabled (/ip service), and firewalls in between",
+            "check the address and nas.api_port (nas.http_url), that the service api is enabled (/ip service), certificates, and firewalls in between",
         ),
         (Scope::Nas, FailureClass::Refused | FailureClass::Permanent) => (
             REFUSED,

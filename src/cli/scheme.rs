@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, UNHEALTHY, remark, say};
 use super::table::{Table, one_line};
-use super::{Console, scheme_run};
+use super::{Console, scheme_new, scheme_run, scheme_test, scheme_vars};
 use crate::config::{Config, Paths};
 use crate::daemon;
 use crate::event::Cmd;
 use crate::nas::{Forks, Mode, Nas, NasId};
 use crate::scheme::native::{FILE, Finding, NativeScheme, Severity};
-use crate::scheme::resolve;
+use crate::scheme::{resolve, traps};
 use crate::store::Store;
 
 /// Verbs of schemes.
@@ -36,6 +36,18 @@ pub enum Verb {
     },
     /// What a scheme would send for an event; sends nothing.
     Run(scheme_run::Run),
+    /// Run a scheme's own example events against simulators.
+    Test {
+        /// Its name, or a directory
+        name: String,
+    },
+    /// A scheme to begin with, in oss/local.
+    New(scheme_new::New),
+    /// Which variables a scheme uses and where they come from; without a name, all well-known ones.
+    Vars {
+        /// Its name, or a directory
+        name: Option<String>,
+    },
 }
 
 /// Runs one verb.
@@ -49,6 +61,9 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Show { name } => show(console, &config, &name),
         Verb::Lint { paths } => lint(&config, &paths),
         Verb::Run(args) => scheme_run::run(console, &config, args).await,
+        Verb::Test { name } => scheme_test::run(&config, &name).await,
+        Verb::New(args) => scheme_new::run(&config, &args),
+        Verb::Vars { name } => scheme_vars::run(console, &config, name.as_deref()),
     }
 }
 
@@ -79,7 +94,8 @@ pub fn directory(paths: &Paths, name: &str) -> Result<PathBuf, Failed> {
         })
 }
 
-fn kind(dir: &Path) -> Option<&'static str> {
+/// `session` or `native`; none for what is no scheme.
+pub fn kind(dir: &Path) -> Option<&'static str> {
     if dir.join("bin/session").is_file() {
         Some("session")
     } else if dir.join(FILE).is_file() {
@@ -191,7 +207,13 @@ fn session_findings(dir: &Path, paths: &Paths) -> Vec<Finding> {
     let nas = stand_in(Some(absolute.display().to_string()));
     let never = |_: &Path| Err("no native scheme".to_owned());
     match resolve::resolve(&nas, paths, &never) {
-        Ok(_) => Vec::new(),
+        Ok(_) => {
+            let file = dir.join("bin/session");
+            let text = std::fs::read(&file).unwrap_or_default();
+            let mut found = traps::traps(&file, &String::from_utf8_lossy(&text));
+            found.extend(traps::shellcheck(&file));
+            found
+        }
         Err(text) => vec![Finding {
             file: dir.join("bin/session"),
             line: 0,

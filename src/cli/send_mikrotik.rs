@@ -12,35 +12,32 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 
-use super::exit::{remark, say};
+use super::classic::{
+    CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride, from_database, tls_vars,
+    told,
+};
+use super::exit::say;
+use super::runtime;
 use super::table::one_line;
-use super::{Console, nas, runtime};
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
 use crate::config::parse_duration;
 use crate::driver::Reply;
 use crate::driver::mikrotik::answer::CODE_PARAMETER;
 use crate::driver::mikrotik::{Command, Limits, Mikrotik, Target};
-use crate::driver::sessions::Sessions;
+use crate::driver::sessions::{API_PORT, API_TLS_PORT, Sessions};
+use crate::driver::tls;
 use crate::event::refused_name;
 use crate::nas::NasId;
+use crate::scheme::ride::words::To;
 use crate::scheme::session::OBSERVE;
 use crate::shell::quote;
 
-/// TCP port of the RouterOS API (MikroTik manual, "Services").
-const API_PORT: u16 = 8728;
-/// Exit code: another refusal.
-const REFUSED: u8 = 1;
-/// Exit code: wrong parameters.
-const PARAMETER: u8 = 249;
-/// Exit code: try again later.
-const LATER: u8 = 254;
-/// For TCP connect and login, each, unless the time-out is shorter.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Words that act on rows which are already there.
 const ON_ROWS: &[&str] = &["remove", "set", "enable", "disable", "unset"];
 /// What a row is recognised by in `set`, where other words are new values; the first that is
@@ -63,6 +60,18 @@ struct Args {
     /// For connection, login and answer together
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     timeout: Duration,
+    /// Speak TLS (port 8729), with a certificate that a CA of this machine has signed
+    #[arg(long)]
+    tls: bool,
+    /// Speak TLS, with a certificate that a CA of this PEM file has signed
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Speak TLS, with the certificate of this SHA-256 fingerprint
+    #[arg(long, value_name = "HEX")]
+    tls_pin: Option<String>,
+    /// Speak TLS with anybody
+    #[arg(long)]
+    tls_insecure: bool,
     /// Print the sentence, send nothing
     #[arg(long)]
     dry_run: bool,
@@ -77,26 +86,6 @@ struct Args {
         value_name = "WORDS"
     )]
     words: Vec<String>,
-}
-
-/// What went wrong, in the original's words.
-#[derive(Debug, PartialEq, Eq)]
-struct Refusal {
-    kind: &'static str,
-    message: String,
-    command: String,
-    code: u8,
-}
-
-impl Refusal {
-    fn parameter(message: impl Into<String>, command: &str) -> Self {
-        Self {
-            kind: "UnknownParameter",
-            message: message.into(),
-            command: command.to_owned(),
-            code: PARAMETER,
-        }
-    }
 }
 
 /// `send_mikrotik_cmd …`; the result is the exit code.
@@ -117,19 +106,13 @@ pub fn by_name(args: Vec<OsString>) -> u8 {
             code: REFUSED,
         }),
     };
-    match sent {
-        Ok(()) => 0,
-        Err(refusal) => {
-            remark(format!(
-                "ERROR: {} message: '{}', command: '{}' exit code: {}",
-                refusal.kind,
-                one_line(&refusal.message),
-                one_line(&refusal.command),
-                refusal.code
-            ));
-            refusal.code
-        }
-    }
+    told(sent)
+}
+
+/// Where the command goes.
+enum Way {
+    Own(Arc<Mikrotik>),
+    Ride(Box<Ride>),
 }
 
 async fn send(args: Args) -> Result<(), Refusal> {
@@ -139,11 +122,30 @@ async fn send(args: Args) -> Result<(), Refusal> {
         say(one_line(&shown(&command)));
         return Ok(());
     }
-    let (sessions, limit) = sessions(&args, &command).await?;
-    let until = clock::tick_ms().saturating_add(ms(limit));
-    let talk = async |command: &Command| -> Result<Reply, Refusal> {
-        let left = Duration::from_millis(until.saturating_sub(clock::tick_ms()));
-        let reply = sessions.talk(command, left).await;
+    let mut way = match Ride::find(args.config.clone(), args.meant()).await {
+        Some(ride) => Way::Ride(Box::new(ride)),
+        None => Way::Own(sessions(&args, &command).await?),
+    };
+    let until = clock::tick_ms().saturating_add(ms(args.timeout));
+    let mut talk = async |command: &Command| -> Result<Reply, Refusal> {
+        let left = || Duration::from_millis(until.saturating_sub(clock::tick_ms()));
+        if let Way::Ride(ride) = &mut way {
+            let ridden = ride.talk(command.clone().into(), left()).await;
+            match ridden.map_err(|why| Refusal::parameter(why, &shown(command)))? {
+                Ridden::Answer(reply) => {
+                    return reply.map_err(|failure| refusal(&failure, command));
+                }
+                Ridden::Recorded => {
+                    say(one_line(&shown(command)));
+                    return Ok(Reply::default());
+                }
+                Ridden::ByYourself => way = Way::Own(sessions(&args, command).await?),
+            }
+        }
+        let Way::Own(router) = &way else {
+            return Ok(Reply::default());
+        };
+        let reply = router.talk(command, left()).await;
         reply.map_err(|failure| refusal(&failure, command))
     };
     let Some(found) = lookup(&command)? else {
@@ -197,14 +199,26 @@ fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn sessions(
-    args: &Args,
-    command: &Command,
-) -> Result<(std::sync::Arc<Mikrotik>, Duration), Refusal> {
+impl Args {
+    /// Whom the caller means.
+    fn meant(&self) -> To {
+        To {
+            nas: self.nas,
+            host: self.to.first().cloned(),
+            login: self.to.get(1).cloned(),
+            port: self.port,
+        }
+    }
+}
+
+async fn sessions(args: &Args, command: &Command) -> Result<Arc<Mikrotik>, Refusal> {
     if let [host, login, password] = args.to.as_slice() {
+        let over_tls =
+            args.tls || args.tls_ca.is_some() || args.tls_pin.is_some() || args.tls_insecure;
+        let usual = if over_tls { API_TLS_PORT } else { API_PORT };
         let target = Target {
             host: host.clone(),
-            port: args.port.unwrap_or(API_PORT),
+            port: args.port.unwrap_or(usual),
             login: login.clone(),
             password: password.clone(),
         };
@@ -213,37 +227,24 @@ async fn sessions(
             connect_timeout: args.timeout.min(CONNECT_TIMEOUT),
             linger: args.timeout,
         };
-        return Ok((
-            std::sync::Arc::new(Mikrotik::new(target, limits)),
-            args.timeout,
-        ));
+        if !over_tls {
+            return Ok(Arc::new(Mikrotik::new(target, limits)));
+        }
+        let vars = tls_vars(
+            args.tls_ca.as_deref(),
+            args.tls_pin.as_deref(),
+            args.tls_insecure,
+        );
+        let settings = tls::Settings::of(&vars)
+            .map_err(|why| Refusal::parameter(why.replace(" in nas.vars", ""), &shown(command)))?;
+        return Ok(Arc::new(Mikrotik::over_tls(target, limits, &settings)));
     }
-    let refused = |failed: super::exit::Failed| Refusal {
-        kind: "Settings",
-        message: failed.text,
-        command: shown(command),
-        code: match failed.code {
-            super::exit::NOT_REACHABLE => LATER,
-            super::exit::NOT_FOUND => PARAMETER,
-            _ => REFUSED,
-        },
-    };
     let id = NasId(args.nas.unwrap_or_default());
-    let console = Console {
-        file: args.config.clone(),
-        output: None,
-    };
-    let read = async {
-        let config = console.config()?;
-        let store = console.store(&config).await?;
-        let mut row = nas::find(store.as_ref(), id).await?.map_err(|bad| {
-            super::exit::Failed::config(format!("NAS {id} is skipped: {}", bad.reason))
-        })?;
-        row.api_port = args.port.or(row.api_port);
-        let secret = store.secret(id).await?;
-        Ok((Sessions::default().mikrotik(&row, &secret), args.timeout))
-    };
-    read.await.map_err(refused)
+    let (mut row, secret) = from_database(args.config.clone(), id)
+        .await
+        .map_err(|failed| Refusal::settings(failed, &shown(command)))?;
+    row.api_port = args.port.or(row.api_port);
+    Ok(Sessions::default().mikrotik(&row, &secret))
 }
 
 /// Words before the first `name=value` or `?query` are the path, with or without slashes.

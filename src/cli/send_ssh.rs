@@ -19,29 +19,24 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::exit::{self, Failed, remark, say};
+use super::classic::{self, CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride};
+use super::exit::{Failed, remark, say};
 use super::table::one_line;
-use super::{Console, nas, runtime};
+use super::{Console, runtime};
 use crate::attempt::{Failure, FailureClass};
 use crate::config::parse_duration;
 use crate::driver::sessions::Sessions;
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::{Command, Limits, Output, Ssh, Target};
 use crate::nas::NasId;
+use crate::scheme::ride::words::To;
 use crate::scheme::session::OBSERVE;
 
 /// TCP port of SSH (RFC 4251 section 4).
 const SSH_PORT: u16 = 22;
-/// Exit code: another refusal.
-const REFUSED: u8 = 1;
-/// Exit code: wrong parameters.
-const PARAMETER: u8 = 249;
-/// Exit code: try again later.
-const LATER: u8 = 254;
 /// Largest batch that is read from standard input, bytes.
 const STDIN_MAX: u64 = 16 * 1024 * 1024;
-/// For the TCP connection, and for the login, unless the time-out is shorter.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the login, unless the time-out is shorter.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs one command line on a device over SSH.
@@ -96,50 +91,18 @@ struct Args {
     words: Vec<String>,
 }
 
-/// What went wrong, in the original's words.
-struct Refusal {
-    kind: &'static str,
-    message: String,
-    code: u8,
-}
-
-impl Refusal {
-    fn parameter(message: impl Into<String>) -> Self {
-        Self {
-            kind: "UnknownParameter",
-            message: message.into(),
-            code: PARAMETER,
-        }
-    }
-}
-
-impl From<Failure> for Refusal {
-    fn from(failure: Failure) -> Self {
-        let (kind, code) = match failure.class {
-            FailureClass::Transport => ("ConnectionError", LATER),
-            FailureClass::Unknown => ("Timeout", LATER),
-            FailureClass::Refused => ("LoginError", REFUSED),
-            FailureClass::Permanent => ("Refused", REFUSED),
-        };
-        Self {
-            kind,
-            message: failure.text,
-            code,
-        }
-    }
-}
-
-impl From<Failed> for Refusal {
-    fn from(failed: Failed) -> Self {
-        Self {
-            kind: "Settings",
-            code: match failed.code {
-                exit::NOT_REACHABLE => LATER,
-                exit::NOT_FOUND => PARAMETER,
-                _ => REFUSED,
-            },
-            message: failed.text,
-        }
+fn refusal(failure: Failure, line: &str) -> Refusal {
+    let (kind, code) = match failure.class {
+        FailureClass::Transport => ("ConnectionError", LATER),
+        FailureClass::Unknown => ("Timeout", LATER),
+        FailureClass::Refused => ("LoginError", REFUSED),
+        FailureClass::Permanent => ("Refused", REFUSED),
+    };
+    Refusal {
+        kind,
+        message: failure.text,
+        command: line.to_owned(),
+        code,
     }
 }
 
@@ -154,60 +117,79 @@ pub fn by_name(args: Vec<OsString>) -> u8 {
     };
     let sent = match runtime() {
         Ok(runtime) => runtime.block_on(send(&mut args)),
-        Err(failed) => Err(failed.into()),
+        Err(failed) => Err(Refusal::settings(failed, "")),
     };
     match sent {
         Ok(code) => code,
-        Err(refusal) => {
-            remark(format!(
-                "ERROR: {} message: '{}', command: '{}' exit code: {}",
-                refusal.kind,
-                one_line(&refusal.message),
-                one_line(&args.words.join(" ")),
-                refusal.code
-            ));
-            refusal.code
-        }
+        Err(refusal) => classic::told(Err(refusal)),
     }
 }
 
 async fn send(args: &mut Args) -> Result<u8, Refusal> {
     let host = match args.login {
         Some(_) if args.words.is_empty() => {
-            return Err(Refusal::parameter("no host after the flags"));
+            return Err(wrong("no host after the flags"));
         }
         Some(_) => Some(args.words.remove(0)),
         None if args.to.is_empty() && args.nas.is_none() => {
-            return Err(Refusal::parameter(
+            return Err(wrong(
                 "where to? give -s HOST LOGIN PASS, --nas ID, or -u LOGIN -p PASS HOST",
             ));
         }
         None => None,
     };
     let line = args.words.join(" ");
-    if line.contains(['\n', '\r', '\0']) {
-        return Err(Refusal::parameter("the command line holds a line break"));
-    }
     // A script that runs in observe mode: nothing may be sent.
     if args.dry_run || std::env::var_os(OBSERVE).is_some() {
         say(one_line(&line));
         return Ok(0);
     }
-    let stdin = batch(args)?;
-    if line.is_empty() && stdin.is_none() {
-        return Err(Refusal::parameter(
-            "no command: neither words nor standard input",
-        ));
+    let command = Command {
+        stdin: batch(args)?,
+        line,
+    };
+    command.check().map_err(wrong)?;
+    let meant = To {
+        nas: args.nas,
+        host: args.to.first().or(host.as_ref()).cloned(),
+        login: args.to.get(1).or(args.login.as_ref()).cloned(),
+        port: args.port,
+    };
+    if let Some(mut ride) = Ride::find(args.config.clone(), meant).await {
+        let ridden = ride.talk(command.clone().into(), args.timeout).await;
+        match ridden.map_err(|why| Refusal::parameter(why, &command.line))? {
+            Ridden::Answer(Ok(reply)) => {
+                let row = reply.rows.first();
+                let part = |name: &str| row.and_then(|r| r.get(name)).map_or("", String::as_str);
+                return Ok(passed_on(reply.code, part("out"), part("err")));
+            }
+            Ridden::Answer(Err(failure)) => return Err(refusal(failure, &command.line)),
+            Ridden::Recorded => {
+                say(one_line(&command.line));
+                return Ok(0);
+            }
+            Ridden::ByYourself => {}
+        }
     }
-    let command = Command { line, stdin };
     let output = match args.nas {
         Some(id) => on_nas(args, NasId(id), &command).await?,
         None => typed(args, host, &command).await?,
     };
-    let _ = std::io::stdout().write_all(output.stdout.as_bytes());
+    Ok(passed_on(output.status, &output.stdout, &output.stderr))
+}
+
+/// Both outputs as they came; the exit code.
+fn passed_on(status: i32, stdout: &str, stderr: &str) -> u8 {
+    // A reader that went away is no error.
+    let _ = std::io::stdout().write_all(stdout.as_bytes());
     let _ = std::io::stdout().flush();
-    let _ = std::io::stderr().write_all(output.stderr.as_bytes());
-    Ok(u8::try_from(output.status).unwrap_or(REFUSED))
+    let _ = std::io::stderr().write_all(stderr.as_bytes());
+    u8::try_from(status).unwrap_or(REFUSED)
+}
+
+/// Wrong parameters, before there is a command line.
+fn wrong(message: impl Into<String>) -> Refusal {
+    Refusal::parameter(message, "")
 }
 
 /// What stands on standard input, unless a person sits there.
@@ -218,9 +200,9 @@ fn batch(args: &Args) -> Result<Option<String>, Refusal> {
     }
     let mut bytes = Vec::new();
     let read = stdin.lock().take(STDIN_MAX + 1).read_to_end(&mut bytes);
-    read.map_err(|e| Refusal::parameter(format!("standard input cannot be read: {e}")))?;
+    read.map_err(|e| wrong(format!("standard input cannot be read: {e}")))?;
     if bytes.len() as u64 > STDIN_MAX {
-        return Err(Refusal::parameter(format!(
+        return Err(wrong(format!(
             "standard input holds more than {STDIN_MAX} bytes"
         )));
     }
@@ -229,7 +211,7 @@ fn batch(args: &Args) -> Result<Option<String>, Refusal> {
     }
     String::from_utf8(bytes)
         .map(Some)
-        .map_err(|_| Refusal::parameter("standard input is not UTF-8 text"))
+        .map_err(|_| wrong("standard input is not UTF-8 text"))
 }
 
 /// The address was typed: the host key is as `--host-key` says, else shown to who typed it.
@@ -244,12 +226,10 @@ async fn typed(args: &Args, host: Option<String>, command: &Command) -> Result<O
     };
     let trust = match &args.host_key {
         None => Trust::Anybody,
-        Some(key) => Trust::of(Some(key), None).map_err(Refusal::parameter)?,
+        Some(key) => Trust::of(Some(key), None).map_err(wrong)?,
     };
     if trust == Trust::First {
-        return Err(Refusal::parameter(
-            "--host-key takes a key or a fingerprint",
-        ));
+        return Err(wrong("--host-key takes a key or a fingerprint"));
     }
     let target = Target {
         host,
@@ -271,46 +251,46 @@ async fn typed(args: &Args, host: Option<String>, command: &Command) -> Result<O
         remark("the host key is not checked: say --host-key SHA256:…, or use --nas ID");
     }
     let ssh = Ssh::new(target, limits, Arc::new(|_| {}));
-    Ok(ssh.exec(command, args.timeout).await?)
+    let ended = ssh.exec(command, args.timeout).await;
+    ended.map_err(|failure| refusal(failure, &command.line))
 }
 
 async fn on_nas(args: &Args, id: NasId, command: &Command) -> Result<Output, Refusal> {
+    let settings = |failed: Failed| Refusal::settings(failed, &command.line);
     let console = Console {
         file: args.config.clone(),
         output: None,
     };
-    let config = console.config()?;
-    let store = console.store(&config).await?;
-    let mut row = nas::find(store.as_ref(), id)
-        .await?
-        .map_err(|bad| Failed::config(format!("NAS {id} is skipped: {}", bad.reason)))?;
+    let config = console.config().map_err(settings)?;
+    let store = console.store(&config).await.map_err(settings)?;
+    let (mut row, secret) = classic::from_database(args.config.clone(), id)
+        .await
+        .map_err(settings)?;
     row.ssh_port = args.port.or(row.ssh_port);
     row.ssh_host_key = args.host_key.clone().or(row.ssh_host_key);
-    let secret = store.secret(id).await.map_err(Failed::from)?;
     let learned: Arc<Mutex<Option<String>>> = Arc::default();
     let keep = Arc::clone(&learned);
     let sessions = Sessions::learning(Arc::new(move |_, line| {
         *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_owned());
     }));
-    let ended = sessions
-        .ssh(&row, &secret)?
-        .exec(command, args.timeout)
-        .await;
+    let ended = match sessions.ssh(&row, &secret) {
+        Ok(ssh) => ssh.exec(command, args.timeout).await,
+        Err(failure) => Err(failure),
+    };
     let learned = learned
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     if let Some(key) = learned {
-        store
-            .set_host_key(id, None, Some(&key))
-            .await
-            .map_err(Failed::from)?;
+        let kept = store.set_host_key(id, None, Some(&key)).await;
+        kept.map_err(|e| settings(e.into()))?;
     }
-    Ok(ended?)
+    ended.map_err(|failure| refusal(failure, &command.line))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::exit;
     use super::*;
 
     fn parsed(line: &str) -> Result<Args, clap::Error> {
@@ -336,11 +316,11 @@ mod tests {
 
     #[test]
     fn failures_have_the_originals_codes() {
-        let code = |failure: Failure| Refusal::from(failure).code;
+        let code = |failure: Failure| refusal(failure, "true").code;
         assert_eq!(code(Failure::transport("no route")), LATER);
         assert_eq!(code(Failure::timeout("late")), LATER);
         assert_eq!(code(Failure::permanent("no exec")), REFUSED);
         let not_found = Failed::new(exit::NOT_FOUND, "there is no NAS 9");
-        assert_eq!(Refusal::from(not_found).code, PARAMETER);
+        assert_eq!(Refusal::settings(not_found, "").code, PARAMETER);
     }
 }

@@ -4,6 +4,7 @@ use clap::Subcommand;
 
 use super::exit::{DONE, FAILED, Failed, Outcome};
 use crate::daemon::shutdown::Signals;
+use crate::sim::http;
 use crate::sim::mikrotik::console;
 use crate::sim::ssh;
 
@@ -14,6 +15,8 @@ pub enum Verb {
     Mikrotik(console::Args),
     /// A device behind SSH: commands answered from a table.
     Ssh(ssh::console::Args),
+    /// An HTTP device: JSON documents, and a web hook.
+    Http(http::Args),
 }
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -31,6 +34,12 @@ pub async fn run(verb: Verb) -> Outcome {
             Failed::new(
                 FAILED,
                 format!("the simulated SSH server ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
+            )
+        })?,
+        Verb::Http(args) => http::run(&args, signals.stop()).await.map_err(|e| {
+            Failed::new(
+                FAILED,
+                format!("the simulated HTTP device ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
             )
         })?,
     }

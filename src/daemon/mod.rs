@@ -34,6 +34,7 @@ use crate::intake::{health, rest, serve};
 use crate::logs::Logs;
 use crate::nas::NasId;
 use crate::scheme::native::{NativeExecute, NativeScheme};
+use crate::scheme::ride::{self, Rides};
 use crate::scheme::{Execute, resolve};
 use crate::store::{self, After, Error, Store, chain};
 
@@ -142,7 +143,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     std::fs::create_dir_all(&config.paths.run).map_err(run_failed)?;
     let epoch = own(store.as_ref()).await?;
     let ctl = config.paths.run.join("ctl.sock");
-    let (ctl_listener, pid) = match local_doors(&config.paths.run, &ctl) {
+    let (ctl_listener, session_listener, pid) = match local_doors(&config.paths.run, &ctl) {
         Ok(doors) => doors,
         Err(error) => {
             given_up(store.as_ref(), epoch).await;
@@ -181,10 +182,11 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         let _ = learned.try_send((nas, key.to_owned()));
     }));
     let sessions = Arc::new(sessions);
+    let rides = Rides::new(Arc::clone(&sessions), &config.paths.run);
     let mut parent = Parent::new(
         Arc::clone(&store),
         logs.clone(),
-        resolver(&config, Arc::clone(&sessions)),
+        resolver_riding(&config, Arc::clone(&sessions), Some(Arc::clone(&rides))),
         sender.clone(),
         Arc::clone(&reload),
         cmds_sender,
@@ -289,6 +291,9 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         servers.spawn(serve::serve(listener, router.clone(), stop.soft.clone()));
     }
     servers.spawn(serve::serve_ctl(ctl_listener, router, stop.soft.clone()));
+    // Scripts that still run while the daemon drains need their sessions: this door closes last,
+    // when the servers are shut down.
+    servers.spawn(rides.serve(session_listener, CancellationToken::new()));
     servers.spawn(health::metrics_upkeep(metrics, stop.soft.clone()));
     Ok(Running {
         addresses,
@@ -335,19 +340,29 @@ impl Running {
             tracing::warn!("the ownership could not be given up: {}", chain(&error));
         }
         let _ = std::fs::remove_file(&self.ctl);
+        let _ = std::fs::remove_file(self.ctl.with_file_name(ride::SOCKET));
         self.logs.daemon("Stopped");
         result
     }
 }
 
-/// The control socket and the pid file, both or neither.
+/// The control socket, the scripts' socket with their helpers, and the pid file; all or none.
 fn local_doors(
     run: &Path,
     ctl: &Path,
-) -> std::io::Result<(tokio::net::UnixListener, process::PidFile)> {
+) -> std::io::Result<(
+    tokio::net::UnixListener,
+    tokio::net::UnixListener,
+    process::PidFile,
+)> {
     let listener = serve::bind_ctl(ctl)?;
-    match process::PidFile::write(run) {
-        Ok(pid) => Ok((listener, pid)),
+    let others = || {
+        ride::link_helpers(run)?;
+        let session = ride::bind(run)?;
+        Ok((session, process::PidFile::write(run)?))
+    };
+    match others() {
+        Ok((session, pid)) => Ok((listener, session, pid)),
         Err(error) => {
             let _ = std::fs::remove_file(ctl);
             Err(error)
@@ -505,6 +520,11 @@ async fn prune(store: Arc<dyn Store>, keep: Duration, stop: Stop) -> Result<&'st
 /// Finds a NAS's scheme as `docs/schemes.md` says; native ones share the pooled sessions and
 /// are loaded anew only when their files have changed.
 pub fn resolver(config: &Config, sessions: Arc<Sessions>) -> Resolve {
+    resolver_riding(config, sessions, None)
+}
+
+/// The same for the daemon itself, whose scripts ride on the sessions.
+fn resolver_riding(config: &Config, sessions: Arc<Sessions>, rides: Option<Arc<Rides>>) -> Resolve {
     let paths = config.paths.clone();
     let loaded: Mutex<BTreeMap<PathBuf, Loaded>> = Mutex::new(BTreeMap::new());
     Arc::new(move |nas| {
@@ -535,6 +555,6 @@ pub fn resolver(config: &Config, sessions: Arc<Sessions>) -> Resolve {
             loaded.insert(dir.to_owned(), (hash, result.clone()));
             result
         };
-        resolve::resolve(nas, &paths, &native)
+        resolve::resolve_riding(nas, &paths, &native, rides.as_ref())
     })
 }

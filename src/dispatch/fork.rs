@@ -13,7 +13,7 @@ use crate::attempt::{
 };
 use crate::clock;
 use crate::config;
-use crate::event::{Class, UserId};
+use crate::event::{Class, StoredParams, UserId};
 use crate::logs::line::{End, Key, Records, result_word};
 use crate::logs::{Logs, NasLog};
 use crate::scheme::Execute;
@@ -72,9 +72,11 @@ impl Drop for Book {
 }
 
 impl Fork {
-    /// Runs the job to its end.
-    pub async fn run(self, mut job: Job) -> Finished {
+    /// Runs the job to its end, with `params` as its variables.
+    pub async fn run(self, mut job: Job, params: StoredParams) -> Finished {
         let began = clock::tick_ms();
+        job.params = params.read();
+        drop(params);
         let owned = (job.event, job.user, job.cmd.clone(), job.try_count);
         let key = || Key {
             event: owned.0,
@@ -220,7 +222,11 @@ impl Fork {
             }
             other => other,
         };
-        let jitter = random();
+        // Only a failure is followed by a wait.
+        let jitter = match outcome {
+            Outcome::Done(_) => 0,
+            Outcome::Deferred(_) | Outcome::Dead(_) | Outcome::Released => random(),
+        };
         let change = breaker.ended(clock::tick_ms(), self.ticket, job.user, evidence, jitter);
         (outcome, change)
     }

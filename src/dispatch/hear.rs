@@ -1,6 +1,7 @@
 //! What the scheduler hears and what follows from it: events handed over, ended attempts, rows
 //! read for lanes, changed settings, time to live, interactive events that cannot be asked.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::task::Id;
 
 use super::breaker::{Evidence, Start};
 use super::fork::random;
+use super::lane::owner_of;
 use super::lanes::{Gone, Owner, REFILL_ROWS, Wanted};
 use super::parent::Settings;
 use super::plan::Step;
@@ -16,11 +18,14 @@ use super::scheduler::{Scheduler, State};
 use super::{Finished, Message};
 use crate::attempt::DoneResult;
 use crate::clock;
-use crate::event::{Class, EventId, Waiting};
+use crate::event::{Class, EventId, UserId, Waiting};
+use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo, chain};
 
 /// Rows of one page when ids are loaded.
 const PAGE: usize = 500;
+/// Lanes refilled by one question: a few milliseconds of reading.
+const REFILL_LANES: usize = 200;
 /// Wait before rows that could not be read are read again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
@@ -50,13 +55,19 @@ impl Scheduler {
                 }
             }
             Message::Finished(finished) => self.finished(s, finished),
-            Message::Refilled(nas, owner, rows) => {
-                let rows = rows.map(|r| {
-                    r.iter()
-                        .map(|w| self.clamped(w, wall_ms))
-                        .collect::<Vec<_>>()
-                });
-                s.lanes.refilled(nas, owner, rows.as_deref(), now, wall_ms);
+            Message::Refilled(lanes, rows) => {
+                s.refilling = false;
+                let mut of_lane: HashMap<(NasId, Owner), Vec<Waiting>> = HashMap::new();
+                for w in rows.iter().flatten() {
+                    let waiting = self.clamped(w, wall_ms);
+                    let lane = of_lane.entry((w.nas, owner_of(w))).or_default();
+                    lane.push(waiting);
+                }
+                for lane in lanes {
+                    let kept = of_lane.remove(&lane).unwrap_or_default();
+                    let kept = rows.is_some().then_some(kept.as_slice());
+                    s.lanes.refilled(lane.0, lane.1, kept, now, wall_ms);
+                }
             }
             Message::Loaded(nas, _) if s.pools.get(&nas).is_none_or(|p| p.stopping) => {
                 // It stopped meanwhile: its events stay in the store.
@@ -269,30 +280,38 @@ impl Scheduler {
             s.lanes.set_dark(*nas, dark);
         }
         for wanted in s.lanes.wanted() {
+            match wanted {
+                Wanted::Refill(nas, owner) => s.refills.push_back((nas, owner)),
+                Wanted::Load(nas, from) => {
+                    let (store, sender) = (Arc::clone(&self.store), self.sender.clone());
+                    s.readers.spawn(async move {
+                        let rows = told(store.load(nas, from, PAGE).await).await;
+                        let rows = rows.map(|r| {
+                            let full = r.len() >= PAGE;
+                            (r, full)
+                        });
+                        // Only fails when the scheduler has ended.
+                        let _ = sender.send(Message::Loaded(nas, rows)).await;
+                    });
+                }
+            }
+        }
+        if !s.refilling && !s.refills.is_empty() {
+            // One question at a time: what gathers meanwhile is the next one.
+            s.refilling = true;
+            let n = s.refills.len().min(REFILL_LANES);
+            let lanes: Vec<(NasId, Owner)> = s.refills.drain(..n).collect();
             let (store, sender) = (Arc::clone(&self.store), self.sender.clone());
             s.readers.spawn(async move {
-                let message = match wanted {
-                    Wanted::Refill(nas, owner) => {
-                        let user = match owner {
-                            Owner::User(user) => Some(user),
-                            Owner::Nas(_) => None,
-                        };
-                        let rows = store.refill(nas, user, REFILL_ROWS).await;
-                        Message::Refilled(nas, owner, told(rows).await)
-                    }
-                    Wanted::Load(nas, from) => {
-                        let rows = store.load(nas, from, PAGE).await;
-                        Message::Loaded(
-                            nas,
-                            told(rows).await.map(|r| {
-                                let full = r.len() >= PAGE;
-                                (r, full)
-                            }),
-                        )
-                    }
-                };
-                // Only fails when the scheduler has ended.
-                let _ = sender.send(message).await;
+                let keys: Vec<(NasId, Option<UserId>)> = lanes
+                    .iter()
+                    .map(|(nas, owner)| match owner {
+                        Owner::User(user) => (*nas, Some(*user)),
+                        Owner::Nas(_) => (*nas, None),
+                    })
+                    .collect();
+                let rows = told(store.refill(&keys, REFILL_ROWS).await).await;
+                let _ = sender.send(Message::Refilled(lanes, rows)).await;
             });
         }
     }

@@ -39,6 +39,8 @@ pub(super) struct Lane {
     pub(super) out: Option<Item>,
     pub(super) more: bool,
     pub(super) refilling: bool,
+    /// The refill under way was asked for before the NAS was given up: it is asked for anew.
+    pub(super) stale: bool,
     /// An event was handed over but not kept while a refill was under way.
     pub(super) missed: bool,
     /// A new event came while the head was out: a deferral of the head is cut short once.
@@ -55,10 +57,20 @@ impl Lane {
             out: None,
             more: false,
             refilling: false,
+            stale: false,
             missed: false,
             nudged: false,
             crossed_since: None,
         }
+    }
+
+    /// The lowest id that it may hold: while rows are to be read that nobody knows, the lowest
+    /// of all.
+    pub(super) fn first(&self) -> Option<EventId> {
+        self.out
+            .or_else(|| self.queue.front().copied())
+            .map(|item| item.id)
+            .or_else(|| self.more.then_some(EventId(0)))
     }
 
     pub(super) fn knows(&self, id: EventId) -> bool {

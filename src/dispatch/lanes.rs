@@ -40,7 +40,9 @@ pub(super) struct NasQueue {
     pub(super) interactive_facts: HashMap<EventId, Item>,
     held: usize,
     pub(super) overflow: Option<EventId>,
-    loading: Option<EventId>,
+    pub(super) loading: Option<EventId>,
+    /// The page under way was asked for before the NAS was given up: it is read anew.
+    pub(super) stale: bool,
     pub(super) dark: bool,
 }
 
@@ -139,6 +141,9 @@ impl Lanes {
     pub fn loaded(&mut self, nas: NasId, page: &[Waiting], full: bool, now: u64, wall_ms: i64) {
         let queue = self.nases.entry(nas).or_default();
         queue.loading = None;
+        if std::mem::take(&mut queue.stale) {
+            return;
+        }
         if full && let Some(last) = page.last() {
             lower(&mut queue.overflow, EventId(last.id.0 + 1));
         }
@@ -150,7 +155,8 @@ impl Lanes {
     /// The page could not be read: it stays wanted.
     pub fn load_failed(&mut self, nas: NasId) {
         let queue = self.nases.entry(nas).or_default();
-        if let Some(from) = queue.loading.take() {
+        let stale = std::mem::take(&mut queue.stale);
+        if let Some(from) = queue.loading.take().filter(|_| !stale) {
             lower(&mut queue.overflow, from);
         }
     }
@@ -169,11 +175,13 @@ impl Lanes {
         };
         lane.refilling = false;
         let missed = std::mem::take(&mut lane.missed);
-        let Some(rows) = rows else {
+        let stale = std::mem::take(&mut lane.stale);
+        let Some(rows) = rows.filter(|_| !stale) else {
             self.refills.push_back((nas, owner));
             return;
         };
         lane.more = missed || rows.len() >= REFILL_ROWS;
+        let room = self.has_room(nas);
         for w in rows.iter().filter(|w| w.class != Class::Interactive) {
             let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
                 return;
@@ -181,7 +189,8 @@ impl Lanes {
             if lane.knows(w.id) || self.dropped.contains(&w.id) {
                 continue;
             }
-            if lane.queue.len() >= LANE_MAX {
+            // A full window leaves each lane what it needs to go on, and not to ask again at once.
+            if lane.queue.len() >= if room { LANE_MAX } else { REFILL_AT + 1 } {
                 lane.more = true;
                 break;
             }
@@ -190,6 +199,7 @@ impl Lanes {
             self.note_kept(nas, owner, &item);
         }
         self.renew_head(nas, owner, now);
+        self.look_again(owner, now);
     }
 
     /// The event of `nas` that may start now; call it again while slots are free.
@@ -404,9 +414,8 @@ impl Lanes {
         if self.out.contains_key(&w.id) || self.dropped.contains(&w.id) {
             return;
         }
-        let share = self.window / self.nases.len().max(1);
+        let room = self.has_room(nas);
         let queue = self.nases.entry(nas).or_default();
-        let room = self.held < self.window || (queue.held < share && self.held < 2 * self.window);
         let item = item(w, now, wall_ms);
         if w.class == Class::Interactive {
             // Bounded by their time to live; an operator waits for each.
@@ -447,6 +456,13 @@ impl Lanes {
             }
         }
         self.renew_head(nas, owner, now);
+    }
+
+    /// Whether another id of this NAS is kept: while the window is not full, and up to its share
+    /// whatever the others hold, for one that does not obey must not starve the rest.
+    fn has_room(&self, nas: NasId) -> bool {
+        let share = self.window / self.nases.len().max(1);
+        self.held < self.window || self.held_of(nas) < share
     }
 
     fn note_kept(&mut self, nas: NasId, owner: Owner, item: &Item) {
@@ -540,22 +556,14 @@ impl Lanes {
         let Some(all) = self.lanes.get(&owner) else {
             return Crossing::Free;
         };
-        let earlier = all.iter().any(|l| {
-            let first = l
-                .out
-                .map(|i| i.id)
-                .or_else(|| l.queue.front().map(|i| i.id));
-            l.nas != nas && first.is_some_and(|f| f < id)
-        });
+        let earlier = all
+            .iter()
+            .any(|l| l.nas != nas && l.first().is_some_and(|f| f < id));
         if !earlier {
             return Crossing::Free;
         }
         let all_dark = all.iter().filter(|l| l.nas != nas).all(|l| {
-            let first = l
-                .out
-                .map(|i| i.id)
-                .or_else(|| l.queue.front().map(|i| i.id));
-            first.is_none_or(|f| f > id) || self.nases.get(&l.nas).is_some_and(|q| q.dark)
+            l.first().is_none_or(|f| f > id) || self.nases.get(&l.nas).is_some_and(|q| q.dark)
         });
         let wait = self.cross_wait_ms;
         let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {

@@ -103,12 +103,16 @@ impl Lanes {
                 self.expiring
                     .remove(&(item.expires_ms, item.id, nas, owner));
             }
-            lane.more = matches!(lane.head, Head::Out(_));
+            // Rows that were asked for before may come after the NAS is served again, and would
+            // then stand before lower ids: they are not taken.
+            lane.stale = lane.refilling;
+            lane.more = lane.refilling || matches!(lane.head, Head::Out(_));
             self.forget(nas, gone);
             self.renew_head(nas, owner, 0);
         }
         if let Some(queue) = self.nases.get_mut(&nas) {
             queue.overflow = None;
+            queue.stale = queue.loading.is_some();
             queue.dark = true;
         }
         interactive

@@ -45,8 +45,8 @@ pub enum Message {
     Waiting(Vec<Waiting>),
     /// A fork ended.
     Finished(Finished),
-    /// Rows of a lane, or none if they could not be read.
-    Refilled(NasId, lanes::Owner, Option<Vec<Waiting>>),
+    /// Rows of these lanes, or none if they could not be read.
+    Refilled(Vec<(NasId, lanes::Owner)>, Option<Vec<Waiting>>),
     /// A page of a NAS's rows and whether it was full, or none if it could not be read.
     Loaded(NasId, Option<(Vec<Waiting>, bool)>),
     /// An operator dropped a waiting event: the store has it no more.

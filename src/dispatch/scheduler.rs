@@ -3,7 +3,7 @@
 //! commits, the next batch gathers by itself. B of a lane executes only after the commit that
 //! settled A.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Evidence, Start, Ticket};
 use super::fork::Fork;
-use super::lanes::{Gone, Lanes, Next, Taken};
+use super::lanes::{Gone, Lanes, Next, Owner, Taken};
 use super::pool::Pool;
 use super::status::{STATUS_MS, Status};
 use super::{Finished, Message, Skipped};
 use crate::attempt::Job;
 use crate::clock;
 use crate::config;
-use crate::event::{Class, Cmd, EventId};
+use crate::event::{Class, Cmd, EventId, Params};
 use crate::logs::{Logs, NasLog};
 use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo, Started, Store, Turn, Turned, chain};
@@ -63,6 +63,9 @@ pub(super) struct State {
     pub(super) tasks: HashMap<Id, EventId>,
     pub(super) settles: Vec<(Settle, Gone)>,
     pub(super) readers: JoinSet<()>,
+    /// Lanes that want rows, beside those that are being read (`refilling`).
+    pub(super) refills: VecDeque<(NasId, Owner)>,
+    pub(super) refilling: bool,
     /// Events whose end nobody has written yet, with the log of their NAS.
     pub(super) untold: HashMap<EventId, Option<NasLog>>,
     pub(super) records: JoinSet<()>,
@@ -104,6 +107,8 @@ impl Scheduler {
             tasks: HashMap::new(),
             settles: Vec::new(),
             readers: JoinSet::new(),
+            refills: VecDeque::new(),
+            refilling: false,
             untold: HashMap::new(),
             records: JoinSet::new(),
             rotate: 0,
@@ -143,6 +148,9 @@ impl Scheduler {
                 Some(_) = s.readers.join_next() => {}
                 () = tokio::time::sleep(Duration::from_millis(wait)) => {}
             }
+            // What can end at once ends before the turn: a turn of many costs hardly more than a
+            // turn of few. Nothing waits for a clock here, and on an idle daemon for nothing.
+            tokio::task::yield_now().await;
             while let Ok(message) = inbox.try_recv() {
                 self.hear(&mut s, message);
             }
@@ -192,6 +200,7 @@ impl Scheduler {
         if !turn.settles.is_empty() || !turn.starts.is_empty() {
             let turned = self.write(&mut turn, hard).await?;
             s.turns += 1;
+            metrics::counter!("nas_event_daemon_turns_total").increment(1);
             self.settled(s, &batch, &turned);
             let told = Self::to_tell(s, &turn, &turned);
             for (id, gone) in &after {
@@ -323,7 +332,7 @@ impl Scheduler {
             let Some(pool) = s.pools.get_mut(&out.nas) else {
                 continue;
             };
-            let Some(event) = started.remove(id) else {
+            let Some(mut event) = started.remove(id) else {
                 // Dropped by an operator, or gone otherwise: there is nothing to run.
                 pool.running = pool.running.saturating_sub(1);
                 pool.breaker()
@@ -349,9 +358,9 @@ impl Scheduler {
                     "cross_nas_overtake: an earlier event of the account waits on another NAS",
                 ),
             };
-            let job = self.job(pool, out.taken.class, event);
-            let task = match job {
-                Ok(job) => s.forks.spawn(fork.run(job)),
+            let params = std::mem::take(&mut event.params);
+            let task = match self.job(pool, out.taken.class, event) {
+                Ok(job) => s.forks.spawn(fork.run(job, params)),
                 Err(finished) => {
                     s.untold.insert(*id, Some(pool.log.clone()));
                     s.forks.spawn(async move { finished })
@@ -378,7 +387,8 @@ impl Scheduler {
                 user: event.user,
                 abonent: event.abonent,
                 usluga: event.usluga,
-                params: event.params,
+                // Read by its fork, beside the next turn.
+                params: Params::default(),
                 nas: Arc::clone(nas),
                 secret: Arc::clone(&pool.served.secret),
                 deadline: nas.timeout.unwrap_or(self.config.script_timeout),

@@ -252,6 +252,82 @@ fn what_was_next_may_be_taken_while_it_is_ready_and_nothing_must_run_before_it()
 }
 
 #[test]
+fn rows_asked_for_before_a_nas_was_given_up_are_read_anew() {
+    let mut lanes = Lanes::new(1000, 0);
+    lanes.expect(NasId(1));
+    assert_eq!(lanes.wanted(), [Wanted::Load(NasId(1), EventId(0))]);
+    let low = [waiting(1, 1, 7, Class::Cut), waiting(2, 1, 8, Class::Cut)];
+    lanes.loaded(NasId(1), &low, true, 0, 0);
+    assert_eq!(lanes.wanted(), [Wanted::Load(NasId(1), EventId(3))]);
+    // It is given up and served again while that page is on its way.
+    lanes.drop_nas(NasId(1));
+    lanes.expect(NasId(1));
+    lanes.loaded(NasId(1), &[waiting(5, 1, 7, Class::Cut)], false, 0, 0);
+    assert_eq!(ids(&mut lanes, 1, 0), Vec::<i64>::new(), "1 comes first");
+    assert_eq!(lanes.wanted(), [Wanted::Load(NasId(1), EventId(0))]);
+    // The same with the rows of one lane.
+    lanes.add(&waiting(9, 1, 9, Class::Cut), 0, 0);
+    let refill = Wanted::Refill(NasId(1), Owner::User(UserId(9)));
+    assert_eq!(lanes.wanted(), [refill]);
+    lanes.drop_nas(NasId(1));
+    lanes.expect(NasId(1));
+    lanes.refilled(
+        NasId(1),
+        Owner::User(UserId(9)),
+        Some(&[waiting(9, 1, 9, Class::Cut)]),
+        0,
+        0,
+    );
+    assert_eq!(ids(&mut lanes, 1, 0), Vec::<i64>::new());
+    assert!(lanes.wanted().contains(&refill));
+}
+
+#[test]
+fn a_nas_that_does_not_obey_leaves_the_others_their_share_of_the_window() {
+    let mut lanes = Lanes::new(20, 0);
+    lanes.expect(NasId(2));
+    assert_eq!(lanes.wanted(), [Wanted::Load(NasId(2), EventId(0))]);
+    lanes.loaded(NasId(2), &[], false, 0, 0);
+    for user in 1..=30 {
+        lanes.add(&waiting(user, 1, user, Class::Rest), 0, 0);
+    }
+    for user in 1..=20 {
+        // Its lanes are refilled, but not each with all that it has.
+        let rows: Vec<Waiting> = (0..17)
+            .map(|n| waiting(100 * user + n, 1, user, Class::Rest))
+            .collect();
+        lanes.add(&rows[0], 0, 0);
+        lanes.refilled(NasId(1), Owner::User(UserId(user)), Some(&rows), 0, 0);
+    }
+    assert!(
+        lanes.held() >= 40,
+        "more than twice the window: {}",
+        lanes.held()
+    );
+    lanes.add(&waiting(9_000, 2, 500, Class::Rest), 0, 0);
+    assert_eq!(ids(&mut lanes, 2, 0), vec![9_000]);
+}
+
+#[test]
+fn rows_that_are_yet_to_be_read_may_be_earlier() {
+    let mut lanes = Lanes::new(1000, 30_000);
+    lanes.expect(NasId(1));
+    assert_eq!(lanes.wanted(), [Wanted::Load(NasId(1), EventId(0))]);
+    lanes.add(&waiting(5, 1, 7, Class::Cut), 0, 0);
+    lanes.add(&waiting(6, 2, 7, Class::Cut), 0, 0);
+    assert_eq!(
+        ids(&mut lanes, 2, 0),
+        Vec::<i64>::new(),
+        "5 is not read yet"
+    );
+    let rows = [waiting(5, 1, 7, Class::Cut)];
+    lanes.refilled(NasId(1), Owner::User(UserId(7)), Some(&rows), 0, 0);
+    assert_eq!(ids(&mut lanes, 1, 0), vec![5]);
+    lanes.settled(EventId(5), Gone::Finished, 0);
+    assert_eq!(ids(&mut lanes, 2, 0), vec![6]);
+}
+
+#[test]
 fn a_payer_gets_in_although_the_window_is_full() {
     let mut lanes = Lanes::new(10, 0);
     for id in 1..=100 {

@@ -1,9 +1,11 @@
 //! Device drivers: a closed set, one folder or file each. They own sessions and bytes, know
 //! nothing of events or schemes, and give back a reply or a `Failure` with scope and class.
 
+pub mod http;
 pub mod mikrotik;
 pub mod sessions;
 pub mod ssh;
+pub mod tls;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +21,8 @@ pub struct Reply {
     pub ret: Option<String>,
     /// The answer as text, for drivers that speak text.
     pub text: String,
+    /// The device's own number for success: 0, or the HTTP status.
+    pub code: i32,
     /// A session was opened for this command.
     pub new_session: bool,
 }

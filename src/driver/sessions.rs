@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::attempt::{Failure, FailureClass, Scope};
+use crate::attempt::{Failure, Scope};
+use crate::driver::http::{self, Auth, Http};
 use crate::driver::mikrotik::{Limits, Mikrotik, Report, Target};
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::{self, Ssh};
+use crate::driver::tls;
 use crate::nas::{Nas, NasId, NasSecret};
 
 /// TCP port of the RouterOS API (MikroTik manual, "Services").
-const API_PORT: u16 = 8728;
+pub const API_PORT: u16 = 8728;
 /// The same over TLS.
-const API_TLS_PORT: u16 = 8729;
+pub const API_TLS_PORT: u16 = 8729;
 /// Connections of a NAS that says nothing of `max_sessions`.
 const CONNECTIONS: u16 = 3;
 /// For TCP connect and login, unless the NAS's own time-out is shorter.
@@ -46,6 +48,7 @@ pub struct Sessions {
     /// Host keys learned since the settings were last read.
     known: Arc<Mutex<BTreeMap<NasId, String>>>,
     learned: Option<Learned>,
+    http: Mutex<BTreeMap<NasId, KeptHttp>>,
 }
 
 /// Numbers of one NAS's sessions over one driver.
@@ -77,8 +80,14 @@ struct KeptSsh {
 struct Kept {
     target: Target,
     limits: Limits,
-    tls: bool,
+    tls: Option<Result<tls::Settings, String>>,
     sessions: Arc<Mikrotik>,
+}
+
+struct KeptHttp {
+    target: Result<http::Target, String>,
+    limits: http::Limits,
+    sessions: Arc<Http>,
 }
 
 impl Sessions {
@@ -88,6 +97,11 @@ impl Sessions {
             learned: Some(learned),
             ..Self::default()
         }
+    }
+
+    /// TCP port of the SSH server of `nas`.
+    pub fn ssh_port(nas: &Nas) -> u16 {
+        nas.ssh_port.unwrap_or(SSH_PORT)
     }
 
     /// The SSH sessions of `nas`: the same object as long as address, limits, credentials and
@@ -159,10 +173,9 @@ impl Sessions {
     /// The RouterOS sessions of `nas`: the same object as long as address, port, limits and
     /// credentials stay the same. A replaced one ends when its last command has ended.
     pub fn mikrotik(&self, nas: &Nas, secret: &NasSecret) -> Arc<Mikrotik> {
-        let port = if nas.api_tls { API_TLS_PORT } else { API_PORT };
         let target = Target {
             host: nas.ip.clone(),
-            port: nas.api_port.unwrap_or(port),
+            port: Self::api_port(nas),
             login: secret.login.clone(),
             password: secret.password.clone(),
         };
@@ -174,23 +187,63 @@ impl Sessions {
                 .map_or(CONNECT_TIMEOUT, |t| t.min(CONNECT_TIMEOUT)),
             linger: LINGER,
         };
+        let tls = nas.api_tls.then(|| tls::Settings::of(&nas.vars));
         let mut all = self.all();
         if let Some(kept) = all.get(&nas.id)
             && kept.target == target
             && kept.limits == limits
-            && kept.tls == nas.api_tls
+            && kept.tls == tls
         {
             return Arc::clone(&kept.sessions);
         }
-        let sessions = Arc::new(if nas.api_tls {
-            Mikrotik::broken(target.clone(), limits.clone(), no_tls())
-        } else {
-            Mikrotik::new(target.clone(), limits.clone())
+        let sessions = Arc::new(match &tls {
+            None => Mikrotik::new(target.clone(), limits.clone()),
+            Some(Ok(settings)) => Mikrotik::over_tls(target.clone(), limits.clone(), settings),
+            Some(Err(why)) => Mikrotik::broken(target.clone(), limits.clone(), why),
         });
         let kept = Kept {
             target,
             limits,
-            tls: nas.api_tls,
+            tls,
+            sessions: Arc::clone(&sessions),
+        };
+        all.insert(nas.id, kept);
+        sessions
+    }
+
+    /// TCP port of the RouterOS API of `nas`.
+    pub fn api_port(nas: &Nas) -> u16 {
+        let usual = if nas.api_tls { API_TLS_PORT } else { API_PORT };
+        nas.api_port.unwrap_or(usual)
+    }
+
+    /// The HTTP connections of `nas`, kept in the same way.
+    pub fn http(&self, nas: &Nas, secret: &NasSecret) -> Arc<Http> {
+        let target = http_target(nas, secret);
+        let connections = nas.max_sessions.unwrap_or(CONNECTIONS).clamp(1, 100);
+        let limits = http::Limits {
+            connections: usize::from(connections),
+            // Half of the NAS's own time-out: what cannot be reached shall be told as that, and
+            // not as an answer that did not come.
+            connect_timeout: nas
+                .timeout
+                .map_or(CONNECT_TIMEOUT, |t| (t / 2).min(CONNECT_TIMEOUT)),
+            linger: LINGER,
+        };
+        let mut all = self.http.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = all.get(&nas.id)
+            && kept.target == target
+            && kept.limits == limits
+        {
+            return Arc::clone(&kept.sessions);
+        }
+        let sessions = Arc::new(match &target {
+            Ok(target) => Http::new(target, &limits),
+            Err(why) => Http::broken(why.clone()),
+        });
+        let kept = KeptHttp {
+            target,
+            limits,
             sessions: Arc::clone(&sessions),
         };
         all.insert(nas.id, kept);
@@ -201,6 +254,8 @@ impl Sessions {
     pub fn keep_only(&self, wanted: &BTreeSet<NasId>) {
         self.all().retain(|id, _| wanted.contains(id));
         locked(&self.ssh).retain(|id, _| wanted.contains(id));
+        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
+        http.retain(|id, _| wanted.contains(id));
     }
 
     /// Connections and commands in flight of each NAS that has been spoken to.
@@ -245,7 +300,7 @@ pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::
     };
     let target = ssh::Target {
         host: nas.ip.clone(),
-        port: nas.ssh_port.unwrap_or(SSH_PORT),
+        port: Sessions::ssh_port(nas),
         login: secret.login.clone(),
         password: secret.password.clone(),
         key: secret.ssh_key.clone(),
@@ -274,22 +329,26 @@ fn wrong(text: String) -> Failure {
     }
 }
 
-/// A setting of the NAS that cannot be obeyed: its events must not die of it.
-fn no_tls() -> Failure {
-    Failure {
-        scope: Scope::Nas,
-        class: FailureClass::Permanent,
-        code: Failure::CODE_PERMANENT,
-        text: "api_tls is set, but the RouterOS API over TLS is not supported yet; \
-               use the plain API on a management network, or set api_tls = 0"
-            .to_owned(),
-        parks: true,
-    }
+fn http_target(nas: &Nas, secret: &NasSecret) -> Result<http::Target, String> {
+    let url = nas.http_url.clone();
+    let url =
+        url.ok_or("http_url of the NAS is not set, for example https://billing.example/hook")?;
+    let wish = match nas.vars.get("http_auth") {
+        None | Some(serde_json::Value::Null) => "",
+        Some(serde_json::Value::String(wish)) => wish,
+        Some(_) => return Err("http_auth in nas.vars is not a text".to_owned()),
+    };
+    Ok(http::Target {
+        url,
+        auth: Auth::of(wish, &secret.login, &secret.password)?,
+        trust: tls::Settings::of(&nas.vars)?.trust,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attempt::{FailureClass, Scope};
     use crate::nas::{Forks, Mode};
     use serde_json::Map;
 
@@ -352,20 +411,45 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tls_is_refused_with_a_hint() {
+    async fn settings_that_cannot_be_obeyed_park_the_nas_and_say_so() {
         let mut nas = nas();
         nas.api_tls = true;
-        let sessions = Sessions::default().mikrotik(&nas, &NasSecret::default());
+        nas.vars
+            .insert("tls_pin".into(), serde_json::json!("not hexadecimal"));
+        let sessions = Sessions::default();
+        let router = sessions.mikrotik(&nas, &NasSecret::default());
         let command = crate::driver::mikrotik::Command {
             path: "/system/identity/print".into(),
             ..Default::default()
         };
-        let failure = sessions
-            .talk(&command, Duration::from_secs(1))
-            .await
-            .unwrap_err();
-        assert_eq!(failure.class, FailureClass::Permanent);
-        assert_eq!((failure.scope, failure.parks), (Scope::Nas, true));
-        assert!(failure.text.contains("api_tls = 0"));
+        let limit = Duration::from_secs(1);
+        let told = router.talk(&command, limit).await.unwrap_err();
+        assert_eq!(told.class, FailureClass::Permanent);
+        assert_eq!((told.scope, told.parks), (Scope::Nas, true));
+        assert!(told.text.contains("tls_pin"), "{told}");
+        let request = http::Request {
+            method: "GET".into(),
+            path: "/".into(),
+            ..http::Request::default()
+        };
+        for (url, named) in [(None, "http_url"), (Some("https://a"), "tls_pin")] {
+            nas.http_url = url.map(str::to_owned);
+            let hook = sessions.http(&nas, &NasSecret::default());
+            let told = hook.talk(&request, limit).await.unwrap_err();
+            assert_eq!((told.scope, told.parks), (Scope::Nas, true));
+            assert!(told.text.contains(named), "{told}");
+        }
+        nas.vars.clear();
+        let first = sessions.http(&nas, &NasSecret::default());
+        assert!(Arc::ptr_eq(
+            &first,
+            &sessions.http(&nas, &NasSecret::default())
+        ));
+        nas.vars
+            .insert("tls_insecure".into(), serde_json::json!(true));
+        assert!(!Arc::ptr_eq(
+            &first,
+            &sessions.http(&nas, &NasSecret::default())
+        ));
     }
 }

@@ -358,7 +358,7 @@ pub async fn give_up(
 
 /// What waits behind a dropped event in its lane may start now. Only where it stands after the
 /// drop is sure: before, it may have been on its way from stack to stack.
-async fn told_of_drop(desk: &rest::Shared, id: EventId) {
+pub(super) async fn told_of_drop(desk: &rest::Shared, id: EventId) {
     let Some(dropped) = &desk.doors.dropped else {
         return;
     };

@@ -2,7 +2,12 @@
 //! `{"call", "result"}` or `{"call", "error"}`; clients of the original look at the body only.
 //! The status adds to that, for `curl -f` and for people: 2xx exactly when the call was done,
 //! 400 for a body that makes no sense, 401/403 for access, 404 for an unknown model or object,
-//! 409, 413, 429 and 503 as in RFC 9110 and RFC 6585.
+//! 409, 413, 429 and 503 as in RFC 9110 and RFC 6585. `chain` reads what a body asks for, here
+//! it is carried out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
 
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
@@ -12,97 +17,16 @@ use serde_json::{Map, Value, json};
 use crate::clock;
 use crate::event::{CompactEvent, EventId};
 use crate::intake::access::{self, Caller, Openness, Scope};
-use crate::intake::form::{self, Call};
+use crate::intake::chain::{self, LIST_MAX, Wanted, Wish};
 use crate::intake::rest::{self, Desk, Refusal};
-use crate::intake::{compact, health};
-use crate::store::{EventRow, Filter, WhereIs};
+use crate::intake::{api, compact, form, lookup};
+use crate::store::query::{Bound, Column, Condition, Group, Model, Query, Relation, Test};
 
 /// What all classic paths start with.
 pub const ROOT: &str = "/rest_api/v2";
 
-/// Most objects of one `filter`; the original gives whole tables, which is what kills it.
-const LIST_MAX: usize = 1000;
-
-/// One model of the classic API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Model {
-    name: &'static str,
-    place: WhereIs,
-    methods: &'static [&'static str],
-}
-
-const READS: &[&str] = &[
-    "objects.get",
-    "objects.filter",
-    "objects.all",
-    "objects.count",
-];
-
-const MODELS: &[Model] = &[
-    Model {
-        name: "EventsStackCompact",
-        place: WhereIs::Compact,
-        methods: &[
-            "objects.create",
-            "objects.get",
-            "objects.filter",
-            "objects.all",
-            "objects.count",
-        ],
-    },
-    Model {
-        name: "EventsStack",
-        place: WhereIs::Stack,
-        methods: READS,
-    },
-    Model {
-        name: "EventsDead",
-        place: WhereIs::Dead,
-        methods: READS,
-    },
-    Model {
-        name: "EventsDone",
-        place: WhereIs::Done,
-        methods: READS,
-    },
-];
-
-/// What the models of stored events show, with the types.
-const COLUMNS: &[(&str, &str)] = &[
-    ("event_type", "text"),
-    ("id", "integer"),
-    ("state", "text"),
-    ("user_id", "integer"),
-    ("abonent_id", "integer"),
-    ("nas_id", "integer"),
-    ("source", "text"),
-    ("batch_id", "text"),
-    ("event_date", "datetime"),
-    ("try_count", "integer"),
-    ("next_try_at", "datetime"),
-    ("ended_at", "datetime"),
-    ("possible_duplicate", "boolean"),
-    ("code", "integer"),
-    ("error", "text"),
-    ("ms", "integer"),
-    ("answer", "text"),
-    ("params", "object"),
-    ("retried_as", "integer"),
-];
-
-/// Look-ups that reading methods know.
-const LOOKUPS: &[&str] = &[
-    "id",
-    "pk",
-    "user_id",
-    "nas_id",
-    "cmd",
-    "event_type",
-    "state",
-    "batch_id",
-    "limit",
-    "before",
-];
+/// Events that one `delete` takes away.
+const DELETE_MAX: usize = 1000;
 
 /// An error in the classic shape.
 pub fn refused(path: &str, refusal: Refusal) -> Response {
@@ -129,7 +53,13 @@ pub async fn call(
         run(&desk, &caller, model, &parts, &body).await
     };
     match done.await {
-        Ok(result) => axum::Json(json!({ "call": path, "result": result })).into_response(),
+        Ok(Answer { result, next }) => {
+            let mut body = json!({ "call": path, "result": result });
+            if let (Some(next), Some(map)) = (next, body.as_object_mut()) {
+                map.insert("next_offset".to_owned(), Value::from(next));
+            }
+            axum::Json(body).into_response()
+        }
         Err(refusal) => refused(&path, refusal),
     }
 }
@@ -137,7 +67,7 @@ pub async fn call(
 /// `GET /rest_api/v2/`: the models.
 pub async fn models(State(desk): State<Desk>, request: Request) -> Response {
     page(&desk, request, format!("{ROOT}/"), || {
-        Ok(MODELS.iter().map(described).collect())
+        Ok(Model::ALL.iter().map(|m| described(&desk, *m)).collect())
     })
     .await
 }
@@ -149,7 +79,10 @@ pub async fn model(
     request: Request,
 ) -> Response {
     let path = format!("{ROOT}/{}/", shown_name(&name));
-    page(&desk, request, path, || model_named(&name).map(described)).await
+    page(&desk, request, path, || {
+        Ok(described(&desk, model_named(&name)?))
+    })
+    .await
 }
 
 async fn page(
@@ -169,21 +102,38 @@ async fn page(
     }
 }
 
-fn described(model: &Model) -> Value {
-    let columns = match model.place {
-        WhereIs::Compact => compact::FIELDS,
-        WhereIs::Stack | WhereIs::Dead | WhereIs::Done => COLUMNS,
-    };
+/// What a call gives, and the offset of the rest of a list.
+struct Answer {
+    result: Value,
+    next: Option<u64>,
+}
+
+impl Answer {
+    fn of(result: Value) -> Self {
+        Self { result, next: None }
+    }
+}
+
+fn described(desk: &Desk, model: Model) -> Value {
+    let columns = desk.doors.store.columns(model);
     let fields: Map<String, Value> = columns
         .iter()
-        .map(|(name, kind)| ((*name).to_owned(), Value::from(*kind)))
+        .filter(|c| c.shown)
+        .map(|c| (c.name.clone(), Value::from(c.kind.as_str())))
+        .collect();
+    let relations: Map<String, Value> = model
+        .relations()
+        .iter()
+        .map(|r| (r.name.to_owned(), Value::from(r.model.name())))
         .collect();
     json!({
-        "model": model.name,
-        "url": format!("{ROOT}/{}/", model.name),
+        "model": model.name(),
+        "url": format!("{ROOT}/{}/", model.name()),
         "fields": fields,
-        "methods": model.methods,
-        "lookups": LOOKUPS,
+        "relations": relations,
+        "methods": chain::methods(model),
+        "lookups": lookup::WORDS,
+        "belongs_to": if model.is_theirs() { "your billing" } else { "the daemon" },
     })
 }
 
@@ -191,9 +141,10 @@ fn shown_name(name: &str) -> String {
     name.chars().take(64).collect()
 }
 
-fn model_named(name: &str) -> Result<&'static Model, Refusal> {
-    MODELS.iter().find(|m| m.name == name).ok_or_else(|| {
-        let known: Vec<_> = MODELS.iter().map(|m| m.name).collect();
+fn model_named(name: &str) -> Result<Model, Refusal> {
+    let found = Model::ALL.into_iter().find(|m| m.name() == name);
+    found.ok_or_else(|| {
+        let known: Vec<_> = Model::ALL.iter().map(|m| m.name()).collect();
         Refusal::not_found(
             format!("unknown model {}", shown_name(name)),
             &format!("known: {}", known.join(", ")),
@@ -204,78 +155,78 @@ fn model_named(name: &str) -> Result<&'static Model, Refusal> {
 async fn run(
     desk: &Desk,
     caller: &Caller,
-    model: &Model,
+    model: Model,
     parts: &Parts,
     body: &[u8],
-) -> Result<Value, Refusal> {
+) -> Result<Answer, Refusal> {
     let form = form::read(body).map_err(|e| Refusal::malformed(e.to_string()))?;
-    let mut calls = form.calls.into_iter();
-    let Some(call) = calls.next() else {
-        return Err(Refusal::malformed("method1 is missing".to_owned()));
-    };
-    let counted = match calls.next() {
-        None => false,
-        Some(next) if next.method == "count" && is_empty(&next.arg) && calls.len() == 0 => true,
-        Some(next) => return Err(unsupported(&next.method, model)),
-    };
+    // Of one call: the billing's columns may be read anew meanwhile.
+    let known: BTreeMap<Model, Vec<Column>> = Model::ALL
+        .into_iter()
+        .map(|m| (m, desk.doors.store.columns(m)))
+        .collect();
+    let columns = move |m: Model| known.get(&m).cloned().unwrap_or_default();
+    let wish = chain::read(model, form.calls, form.limit, form.offset, &columns)
+        .map_err(Refusal::malformed)?;
     let fields = form.fields.as_deref();
-    match (call.method.as_str(), counted) {
-        ("objects.create", false) if model.place == WhereIs::Compact => {
-            create(desk, caller, call, fields, parts, body).await
-        }
-        ("objects.create", _) => Err(Refusal::new(
-            400,
-            "not_here",
-            format!("{} takes no objects", model.name),
-            "post to EventsStackCompact; the daemon moves events on",
-        )),
-        ("objects.get", false) => {
-            caller.at_least(Scope::Viewer)?;
-            get(desk, model, &call.arg, fields).await
-        }
-        ("objects.filter" | "objects.all", false) => {
-            caller.at_least(Scope::Viewer)?;
-            let rows = rows(desk, model, &call.arg, LIST_MAX).await?;
-            let objects = rows.iter().map(|row| object(model, row, fields));
-            Ok(Value::Array(objects.collect::<Result<_, _>>()?))
-        }
-        ("objects.count", false) | ("objects.filter" | "objects.all", true) => {
-            caller.at_least(Scope::Viewer)?;
-            count(desk, model, &call.arg).await
-        }
-        (other, _) => Err(unsupported(other, model)),
+    if let Wish::Create { objects, many } = wish {
+        return create(desk, caller, objects, many, fields, parts, body)
+            .await
+            .map(Answer::of);
     }
-}
-
-fn is_empty(arg: &Value) -> bool {
-    arg.as_object().is_some_and(Map::is_empty)
-}
-
-fn unsupported(method: &str, model: &Model) -> Refusal {
-    let method: String = method.chars().take(64).collect();
-    Refusal::new(
-        400,
-        "not_supported",
-        format!("{method} is not supported yet on {}", model.name),
-        &format!(
-            "supported: {}, and count after filter",
-            model.methods.join(", ")
-        ),
-    )
+    caller.at_least(match &wish {
+        Wish::Change(..) | Wish::Delete(..) => Scope::Operator,
+        Wish::Create { .. } | Wish::Rows(_) | Wish::One(_) | Wish::Count(_) => Scope::Viewer,
+    })?;
+    let wanted = match fields {
+        Some(names) => Wanted::read(model, names, &columns).map_err(Refusal::malformed)?,
+        None => Wanted::all(model, &columns),
+    };
+    match wish {
+        Wish::Create { .. } => Ok(Answer::of(Value::Null)),
+        Wish::Count(query) => {
+            let count = desk.doors.store.count(&query).await;
+            Ok(Answer::of(Value::from(count.map_err(Refusal::store)?)))
+        }
+        Wish::Rows(mut query) => {
+            let limit = query.limit;
+            query.limit = limit + 1;
+            let mut rows = objects(desk, &query, &wanted).await?;
+            let more = rows.len() > limit;
+            rows.truncate(limit);
+            let next = query.offset.saturating_add(limit as u64);
+            Ok(Answer {
+                result: Value::Array(rows),
+                next: more.then_some(next),
+            })
+        }
+        Wish::One(query) => one(desk, query, &wanted).await.map(Answer::of),
+        Wish::Change(query, set) => {
+            let id = change(desk, caller, query, set).await?;
+            let again = Query {
+                groups: vec![same("id", vec![Bound::Integer(id.0)])],
+                ..Query::all(model)
+            };
+            let mut shown = objects(desk, &again, &wanted).await?;
+            // It may have moved on right after it was saved.
+            let shown = shown
+                .pop()
+                .unwrap_or_else(|| json!({ "pk": id, "model": model.name(), "fields": {} }));
+            Ok(Answer::of(shown))
+        }
+        Wish::Delete(query, single) => delete(desk, caller, query, single).await.map(Answer::of),
+    }
 }
 
 async fn create(
     desk: &Desk,
     caller: &Caller,
-    call: Call,
+    wanted: Vec<Value>,
+    bulk: bool,
     fields: Option<&[String]>,
     parts: &Parts,
     body: &[u8],
 ) -> Result<Value, Refusal> {
-    let (wanted, bulk) = match call.arg {
-        Value::Array(items) => (items, true),
-        one => (vec![one], false),
-    };
     let events = {
         let cmds = desk.doors.cmds.borrow();
         let each = wanted.into_iter().enumerate().map(|(index, value)| {
@@ -349,228 +300,272 @@ fn classic_time(ms: i64) -> String {
     text.split('.').next().unwrap_or_default().to_owned()
 }
 
-/// One stored event as the model's columns are called.
-fn stored(model: &Model, row: &EventRow) -> Map<String, Value> {
-    let values = json!({
-        "id": row.id,
-        "state": row.state,
-        "user_id": row.user_id,
-        "abonent_id": row.abonent_id,
-        "nas_id": row.nas_id,
-        "source": row.source,
-        "batch_id": row.batch_id,
-        "event_date": classic_time(row.event_date_ms),
-        "try_count": row.try_count,
-        "next_try_at": row.next_try_ms.map(classic_time),
-        "ended_at": row.ended_ms.map(classic_time),
-        "possible_duplicate": row.possible_duplicate,
-        "code": row.code,
-        "error": row.error,
-        "ms": row.ms,
-        "answer": row.answer,
-        "params": row.params,
-        "retried_as": row.retried_as,
-    });
-    let mut map = Map::new();
-    let kind = if model.place == WhereIs::Compact {
-        "cmd"
-    } else {
-        "event_type"
-    };
-    map.insert(kind.to_owned(), Value::from(row.cmd.as_str()));
-    if let Value::Object(values) = values {
-        map.extend(values);
-    }
-    map
-}
-
-fn object(model: &Model, row: &EventRow, fields: Option<&[String]>) -> Result<Value, Refusal> {
-    let all = stored(model, row);
-    let shown = match fields {
-        Some(names) => projected(all, names)?,
-        None => all,
-    };
-    Ok(json!({ "pk": row.id, "model": model.name, "fields": shown }))
-}
-
 fn projected(mut all: Map<String, Value>, names: &[String]) -> Result<Map<String, Value>, Refusal> {
     let known: Vec<String> = all.keys().cloned().collect();
     names
         .iter()
         .map(|name| match all.remove(name) {
             Some(value) => Ok((name.clone(), value)),
-            None => {
-                let name: String = name.chars().take(64).collect();
-                Err(Refusal::malformed(format!(
-                    "fields names {name:?}, once and among: {}",
-                    known.join(", ")
-                )))
-            }
+            None => Err(Refusal::malformed(format!(
+                "fields names {:?}, once and among: {}",
+                lookup::short(name),
+                known.join(", ")
+            ))),
         })
         .collect()
 }
 
-/// What a reading method looks for.
-struct Lookup {
-    id: Option<i64>,
-    filter: Filter,
+fn same(column: &str, values: Vec<Bound>) -> Group {
+    Group {
+        negated: false,
+        all: vec![Condition {
+            path: Vec::new(),
+            column: column.to_owned(),
+            test: Test::In(values),
+        }],
+    }
 }
 
-fn lookup(arg: &Value, most: usize) -> Result<Lookup, Refusal> {
-    let Value::Object(map) = arg else {
-        return Err(Refusal::malformed(
-            "arg1 is not an object of look-ups".to_owned(),
-        ));
-    };
-    let mut found = Lookup {
-        id: None,
-        filter: Filter {
-            limit: most,
-            ..Filter::default()
-        },
-    };
-    for (name, value) in map {
-        let number = || {
-            let n = match value {
-                Value::Number(n) => n.as_i64(),
-                Value::String(s) => s.trim_ascii().parse().ok(),
-                Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
-            };
-            n.ok_or_else(|| Refusal::malformed(format!("{name} is not a whole number")))
-        };
-        let text = || {
-            let text = value
-                .as_str()
-                .filter(|s| !s.is_empty() && !s.contains('\0'));
-            text.map(str::to_owned)
-                .ok_or_else(|| Refusal::malformed(format!("{name} is not a text")))
-        };
-        let filter = &mut found.filter;
-        match name.as_str() {
-            "id" | "pk" => found.id = Some(number()?),
-            "user_id" => filter.user = Some(number()?),
-            "nas_id" => filter.nas = Some(number()?),
-            "cmd" | "event_type" => filter.cmd = Some(text()?),
-            "state" => filter.state = Some(text()?),
-            "batch_id" => filter.batch = Some(text()?),
-            "before" => filter.before = Some(number()?),
-            "limit" => {
-                let wanted = usize::try_from(number()?).unwrap_or(0);
-                if !(1..=LIST_MAX).contains(&wanted) {
-                    return Err(Refusal::malformed(format!(
-                        "limit is outside 1..{LIST_MAX}"
-                    )));
-                }
-                filter.limit = wanted.min(most);
+/// Rows as `{"pk", "model", "fields"}`, with the objects behind their relations.
+async fn objects(desk: &Desk, query: &Query, wanted: &Wanted) -> Result<Vec<Value>, Refusal> {
+    let rows = read(desk, query, wanted).await?;
+    let model = query.model.name();
+    let shown = rows
+        .into_iter()
+        .map(|(id, _, fields)| json!({ "pk": id, "model": model, "fields": fields }));
+    Ok(shown.collect())
+}
+
+/// Of each row: its number, what was read, and the wanted fields.
+type Row = (Value, Map<String, Value>, Map<String, Value>);
+type Reading<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, Refusal>> + Send + 'a>>;
+
+fn read<'a>(desk: &'a Desk, query: &'a Query, wanted: &'a Wanted) -> Reading<'a> {
+    Box::pin(async move {
+        let mut query = query.clone();
+        query.columns = vec!["id".to_owned()];
+        let keys = wanted.related.iter().map(|(r, _)| r.from.to_owned());
+        for name in wanted.names.iter().cloned().chain(keys) {
+            if !query.columns.contains(&name) {
+                query.columns.push(name);
             }
-            other => {
-                let other: String = other.chars().take(64).collect();
-                return Err(Refusal::new(
-                    400,
-                    "not_supported",
-                    format!("look-up {other} is not supported yet"),
-                    &format!("supported: {}", LOOKUPS.join(", ")),
-                ));
+        }
+        let found = desk
+            .doors
+            .store
+            .find(&query)
+            .await
+            .map_err(Refusal::store)?;
+        let mut rows: Vec<Row> = found
+            .into_iter()
+            .map(|row| {
+                let id = row.get("id").cloned().unwrap_or_default();
+                let of = |name: &String| {
+                    let value = row.get(name).cloned().unwrap_or_default();
+                    (name.clone(), value)
+                };
+                let fields = wanted.names.iter().map(of).collect();
+                (id, row, fields)
+            })
+            .collect();
+        for (relation, wanted) in &wanted.related {
+            related(desk, &mut rows, relation, wanted).await?;
+        }
+        Ok(rows)
+    })
+}
+
+/// Puts the objects behind one relation into the fields of each row.
+async fn related(
+    desk: &Desk,
+    rows: &mut [Row],
+    relation: &'static Relation,
+    wanted: &Wanted,
+) -> Result<(), Refusal> {
+    let number = |row: &Map<String, Value>, name: &str| row.get(name).and_then(Value::as_i64);
+    let keys: BTreeSet<i64> = rows
+        .iter()
+        .filter_map(|(_, row, _)| number(row, relation.from))
+        .collect();
+    let mut by_key: BTreeMap<i64, Vec<Value>> = BTreeMap::new();
+    if !keys.is_empty() {
+        let query = Query {
+            groups: vec![same(
+                relation.to,
+                keys.into_iter().map(Bound::Integer).collect(),
+            )],
+            ..Query::all(relation.model)
+        };
+        let with_key = Wanted {
+            names: wanted
+                .names
+                .iter()
+                .cloned()
+                .chain([relation.to.to_owned()])
+                .collect(),
+            related: Vec::new(),
+        };
+        let found = if wanted.names.iter().any(|name| name == relation.to) {
+            read(desk, &query, wanted).await?
+        } else {
+            // The key is read, but not shown.
+            let keys = read(desk, &query, &with_key).await?;
+            let shown = read(desk, &query, wanted).await?;
+            shown
+                .into_iter()
+                .zip(keys)
+                .map(|((id, _, fields), (_, row, _))| (id, row, fields))
+                .collect()
+        };
+        if found.len() > LIST_MAX {
+            return Err(Refusal::malformed(format!(
+                "more than {LIST_MAX} objects of {} stand behind {}: ask for fewer rows",
+                relation.model.name(),
+                relation.name
+            )));
+        }
+        for (id, row, fields) in found {
+            if let Some(key) = number(&row, relation.to) {
+                let object = json!({ "pk": id, "model": relation.model.name(), "fields": fields });
+                by_key.entry(key).or_default().push(object);
             }
         }
     }
-    Ok(found)
-}
-
-/// Rows of one model, newest first.
-async fn rows(
-    desk: &Desk,
-    model: &Model,
-    arg: &Value,
-    most: usize,
-) -> Result<Vec<EventRow>, Refusal> {
-    let Lookup { id, filter } = lookup(arg, most)?;
-    let store = &desk.doors.store;
-    if let Some(id) = id {
-        let row = store.event(EventId(id)).await.map_err(Refusal::store)?;
-        let row = row.filter(|row| row.place == model.place && fits(row, &filter));
-        return Ok(row.into_iter().collect());
-    }
-    let all: &[&str] = match model.place {
-        WhereIs::Compact => &["compact"],
-        WhereIs::Stack => &["ready", "running", "deferred", "held"],
-        WhereIs::Dead => &["dead"],
-        WhereIs::Done => &["done"],
-    };
-    let mut rows = Vec::new();
-    for state in all {
-        if filter
-            .state
-            .as_deref()
-            .is_some_and(|wanted| wanted != *state)
-        {
-            continue;
-        }
-        let one = Filter {
-            state: Some((*state).to_owned()),
-            ..filter.clone()
+    for (_, row, fields) in rows {
+        let found = number(row, relation.from).and_then(|key| by_key.get(&key));
+        let found = found.cloned().unwrap_or_default();
+        let value = if relation.many {
+            Value::Array(found)
+        } else {
+            found.into_iter().next().unwrap_or_default()
         };
-        rows.extend(store.events(&one).await.map_err(Refusal::store)?);
+        fields.insert(relation.name.to_owned(), value);
     }
-    rows.sort_by_key(|row| std::cmp::Reverse(row.id));
-    rows.truncate(filter.limit);
-    Ok(rows)
+    Ok(())
 }
 
-fn fits(row: &EventRow, filter: &Filter) -> bool {
-    filter.user.is_none_or(|user| row.user_id == Some(user))
-        && filter.nas.is_none_or(|nas| row.nas_id == Some(nas))
-        && filter.cmd.as_ref().is_none_or(|cmd| row.cmd == *cmd)
-        && filter
-            .state
-            .as_ref()
-            .is_none_or(|state| row.state == *state)
-        && (filter.batch.is_none() || filter.batch == row.batch_id)
-        && filter.before.is_none_or(|before| row.id.0 < before)
-}
-
-async fn get(
-    desk: &Desk,
-    model: &Model,
-    arg: &Value,
-    fields: Option<&[String]>,
-) -> Result<Value, Refusal> {
-    let found = rows(desk, model, arg, 2).await?;
-    match found.as_slice() {
-        [row] => object(model, row, fields),
-        [] => Err(Refusal::not_found(
-            format!("no object of {} fits", model.name),
-            "events move on: look in EventsStack, EventsDone and EventsDead by the same id",
+async fn one(desk: &Desk, mut query: Query, wanted: &Wanted) -> Result<Value, Refusal> {
+    query.limit = 2;
+    let model = query.model;
+    let mut found = objects(desk, &query, wanted).await?;
+    match (found.pop(), found.is_empty()) {
+        (Some(object), true) => Ok(object),
+        (None, _) => Err(Refusal::not_found(
+            format!("no object of {} fits", model.name()),
+            if model.is_theirs() {
+                "objects.filter with fewer look-ups shows what there is"
+            } else {
+                "events move on: look in EventsStack, EventsDone and EventsDead by the same id"
+            },
         )),
-        _ => Err(Refusal::new(
+        (Some(_), false) => Err(Refusal::new(
             400,
             "several",
-            format!("more than one object of {} fits", model.name),
+            format!("more than one object of {} fits", model.name()),
             "use objects.filter, or look it up by id",
         )),
     }
 }
 
-async fn count(desk: &Desk, model: &Model, arg: &Value) -> Result<Value, Refusal> {
-    if is_empty(arg) {
-        let counts = health::counts(desk, health::Freshness::Now).await?;
-        match model.place {
-            WhereIs::Compact => return Ok(Value::from(counts.compact)),
-            WhereIs::Stack => {
-                return Ok(counts.main.iter().map(|(_, rows)| rows).sum::<i64>().into());
-            }
-            WhereIs::Dead => return Ok(Value::from(counts.dead)),
-            WhereIs::Done => {}
+/// `get`, `set`, `save`: replaces what a producer gave of one event of the compact stack.
+async fn change(
+    desk: &Desk,
+    caller: &Caller,
+    query: Query,
+    set: Map<String, Value>,
+) -> Result<EventId, Refusal> {
+    let all = Wanted {
+        names: compact::FIELDS
+            .iter()
+            .map(|(n, _)| (*n).to_owned())
+            .collect(),
+        related: Vec::new(),
+    };
+    let stored = one(desk, query, &all).await?;
+    let id = EventId(stored.get("pk").and_then(Value::as_i64).unwrap_or_default());
+    let fields = stored.get("fields").and_then(Value::as_object);
+    let merged = chain::merged(&fields.cloned().unwrap_or_default(), &set, compact::FIELDS)
+        .map_err(Refusal::malformed)?;
+    let event = {
+        let cmds = desk.doors.cmds.borrow();
+        compact::read(merged, &caller.who, &cmds).map_err(Refusal::malformed)?
+    };
+    caller.may_post(&event.cmd)?;
+    let who = caller.who.clone();
+    rest::to_the_end(desk, move |desk| async move {
+        let store = &desk.doors.store;
+        if !store.rewrite(id, &event).await.map_err(Refusal::store)? {
+            return Err(Refusal::new(
+                409,
+                "moved_on",
+                format!("event {id} has left the compact stack"),
+                "nothing was changed; drop it if it still waits, and post a new one",
+            ));
         }
+        desk.doors.wake.notify_one();
+        let names: Vec<&str> = set.keys().map(String::as_str).collect();
+        let detail = format!("event={id} set={}", names.join(","));
+        desk.trail.note(store.as_ref(), &who, "save", detail).await;
+        Ok(id)
+    })
+    .await
+}
+
+/// Drops what fits and does not run; like `POST /api/v1/events/{id}/drop`.
+async fn delete(
+    desk: &Desk,
+    caller: &Caller,
+    mut query: Query,
+    single: bool,
+) -> Result<Value, Refusal> {
+    let model = query.model;
+    query.limit = DELETE_MAX + 1;
+    let rows = desk
+        .doors
+        .store
+        .find(&query)
+        .await
+        .map_err(Refusal::store)?;
+    let ids: Vec<EventId> = rows.iter().map(chain::id_of).collect();
+    if single && ids.len() != 1 {
+        return one(desk, query, &Wanted::default()).await;
     }
-    let found = rows(desk, model, arg, LIST_MAX).await?;
-    if found.len() >= LIST_MAX {
+    if ids.len() > DELETE_MAX {
         return Err(Refusal::new(
             400,
-            "not_supported",
-            format!("counting more than {LIST_MAX} objects by look-ups is not supported yet"),
-            "narrow the look-up, or count all of them with arg1={}",
+            "too_many",
+            format!("more than {DELETE_MAX} objects of {} fit", model.name()),
+            "nothing was deleted; narrow the look-up",
         ));
     }
-    Ok(Value::from(found.len()))
+    let who = caller.who.clone();
+    rest::to_the_end(desk, move |desk| async move {
+        let store = &desk.doors.store;
+        let reason = format!("{who}: deleted by the classic API");
+        let (mut deleted, mut kept) = (Vec::new(), Vec::new());
+        for id in ids {
+            if store
+                .drop_event(id, &reason)
+                .await
+                .map_err(Refusal::store)?
+            {
+                deleted.push(id);
+            } else {
+                kept.push(id);
+            }
+        }
+        if let (Some(first), Some(last)) = (deleted.first(), deleted.last()) {
+            let detail = format!(
+                "model={} n={} events={last}..{first}",
+                model.name(),
+                deleted.len()
+            );
+            desk.trail.note(store.as_ref(), &who, "drop", detail).await;
+        }
+        for id in &deleted {
+            api::told_of_drop(&desk, *id).await;
+        }
+        Ok(json!({ "deleted": deleted.len(), "kept": kept }))
+    })
+    .await
 }

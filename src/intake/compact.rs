@@ -220,33 +220,36 @@ fn no_nul(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Classic forms `%Y-%m-%d %H:%M:%S` and `%Y-%m-%d` (00:00:00), both UTC, or RFC 3339.
 fn time(value: Value) -> Result<Option<i64>, String> {
     let Some(text) = text(value)? else {
         return Ok(None);
     };
-    let seconds = NaiveDateTime::parse_from_str(&text, "%Y-%m-%d %H:%M:%S").ok();
+    time_ms(&text).map(Some).ok_or_else(|| {
+        format!(
+            "is {}, expected YYYY-MM-DD HH:MM:SS or YYYY-MM-DD, UTC",
+            shown(&Value::from(text.as_str()))
+        )
+    })
+}
+
+/// Wall time (ms) of the classic forms `%Y-%m-%d %H:%M:%S` and `%Y-%m-%d` (00:00:00), both UTC,
+/// or of RFC 3339.
+pub fn time_ms(text: &str) -> Option<i64> {
+    let seconds = NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S").ok();
     let day = || {
-        NaiveDate::parse_from_str(&text, "%Y-%m-%d")
+        NaiveDate::parse_from_str(text, "%Y-%m-%d")
             .ok()?
             .and_hms_opt(0, 0, 0)
     };
-    let zoned = || DateTime::parse_from_rfc3339(&text).ok();
+    let zoned = || DateTime::parse_from_rfc3339(text).ok();
     seconds
         .or_else(day)
         .map(|t| t.and_utc().timestamp_millis())
         .or_else(|| Some(zoned()?.timestamp_millis()))
-        .map(Some)
-        .ok_or_else(|| {
-            format!(
-                "is {}, expected YYYY-MM-DD HH:MM:SS or YYYY-MM-DD, UTC",
-                shown(&Value::from(text.as_str()))
-            )
-        })
 }
 
 /// A wrong value, cut, as JSON (so that its control characters are escaped).
-fn shown(value: &Value) -> String {
+pub fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(SHOWN_MAX) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),

@@ -29,6 +29,10 @@ pub struct Form {
     pub calls: Vec<Call>,
     /// Which fields of the last object are wanted.
     pub fields: Option<Vec<String>>,
+    /// At most so many objects.
+    pub limit: Option<u64>,
+    /// So many objects are skipped.
+    pub offset: Option<u64>,
 }
 
 /// Why a body was not understood. Nothing is done for such a body.
@@ -56,7 +60,9 @@ pub enum FormError {
         shown: String,
     },
     /// A key that is none of ours.
-    #[error("unknown key {0:?}; a body has method1, arg1, method2, arg2, … and fields")]
+    #[error(
+        "unknown key {0:?}; a body has method1, arg1, method2, arg2, …, fields, limit and offset"
+    )]
     UnknownKey(String),
     /// The same key twice.
     #[error("{0} is given twice")]
@@ -98,6 +104,8 @@ struct Parts {
     methods: Vec<Option<String>>,
     args: Vec<Option<Value>>,
     fields: Option<Vec<String>>,
+    limit: Option<u64>,
+    offset: Option<u64>,
 }
 
 /// What a key stands for; the number counts from 1.
@@ -105,6 +113,8 @@ enum Key {
     Method(usize),
     Arg(usize),
     Fields,
+    Limit,
+    Offset,
 }
 
 impl Parts {
@@ -122,6 +132,22 @@ impl Parts {
                 _ => Err(kind("is not the name of a method")),
             },
             Key::Arg(n) => put_at(&mut self.args, *n, value).ok_or_else(twice),
+            Key::Limit | Key::Offset => {
+                let number = match &value {
+                    Value::Number(n) => n.as_u64(),
+                    Value::String(text) => text.trim_ascii().parse().ok(),
+                    Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+                };
+                let number = number.ok_or_else(|| kind("is not a whole number"))?;
+                let place = match key {
+                    Key::Limit => &mut self.limit,
+                    _ => &mut self.offset,
+                };
+                match place.replace(number) {
+                    None => Ok(()),
+                    Some(_) => Err(twice()),
+                }
+            }
             Key::Fields => {
                 if self.fields.is_some() {
                     return Err(twice());
@@ -161,6 +187,8 @@ impl Parts {
         Ok(Form {
             calls,
             fields: self.fields,
+            limit: self.limit,
+            offset: self.offset,
         })
     }
 }
@@ -179,8 +207,11 @@ fn put_at<T>(list: &mut Vec<Option<T>>, number: usize, value: T) -> Option<()> {
 }
 
 fn key_of(name: &str) -> Result<Key, FormError> {
-    if name == "fields" {
-        return Ok(Key::Fields);
+    match name {
+        "fields" => return Ok(Key::Fields),
+        "limit" => return Ok(Key::Limit),
+        "offset" => return Ok(Key::Offset),
+        _ => {}
     }
     let unknown = || FormError::UnknownKey(shown(name));
     let number = |digits: &str| -> Result<usize, FormError> {
@@ -276,7 +307,7 @@ fn read_encoded(name: &str, key: &Key, encoded: &str, parts: &mut Parts) -> Resu
     let value = match key {
         Key::Method(_) if !starts_json => Value::String(text),
         Key::Arg(_) if text.trim_ascii().is_empty() => Value::Object(Map::new()),
-        Key::Method(_) | Key::Arg(_) | Key::Fields => {
+        Key::Method(_) | Key::Arg(_) | Key::Fields | Key::Limit | Key::Offset => {
             strict_json(&text).map_err(|reason| not_json(name, reason))?
         }
     };
@@ -451,6 +482,8 @@ mod tests {
             let want = Form {
                 calls: vec![Call { method: "objects.create".to_owned(), arg: arg.clone() }],
                 fields: None,
+                limit: None,
+                offset: None,
             };
             let json = arg.to_string();
             let bodies = [

@@ -5,11 +5,13 @@
 pub mod access;
 pub mod api;
 pub mod bulk;
+pub mod chain;
 pub mod classic;
 pub mod compact;
 pub mod form;
 pub mod health;
 pub mod json;
+pub mod lookup;
 pub mod openapi;
 pub mod rest;
 pub mod serve;

@@ -50,7 +50,6 @@ pub struct NasLog(Arc<Path>);
 
 struct Inner {
     dir: PathBuf,
-    origin: Origin,
     daemon: KeptFiles,
     daemon_path: Arc<Path>,
     nases: KeptFiles,
@@ -70,14 +69,12 @@ impl Logs {
         for sub in [NASES, ACCOUNTS] {
             make_dir(&dir.join(sub))?;
         }
-        let origin = Origin::new(host, pid);
         let daemon_path: Arc<Path> = dir.join(DAEMON).into();
         let daemon = KeptFiles::new(1);
         daemon.file(&daemon_path)?;
         Ok(Self(Arc::new(Inner {
-            records: Mutex::new(Records::new(origin.clone())),
+            records: Mutex::new(Records::new(Origin::new(host, pid))),
             dir,
-            origin,
             daemon,
             daemon_path,
             nases: KeptFiles::new(NAS_FILES_MAX),
@@ -94,7 +91,9 @@ impl Logs {
 
     /// A writer of records with this daemon's prefix; each task keeps its own.
     pub fn records(&self) -> Records {
-        Records::new(self.0.origin.clone())
+        let mut records = lock(&self.0.records);
+        records.look(clock::wall_ms());
+        records.clone()
     }
 
     /// The log of a NAS. `name` as made by `nas::log_file_names`; should it be anything but a

@@ -18,6 +18,8 @@
 //! Length. A text longer than [`TEXT_MAX`] bytes is cut and ends in `… cut, N bytes`, N being
 //! its whole length.
 
+use std::sync::Arc;
+
 use crate::attempt::{Line, LineKind, Outcome};
 use crate::clock;
 use crate::event::{EventId, UserId};
@@ -29,7 +31,7 @@ pub const TEXT_MAX: usize = 64 * 1024 + 64;
 
 /// ` host nas_event_daemon[pid]: `, what follows the time in every record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin(String);
+pub struct Origin(Arc<str>);
 
 impl Origin {
     /// A host name that has spaces or worse gets `_` in their place: the name is one word.
@@ -41,7 +43,7 @@ impl Origin {
         if host.is_empty() {
             host.push_str("localhost");
         }
-        Self(format!(" {host} nas_event_daemon[{pid}]: "))
+        Self(format!(" {host} nas_event_daemon[{pid}]: ").into())
     }
 }
 
@@ -99,6 +101,11 @@ impl Records {
             now: Second::default(),
             next_try: Second::default(),
         }
+    }
+
+    /// Formats this second beforehand, so that clones need not do it each for itself.
+    pub fn look(&mut self, at_ms: i64) {
+        self.now.text(at_ms);
     }
 
     /// `start`. `at_ms` is the wall time, here and below.
@@ -383,8 +390,14 @@ mod tests {
 
     #[test]
     fn a_host_name_is_one_word() {
-        assert_eq!(Origin::new("a b\n[", 1).0, " a_b_[ nas_event_daemon[1]: ");
-        assert_eq!(Origin::new("", 1).0, " localhost nas_event_daemon[1]: ");
+        assert_eq!(
+            Origin::new("a b\n[", 1).0.as_ref(),
+            " a_b_[ nas_event_daemon[1]: "
+        );
+        assert_eq!(
+            Origin::new("", 1).0.as_ref(),
+            " localhost nas_event_daemon[1]: "
+        );
     }
 
     #[test]

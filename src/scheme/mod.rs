@@ -7,8 +7,10 @@ pub mod native;
 pub mod reap;
 mod relay;
 pub mod resolve;
+pub mod ride;
 pub mod session;
 pub mod shim;
+pub mod traps;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::Execute;
 use super::launch::bash;
 use super::native::beside::Beside;
+use super::ride::Rides;
 use super::session::SessionScheme;
 use crate::config::Paths;
 use crate::nas::Nas;
@@ -37,6 +38,16 @@ pub type Native<'a> = &'a dyn Fn(&Path) -> Result<Arc<dyn Execute>, String>;
 /// `script_name`. Relative paths are looked for in `local` and `core` of `paths.oss`, then in
 /// the shipped schemes, then in the `oss/core` of a checkout.
 pub fn resolve(nas: &Nas, paths: &Paths, native: Native<'_>) -> Result<Arc<dyn Execute>, String> {
+    resolve_riding(nas, paths, native, None)
+}
+
+/// The same; scripts ride on the daemon's sessions, if it gives any.
+pub fn resolve_riding(
+    nas: &Nas,
+    paths: &Paths,
+    native: Native<'_>,
+    rides: Option<&Arc<Rides>>,
+) -> Result<Arc<dyn Execute>, String> {
     let oss_path = given(nas.oss_path.as_deref());
     let script_name = given(nas.script_name.as_deref());
     let roots = roots(paths);
@@ -53,7 +64,8 @@ pub fn resolve(nas: &Nas, paths: &Paths, native: Native<'_>) -> Result<Arc<dyn E
                 let texts: Vec<_> = findings.iter().map(ToString::to_string).collect();
                 texts.join(" | ")
             })?;
-            return Ok(Arc::new(SessionScheme::session(dir, hash(dir)?, beside)));
+            let scheme = SessionScheme::session(dir, hash(dir)?, beside);
+            return Ok(Arc::new(scheme.riding(rides.map(Arc::clone))));
         }
         if dir.join("scheme.toml").is_file() {
             return native(dir);
@@ -63,7 +75,8 @@ pub fn resolve(nas: &Nas, paths: &Paths, native: Native<'_>) -> Result<Arc<dyn E
         (Some(text), dir) => {
             let path = script(text, dir.as_deref(), &roots)?;
             let hash = hash(&path)?;
-            Ok(Arc::new(SessionScheme::script(&path, dir, hash)))
+            let scheme = SessionScheme::script(&path, dir, hash);
+            Ok(Arc::new(scheme.riding(rides.map(Arc::clone))))
         }
         (None, Some(dir)) => Err(format!(
             "{} has neither bin/session nor scheme.toml: the scheme is not initialised",

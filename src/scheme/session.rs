@@ -3,8 +3,10 @@
 //! it, hands it the order, and turns what it tells into a transcript and a report.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,9 +15,12 @@ use tokio::process::{Child, ChildStdout};
 
 use super::launch::Kind;
 use super::native::beside::Beside;
+use super::ride::{Line, Ride, Rides};
 use super::shim::{End, MARK, Order};
 use super::{Execute, ExitPolicy, Identity, environ, reap};
-use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Report, Scope, Transcript, Verdict};
+use crate::attempt::{
+    ANSWER_MAX, Failure, FailureClass, Job, LineKind, Report, Scope, Transcript, Verdict,
+};
 use crate::event::{Class, Cmd, is_name};
 use crate::nas::Mode;
 use crate::shell::quote;
@@ -41,7 +46,6 @@ pub const OBSERVE: &str = "NED_OBSERVE";
 const HOOKS: [&str; 2] = ["user_event_before", "user_event_after"];
 
 /// Runs scripts of one directory, or one script.
-#[derive(Debug)]
 pub struct SessionScheme {
     kind: Kind,
     dir: PathBuf,
@@ -51,6 +55,15 @@ pub struct SessionScheme {
     identity: Identity,
     beside: Beside,
     own: BTreeSet<Cmd>,
+    rides: Option<Arc<Rides>>,
+}
+
+impl fmt::Debug for SessionScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionScheme")
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
 }
 
 impl SessionScheme {
@@ -98,7 +111,15 @@ impl SessionScheme {
             identity: Identity::default(),
             beside: Beside::default(),
             own: BTreeSet::new(),
+            rides: None,
         }
+    }
+
+    /// Helper commands inside the script use the daemon's sessions.
+    #[must_use]
+    pub fn riding(mut self, rides: Option<Arc<Rides>>) -> Self {
+        self.rides = rides;
+        self
     }
 
     /// Another binary as shim, and another time between SIGTERM and SIGKILL; for callers that
@@ -148,6 +169,11 @@ impl SessionScheme {
         if observed {
             env.insert(OBSERVE.to_owned(), "1".to_owned());
         }
+        let mut ride = self.rides.as_ref().map(|rides| {
+            let path = format!("{}:{}", rides.bin().display(), environ::PATH);
+            env.insert("PATH".to_owned(), path);
+            rides.begin(&token, job, observed)
+        });
         let order = Order {
             kind: self.kind,
             dir: self.dir.clone(),
@@ -160,7 +186,7 @@ impl SessionScheme {
         };
         let mut answer = (job.class == Class::Interactive).then(String::new);
         report.verdict = match self
-            .supervise(job, &order, &token, transcript, &mut answer)
+            .supervise(job, &order, (&token, &mut ride), transcript, &mut answer)
             .await
         {
             Ok(end) => self.judge(job, &end, transcript),
@@ -189,7 +215,7 @@ impl SessionScheme {
         &self,
         job: &Job,
         order: &Order,
-        token: &str,
+        (token, ride): (&str, &mut Option<Ride>),
         transcript: &mut Transcript,
         answer: &mut Option<String>,
     ) -> Result<End, Failure> {
@@ -211,7 +237,7 @@ impl SessionScheme {
                 let _ = stdin.write_all(&text).await;
             }
             let end = match child.stdout.take() {
-                Some(stdout) => listen(stdout, transcript, answer).await,
+                Some(stdout) => listen(stdout, ride, transcript, answer).await,
                 None => None,
             };
             drop(life_line);
@@ -325,6 +351,7 @@ impl Execute for SessionScheme {
 /// Reads frames until the report; none if the shim went without one.
 async fn listen(
     stdout: ChildStdout,
+    ride: &mut Option<Ride>,
     transcript: &mut Transcript,
     answer: &mut Option<String>,
 ) -> Option<End> {
@@ -332,8 +359,26 @@ async fn listen(
     let mut frame = Vec::new();
     loop {
         frame.clear();
-        let mut bounded = (&mut frames).take(FRAME_MAX);
-        bounded.read_until(b'\n', &mut frame).await.ok()?;
+        loop {
+            // A frame that is cut by a line of the ride stays in `frame` and is read on.
+            let room = FRAME_MAX.saturating_sub(frame.len() as u64);
+            let mut bounded = (&mut frames).take(room);
+            tokio::select! {
+                // What was sent comes before what the script says of it.
+                biased;
+                line = ridden(ride) => {
+                    note(transcript, line);
+                    transcript.flush();
+                }
+                read = bounded.read_until(b'\n', &mut frame) => {
+                    read.ok()?;
+                    break;
+                }
+            }
+        }
+        while let Some(line) = ride.as_mut().and_then(|ride| ride.lines.try_recv().ok()) {
+            note(transcript, line);
+        }
         if frame.pop() != Some(b'\n') {
             return None;
         }
@@ -349,6 +394,23 @@ async fn listen(
         if frames.buffer().is_empty() {
             transcript.flush();
         }
+    }
+}
+
+/// The next line that a helper of the script sent or got; none ever without a ride.
+async fn ridden(ride: &mut Option<Ride>) -> Line {
+    if let Some(ride) = ride
+        && let Some(line) = ride.lines.recv().await
+    {
+        return line;
+    }
+    std::future::pending().await
+}
+
+fn note(transcript: &mut Transcript, (kind, text): Line) {
+    match kind {
+        LineKind::Command => transcript.command(text),
+        LineKind::Answer => transcript.answer(text),
     }
 }
 

@@ -7,6 +7,7 @@ mod billing;
 mod nas_row;
 pub mod postgres;
 pub mod preview;
+pub mod query;
 pub mod rows;
 pub mod sqlite;
 
@@ -14,11 +15,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde_json::{Map, Value};
 
 pub use rows::{AccountFlags, Counts, EventRow, Expansion, Filter, SqlAnswer, Token, WhereIs};
 
 use crate::attempt::DoneResult;
-use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
+use crate::event::{Cmd, CompactEvent, EventId, Params, StoredParams, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
 
 /// What can go wrong with the database.
@@ -190,7 +192,7 @@ pub struct Started {
     /// Service.
     pub usluga: Option<i64>,
     /// Variables.
-    pub params: Params,
+    pub params: StoredParams,
     /// Number of this try, from 1.
     pub try_count: u32,
     /// May have been executed before.
@@ -261,8 +263,10 @@ pub trait Store: Send + Sync {
     /// Waiting events of one NAS with `id >= from`, ordered by id.
     async fn load(&self, nas: NasId, from: EventId, limit: usize) -> Result<Vec<Waiting>>;
 
-    /// The first waiting events of one lane, ordered by id.
-    async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>>;
+    /// The first waiting events of each of these lanes, at most `limit` of each; those of one
+    /// lane ordered by id.
+    async fn refill(&self, lanes: &[(NasId, Option<UserId>)], limit: usize)
+    -> Result<Vec<Waiting>>;
 
     /// The account's variables as they are now, without those that the event brought itself
     /// (`user_del` with old data keeps them, a RADIUS event its session). None = no such event,
@@ -302,6 +306,19 @@ pub trait Store: Send + Sync {
 
     /// One event, wherever it is.
     async fn event(&self, id: EventId) -> Result<Option<EventRow>>;
+
+    /// Columns of a model of the classic API; of the billing's as they were last read.
+    fn columns(&self, model: query::Model) -> Vec<query::Column>;
+
+    /// Rows of a model as objects of the wanted columns, times as `YYYY-MM-DD HH:MM:SS` UTC.
+    async fn find(&self, query: &query::Query) -> Result<Vec<Map<String, Value>>>;
+
+    /// How many rows fit, whatever limit and offset say.
+    async fn count(&self, query: &query::Query) -> Result<i64>;
+
+    /// Replaces what a producer gave of an event that still is on the compact stack, which is
+    /// then tried at once. `false` = it has moved on, nothing was changed.
+    async fn rewrite(&self, id: EventId, event: &CompactEvent) -> Result<bool>;
 
     /// Posts a dead event anew at its lane's tail with fresh PARAMS and marks it `retried_as`.
     /// If it may have been applied before it died, the new one carries `possible_duplicate`.

@@ -18,6 +18,7 @@ mod classic;
 mod events;
 mod mikrotik;
 mod nases;
+mod schemes;
 mod tools;
 
 use std::process::Stdio;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nas_event_daemon::daemon::process;
+use nas_event_daemon::driver::tls;
 use nas_event_daemon::store::Token;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -73,7 +74,7 @@ impl Lab {
         let (port, kept) = own_port();
         let lab = Self {
             port,
-            client: client(),
+            client: tls::plain_client().build().unwrap(),
             db,
             dir: tempfile::tempdir().unwrap(),
             _port: kept,
@@ -447,13 +448,6 @@ impl Daemon {
         let status = self.end().await;
         assert!(status.success(), "{status}");
     }
-}
-
-/// A client for plain HTTP; without a provider for TLS reqwest makes none.
-fn client() -> reqwest::Client {
-    // Another test of this process may have installed it.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::new()
 }
 
 /// What every record begins with, after its 19 characters of time.

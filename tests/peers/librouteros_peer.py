@@ -1,5 +1,8 @@
-"""librouteros speaks to the simulator. Arguments: port, login style (plain or old)."""
+"""librouteros speaks to the simulator. Arguments: port, login style (plain or old), and the CA
+file if it is to speak TLS."""
 
+import functools
+import ssl
 import sys
 
 from librouteros import connect
@@ -12,7 +15,13 @@ method = {"plain": plain, "old": token}[style]
 
 
 def session(password="s3cret"):
-    return connect("127.0.0.1", "admin", password, port=port, login_method=method, encoding="utf-8")
+    more = {}
+    if len(sys.argv) > 3:
+        context = ssl.create_default_context(cafile=sys.argv[3])
+        more["ssl_wrapper"] = functools.partial(context.wrap_socket, server_hostname="127.0.0.1")
+    return connect(
+        "127.0.0.1", "admin", password, port=port, login_method=method, encoding="utf-8", **more
+    )
 
 
 def refused(call, text, category=None):

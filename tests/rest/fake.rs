@@ -15,11 +15,12 @@ use nas_event_daemon::event::{Cmd, CompactEvent, EventId, UserId, Waiting};
 use nas_event_daemon::intake::access::Peer;
 use nas_event_daemon::intake::rest::{Doors, router};
 use nas_event_daemon::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use nas_event_daemon::store::query::{Column, Model, Query};
 use nas_event_daemon::store::{
     AccountFlags, After, Counts, Error, EventRow, Expansion, Filter, Idempotency, Owner, Posted,
     Result, SqlAnswer, Store, Token, Turn, Turned, WhereIs,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, Semaphore, watch};
 use tower::ServiceExt;
@@ -196,7 +197,7 @@ impl Store for Fake {
     async fn load(&self, _: NasId, _: EventId, _: usize) -> Result<Vec<Waiting>> {
         no()
     }
-    async fn refill(&self, _: NasId, _: Option<UserId>, _: usize) -> Result<Vec<Waiting>> {
+    async fn refill(&self, _: &[(NasId, Option<UserId>)], _: usize) -> Result<Vec<Waiting>> {
         no()
     }
     async fn params_now(&self, _event: EventId) -> Result<Option<nas_event_daemon::event::Params>> {
@@ -272,6 +273,20 @@ impl Store for Fake {
     async fn event(&self, id: EventId) -> Result<Option<EventRow>> {
         self.works()?;
         Ok(self.rows.lock().unwrap().get(&id.0).cloned())
+    }
+
+    // The models are read from real databases only: `models.rs`.
+    fn columns(&self, _: Model) -> Vec<Column> {
+        Vec::new()
+    }
+    async fn find(&self, _: &Query) -> Result<Vec<Map<String, Value>>> {
+        no()
+    }
+    async fn count(&self, _: &Query) -> Result<i64> {
+        no()
+    }
+    async fn rewrite(&self, _: EventId, _: &CompactEvent) -> Result<bool> {
+        no()
     }
 
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {
@@ -374,11 +389,21 @@ pub(crate) struct House {
 /// Doors that are open from 10.1.2.0/24 and loopback; `high_water` 0 = no mark.
 pub(crate) fn house(high_water: usize) -> House {
     let fake = Arc::new(Fake::new());
+    let store = Arc::clone(&fake) as Arc<dyn Store>;
+    built(fake, store, high_water)
+}
+
+/// The same doors over a real database; the fake has no part in it.
+pub(crate) fn house_on(store: Arc<dyn Store>) -> House {
+    built(Arc::new(Fake::new()), store, 0)
+}
+
+fn built(fake: Arc<Fake>, store: Arc<dyn Store>, high_water: usize) -> House {
     let wake = Arc::new(Notify::new());
     let reload = Arc::new(Notify::new());
     let (_, cmds) = watch::channel(vec![Cmd::parse("my_own").unwrap()]);
     let doors = Doors {
-        store: Arc::clone(&fake) as Arc<dyn Store>,
+        store,
         http: Http {
             listen: vec!["127.0.0.1:8082".to_owned()],
             open_from: vec![

@@ -6,6 +6,11 @@ mod classic;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+#[path = "../lab/mod.rs"]
+mod lab;
+#[cfg(test)]
+mod models;
+#[cfg(test)]
 mod modern;
 #[cfg(test)]
 mod sockets;

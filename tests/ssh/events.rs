@@ -14,6 +14,7 @@ on_each_store!(
     an_event_becomes_a_command_and_its_exit_status_the_outcome,
     a_host_key_is_learned_and_a_changed_one_parks_the_nas,
     a_server_that_dies_in_mid_command_means_perhaps,
+    scripts_ride_on_the_daemons_connection,
 );
 
 const SCHEME: &str = r#"
@@ -195,5 +196,51 @@ async fn a_server_that_dies_in_mid_command_means_perhaps(kind: Kind) {
     let log = lab.nas_log(1).join("\n");
     assert!(log.contains("may have been carried out"), "{log}");
     assert!(log.contains("end result=deferred code=254"), "{log}");
+    daemon.stop().await;
+}
+
+/// Uses the helper as an operator's script does, the password-free form and the classic one.
+const SCRIPT: &str = r#"
+user_redirect() {
+    out=$(send_ssh_cmd --nas "$nas_id" "cat; echo from $ip; exit 3" <<< batch 2>/dev/null)
+    [ $? = 3 ] && [ "$out" = "batch
+from $ip" ] && exit 0
+    echo "got: $out"
+    exit 1
+}
+user_drop() { send_ssh_cmd -s 192.0.2.1 root x true; exit $?; }
+"#;
+
+async fn scripts_ride_on_the_daemons_connection(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let sshd = Sshd::start(&[]).await;
+    nas_of(&lab, &sshd, "tofu").await;
+    lab.session("Script", SCRIPT);
+    lab.sql("update nas set oss_path = 'Script' where id = 1")
+        .await;
+    lab.accounts(1, 10..20).await;
+    let daemon = lab.start().await;
+    let mut ids = Vec::new();
+    for user in 10..16 {
+        ids.push(lab.event(user, "user_redirect").await);
+    }
+    for id in ids {
+        let done = ("done".to_owned(), "done".to_owned());
+        assert_eq!(lab.ended(id).await, done, "{:#?}", lab.nas_log(1));
+    }
+    assert_eq!(sshd.logins(), 1, "one login for six scripts");
+    let log = lab.account_log(10).join("\n");
+    for part in [
+        "> send_ssh_cmd --nas 1 'cat; echo from ",
+        "<<< batch",
+        "< from 10.0.0.10",
+    ] {
+        assert!(log.contains(part), "{part} in {log}");
+    }
+    // Another device is not for this script.
+    let drop = lab.event(16, "user_drop").await;
+    let (table, reason) = lab.ended(drop).await;
+    assert_eq!(table, "dead", "{reason}");
+    assert!(lab.account_log(16).join("\n").contains("not for 192.0.2.1"));
     daemon.stop().await;
 }

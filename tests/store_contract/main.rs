@@ -59,6 +59,7 @@ on_both!(
     a_dead_owner_is_followed_by_one,
     what_a_dead_owner_left_running_comes_back_flagged,
     deferred_events_load_with_their_time,
+    lanes_are_refilled_together,
     dead_events_are_retried_at_the_tail,
     a_retry_of_what_may_have_been_applied_says_so,
     dropping_needs_a_waiting_event,

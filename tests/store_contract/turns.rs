@@ -21,7 +21,7 @@ pub(super) async fn a_turn_settles_and_starts_in_one_transaction(db: Db) {
         (next[0], "user_del", 1, false)
     );
     assert_eq!((s.user, s.abonent), (Some(UserId(1)), Some(70)));
-    assert_eq!(s.params.text("ip"), "10.88.0.1");
+    assert_eq!(s.params.read().text("ip"), "10.88.0.1");
     let row = db.store.event(first).await.unwrap().unwrap();
     assert_eq!(
         (row.place, row.state.as_str(), row.ms, row.answer.as_deref()),
@@ -267,7 +267,17 @@ pub(super) async fn deferred_events_load_with_their_time(db: Db) {
     );
     assert_eq!(loaded[0].tries, 1);
     assert_eq!(
-        db.store.refill(NasId(1), Some(UserId(1)), 8).await.unwrap(),
+        db.store
+            .refill(
+                &[
+                    (NasId(1), Some(UserId(9))),
+                    (NasId(1), Some(UserId(1))),
+                    (NasId(1), None)
+                ],
+                8
+            )
+            .await
+            .unwrap(),
         loaded
     );
     assert_eq!(db.store.stacked_nases().await.unwrap(), vec![NasId(1)]);
@@ -464,4 +474,38 @@ pub(super) async fn dropping_needs_a_waiting_event(db: Db) {
             .await
             .is_err()
     );
+}
+
+pub(super) async fn lanes_are_refilled_together(db: Db) {
+    owned(&db).await;
+    let events: Vec<CompactEvent> = (0..30).map(|i| event("user_edit", 1 + i % 3)).collect();
+    let ids = posted(&db.store, &events).await;
+    let of_nas = CompactEvent {
+        cmd: "user_edit".into(),
+        nas_id: Some(2),
+        params_complete: true,
+        ..CompactEvent::default()
+    };
+    let nas_wide = posted(&db.store, &[of_nas]).await[0];
+    db.store.expand(100, &[]).await.unwrap();
+    let lanes = [
+        (NasId(1), Some(UserId(2))),
+        (NasId(2), None),
+        (NasId(1), Some(UserId(3))),
+        (NasId(2), Some(UserId(1))),
+        (NasId(1), None),
+    ];
+    let rows = db.store.refill(&lanes, 4).await.unwrap();
+    let found = |user: Option<i64>| -> Vec<EventId> {
+        let of = rows.iter().filter(|w| w.user.map(|u| u.0) == user);
+        of.map(|w| w.id).collect()
+    };
+    let wanted = |user: usize| -> Vec<EventId> {
+        let of = ids.iter().skip(user - 1).step_by(3);
+        of.take(4).copied().collect()
+    };
+    assert_eq!(found(Some(2)), wanted(2));
+    assert_eq!(found(Some(3)), wanted(3));
+    assert_eq!(found(None), vec![nas_wide]);
+    assert_eq!(rows.len(), 9);
 }

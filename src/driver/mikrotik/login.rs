@@ -2,12 +2,13 @@
 //! password in the first sentence since RouterOS 6.43, by a challenge before.
 
 use md5::{Digest, Md5};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::attempt::Failure;
 use crate::driver::mikrotik::answer::{self, Answer, Kind};
+use crate::driver::mikrotik::stream::{Stream, Tls};
 use crate::driver::mikrotik::wire::{self, Bounds, Decoder};
 use crate::driver::mikrotik::{Limits, Target};
 
@@ -26,7 +27,8 @@ const CHUNK: usize = 4 * 1024;
 pub(crate) async fn open(
     target: &Target,
     limits: &Limits,
-) -> Result<(TcpStream, Decoder), Refusal> {
+    tls: Option<&Tls>,
+) -> Result<(Stream, Decoder), Refusal> {
     let Target { host, port, .. } = target;
     let lost = |why: String| Failure::transport(format!("RouterOS API at {host}:{port}: {why}"));
     let ms = limits.connect_timeout.as_millis();
@@ -34,7 +36,7 @@ pub(crate) async fn open(
         limits.connect_timeout,
         TcpStream::connect((host.as_str(), *port)),
     );
-    let mut stream = match connected.await {
+    let stream = match connected.await {
         Ok(Ok(stream)) => stream,
         Ok(Err(e)) => {
             let why = format!("cannot connect: {e}; is the router up and its api service on?");
@@ -47,6 +49,22 @@ pub(crate) async fn open(
     };
     // Only slower without it.
     let _ = stream.set_nodelay(true);
+    let mut stream = match tls {
+        None => Stream::Plain(stream),
+        Some(tls) => match timeout(limits.connect_timeout, tls.connect(stream)).await {
+            Ok(Ok(stream)) => Stream::Tls(Box::new(stream)),
+            Ok(Err(refused)) => {
+                return Err(Refusal::Unreachable(Failure {
+                    parks: refused.untrusted,
+                    ..lost(refused.text)
+                }));
+            }
+            Err(_) => {
+                let why = format!("no TLS within {ms} ms; is this the port of api-ssl?");
+                return Err(Refusal::Unreachable(lost(why)));
+            }
+        },
+    };
     let mut decoder = Decoder::new(Bounds::DRIVER);
     match timeout(
         limits.connect_timeout,
@@ -74,7 +92,7 @@ enum Trouble {
 
 async fn dialogue(
     target: &Target,
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     decoder: &mut Decoder,
 ) -> Result<(), Trouble> {
     let name = format!("=name={}", target.login);
@@ -103,7 +121,7 @@ async fn dialogue(
     }
 }
 
-async fn send(stream: &mut TcpStream, words: &[&str]) -> Result<(), Trouble> {
+async fn send(stream: &mut (impl AsyncWrite + Unpin), words: &[&str]) -> Result<(), Trouble> {
     let mut bytes = Vec::new();
     wire::encode(
         words.iter().map(|w| w.as_bytes()),
@@ -111,12 +129,18 @@ async fn send(stream: &mut TcpStream, words: &[&str]) -> Result<(), Trouble> {
         &mut bytes,
     )
     .map_err(Trouble::Broken)?;
-    let written = stream.write_all(&bytes).await;
-    written.map_err(|e| Trouble::Broken(e.to_string()))
+    let written = async {
+        stream.write_all(&bytes).await?;
+        stream.flush().await
+    };
+    written.await.map_err(|e| Trouble::Broken(e.to_string()))
 }
 
 /// `None` = logged in, `Some` = the challenge.
-async fn verdict(stream: &mut TcpStream, decoder: &mut Decoder) -> Result<Option<String>, Trouble> {
+async fn verdict(
+    stream: &mut (impl AsyncRead + Unpin),
+    decoder: &mut Decoder,
+) -> Result<Option<String>, Trouble> {
     let mut refused = None;
     let mut chunk = vec![0; CHUNK];
     loop {

@@ -5,21 +5,25 @@ pub mod answer;
 mod login;
 mod pool;
 mod session;
+mod stream;
 pub mod wire;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::attempt::Failure;
+use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
 use crate::driver::Reply;
 use crate::driver::mikrotik::pool::Pool;
 use crate::driver::mikrotik::session::Ended;
+use crate::driver::mikrotik::stream::Tls;
 use crate::driver::mikrotik::wire::Bounds;
+use crate::driver::tls;
 use crate::nas::NasId;
 use crate::shell;
 
@@ -142,23 +146,45 @@ pub struct Mikrotik {
     tasks: Mutex<JoinSet<()>>,
     /// Settings with which nothing can be sent.
     broken: Option<Failure>,
+    /// What the router says that it runs; asked once.
+    version: OnceCell<String>,
 }
 
 impl Mikrotik {
     /// Nothing is connected before the first command.
     pub fn new(target: Target, limits: Limits) -> Self {
-        Self {
-            pool: Arc::new(Pool::new(target, limits)),
-            tasks: Mutex::default(),
-            broken: None,
+        Self::with(target, limits, None)
+    }
+
+    /// The same over TLS (RouterOS service `api-ssl`, port 8729).
+    pub fn over_tls(target: Target, limits: Limits, settings: &tls::Settings) -> Self {
+        match Tls::new(settings, &target.host) {
+            Ok(tls) => Self::with(target, limits, Some(tls)),
+            Err(why) => Self::broken(target, limits, &why),
         }
     }
 
-    /// One that answers every command with `failure`.
-    pub(crate) fn broken(target: Target, limits: Limits, failure: Failure) -> Self {
+    fn with(target: Target, limits: Limits, tls: Option<Tls>) -> Self {
+        Self {
+            pool: Arc::new(Pool::new(target, limits, tls)),
+            tasks: Mutex::default(),
+            broken: None,
+            version: OnceCell::new(),
+        }
+    }
+
+    /// One whose settings cannot be obeyed: its events must not die of it.
+    pub(crate) fn broken(target: Target, limits: Limits, why: &str) -> Self {
+        let failure = Failure {
+            scope: Scope::Nas,
+            class: FailureClass::Permanent,
+            code: Failure::CODE_PERMANENT,
+            text: format!("RouterOS API over TLS: {why}"),
+            parks: true,
+        };
         Self {
             broken: Some(failure),
-            ..Self::new(target, limits)
+            ..Self::with(target, limits, None)
         }
     }
 
@@ -192,6 +218,32 @@ impl Mikrotik {
             }
         }
         Err(Failure::transport(format!("not sent: {why}")))
+    }
+
+    /// The version of RouterOS, `7.16.2`, asked once for all sessions; empty if the router does
+    /// not tell it to this login. Fails only where any command would.
+    pub async fn version(&self, deadline: Duration) -> Result<&str, Failure> {
+        let ask = async || {
+            let command = Command {
+                path: "/system/resource/print".to_owned(),
+                proplist: vec!["version".to_owned()],
+                ..Command::default()
+            };
+            match self.talk(&command, deadline).await {
+                Ok(reply) => {
+                    let told = reply.rows.first().and_then(|row| row.get("version"));
+                    let word = told.and_then(|text| text.split_whitespace().next());
+                    Ok(word.unwrap_or_default().to_owned())
+                }
+                Err(failure) => match (failure.scope, failure.class) {
+                    (Scope::Event, FailureClass::Refused | FailureClass::Permanent) => {
+                        Ok(String::new())
+                    }
+                    _ => Err(failure),
+                },
+            }
+        };
+        self.version.get_or_try_init(ask).await.map(String::as_str)
     }
 
     /// Connections and commands in flight now.

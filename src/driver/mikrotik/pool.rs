@@ -11,6 +11,7 @@ use crate::attempt::Failure;
 use crate::clock;
 use crate::driver::mikrotik::login::{self, Refusal};
 use crate::driver::mikrotik::session::{Session, Slot};
+use crate::driver::mikrotik::stream::{Stream, Tls};
 use crate::driver::mikrotik::{Limits, Report, Target};
 
 /// Commands in flight that are few: RouterOS works on one connection's commands side by side,
@@ -30,6 +31,7 @@ const GROW_PAUSE_MS: u64 = 30_000;
 pub(crate) struct Pool {
     target: Target,
     limits: Limits,
+    tls: Option<Tls>,
     state: Mutex<State>,
     changed: Arc<Notify>,
 }
@@ -49,10 +51,11 @@ struct State {
 }
 
 impl Pool {
-    pub(crate) fn new(target: Target, limits: Limits) -> Self {
+    pub(crate) fn new(target: Target, limits: Limits, tls: Option<Tls>) -> Self {
         Self {
             target,
             limits,
+            tls,
             state: Mutex::default(),
             changed: Arc::new(Notify::new()),
         }
@@ -150,7 +153,7 @@ impl Pool {
     async fn open(self: Arc<Self>) {
         let mut pauses = LOGIN_PAUSES_MS.into_iter();
         loop {
-            match login::open(&self.target, &self.limits).await {
+            match login::open(&self.target, &self.limits, self.tls.as_ref()).await {
                 Ok((stream, decoder)) => {
                     let (session, mailbox) = Session::new(Arc::clone(&self.changed));
                     {
@@ -161,9 +164,17 @@ impl Pool {
                         state.streak = 0;
                     }
                     self.changed.notify_waiters();
-                    session
-                        .run(stream, decoder, mailbox, self.limits.linger)
-                        .await;
+                    let linger = self.limits.linger;
+                    match stream {
+                        Stream::Plain(stream) => {
+                            let (reader, writer) = stream.into_split();
+                            session.run(reader, writer, decoder, mailbox, linger).await;
+                        }
+                        Stream::Tls(stream) => {
+                            let (reader, writer) = tokio::io::split(*stream);
+                            session.run(reader, writer, decoder, mailbox, linger).await;
+                        }
+                    }
                     self.state().sessions.retain(|s| !Arc::ptr_eq(s, &session));
                     self.changed.notify_waiters();
                     return;

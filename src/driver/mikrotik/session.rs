@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -163,12 +161,12 @@ impl Session {
     /// Serves the connection until it breaks, is idle for `linger`, or is retired and empty.
     pub(crate) async fn run(
         &self,
-        stream: TcpStream,
+        reader: impl AsyncRead + Unpin,
+        writer: impl AsyncWrite + Unpin,
         decoder: Decoder,
         mailbox: Mailbox,
         linger: Duration,
     ) {
-        let (reader, writer) = stream.into_split();
         let why = tokio::select! {
             why = self.read(reader, decoder) => why,
             why = self.write(writer, mailbox) => why,
@@ -181,7 +179,7 @@ impl Session {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn read(&self, mut reader: OwnedReadHalf, mut decoder: Decoder) -> Why {
+    async fn read(&self, mut reader: impl AsyncRead + Unpin, mut decoder: Decoder) -> Why {
         let mut chunk = vec![0; CHUNK];
         loop {
             loop {
@@ -204,7 +202,7 @@ impl Session {
         }
     }
 
-    async fn write(&self, mut writer: OwnedWriteHalf, mut mailbox: Mailbox) -> Why {
+    async fn write(&self, mut writer: impl AsyncWrite + Unpin, mut mailbox: Mailbox) -> Why {
         let mut buffer = Vec::new();
         while let Some(first) = mailbox.0.recv().await {
             buffer.clear();
@@ -217,7 +215,12 @@ impl Session {
                     None
                 };
             }
-            if let Err(e) = writer.write_all(&buffer).await {
+            let written = async {
+                writer.write_all(&buffer).await?;
+                // TLS keeps records back until it is told to let them go.
+                writer.flush().await
+            };
+            if let Err(e) = written.await {
                 return Why::lost(e.to_string());
             }
         }

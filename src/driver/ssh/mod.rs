@@ -21,10 +21,13 @@ use tokio::time::timeout;
 
 use crate::attempt::Failure;
 use crate::clock;
+use crate::driver::Reply;
 use crate::driver::ssh::channel::Ended;
 use crate::driver::ssh::pool::{Pool, Used};
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::window::Place;
+use crate::nas::NasId;
+use crate::shell::quote;
 
 /// How often a command that was not sent moves on to another connection.
 const MOVES: usize = 3;
@@ -84,6 +87,41 @@ pub struct Command {
     pub line: String,
     /// What the command reads from its standard input; none = it reads an end of file.
     pub stdin: Option<String>,
+}
+
+impl Command {
+    /// What keeps it from being one command line.
+    pub fn check(&self) -> Result<(), String> {
+        if self.line.contains(['\n', '\r', '\0']) {
+            return Err("the command line holds a line break".to_owned());
+        }
+        if self.line.is_empty() && self.stdin.is_none() {
+            return Err("no command: neither words nor standard input".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What an operator can paste to repeat it.
+    pub fn pasteable(&self, nas: NasId) -> String {
+        let shown = format!("send_ssh_cmd --nas {nas} {}", quote(&self.line));
+        match &self.stdin {
+            Some(batch) => format!("{shown} <<< {}", quote(batch.trim_end_matches('\n'))),
+            None => shown,
+        }
+    }
+}
+
+/// Output and errors apart, for a caller that wants them so: a row with `out` and `err`.
+impl From<Output> for Reply {
+    fn from(output: Output) -> Self {
+        let row = [("out", output.stdout), ("err", output.stderr)];
+        Self {
+            rows: vec![row.map(|(name, text)| (name.to_owned(), text)).into()],
+            code: output.status,
+            new_session: output.new_session,
+            ..Self::default()
+        }
+    }
 }
 
 /// What a command said and how it ended.

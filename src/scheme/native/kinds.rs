@@ -13,6 +13,7 @@ use super::step::{
     Absent, Attribute, Call, DriverName, Ensure, Exec, JsonTemplate, Kind, Pair, Read, Request,
 };
 use super::steps::pattern;
+use crate::driver::http::METHODS;
 
 /// Words of the kinds, in the order of the documentation.
 pub(super) const KINDS: [&str; 11] = [
@@ -32,8 +33,6 @@ pub(super) const KINDS: [&str; 11] = [
 const AT_MOST: usize = 16;
 /// Rows that `at_most` may allow: an account's connections, not a router's.
 const AT_MOST_MAX: usize = 65_536;
-/// Methods of `request` (RFC 9110 section 9, those with an effect that a scheme can want).
-const METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];
 
 /// The kind with its keys, and the names of those keys for a hint.
 pub(super) fn read(

@@ -1,5 +1,5 @@
 //! Steps whose drivers speak lines, RADIUS or HTTP: `exec`, `coa`, `disconnect`, `request`.
-//! All are rendered and checked in full; sending some of them waits for their drivers.
+//! All are rendered and checked in full; sending RADIUS and telnet waits for their drivers.
 
 use minijinja::value::ValueKind;
 use serde_json::Value as Json;
@@ -10,8 +10,8 @@ use super::render::Template;
 use super::step::{Attribute, DriverName, Exec, JsonTemplate, Request, Step};
 use super::walk::{Halt, Walk, rendered};
 use crate::attempt::Failure;
-use crate::driver::Reply;
 use crate::driver::ssh::Command;
+use crate::driver::{Reply, http};
 use crate::shell::quote;
 
 /// Attributes that say which session is meant (RFC 5176 section 3), and the usual vendor ones.
@@ -36,7 +36,7 @@ pub(super) const SESSION_IDENTIFIERS: &[&str] = &[
 /// Not sent yet: says so, finally, so that nothing waits for it.
 fn later(driver: &str) -> Halt {
     Halt::Device(Failure::permanent(format!(
-        "driver {driver} comes later: this version sends RouterOS commands and lines over SSH only; set the NAS to mode observe, or use a session scheme"
+        "driver {driver} comes later: this version sends RouterOS commands, HTTP requests and lines over SSH only; set the NAS to mode observe, or use a session scheme"
     )))
 }
 
@@ -142,52 +142,54 @@ pub(super) async fn exec(walk: &mut Walk<'_>, step: &Step, exec: &Exec) -> Resul
 
 /// A line as a person can repeat it.
 pub(super) fn pasteable(walk: &Walk<'_>, line: &str, stdin: Option<&str>) -> String {
-    let helper = match walk.driver() {
-        DriverName::Telnet => "send_telnet_cmd",
-        DriverName::Ssh => "send_ssh_cmd",
-        DriverName::Record | DriverName::Mikrotik | DriverName::Radius | DriverName::Http => {
-            return line.to_owned();
+    let nas = walk.scope.job().nas.id;
+    match walk.driver() {
+        DriverName::Ssh => {
+            let command = Command {
+                line: line.to_owned(),
+                stdin: stdin.map(str::to_owned),
+            };
+            command.pasteable(nas)
         }
-    };
-    let shown = format!("{helper} --nas {} {}", walk.scope.job().nas.id, quote(line));
-    match stdin {
-        Some(batch) => format!("{shown} <<< {}", quote(batch.trim_end_matches('\n'))),
-        None => shown,
+        DriverName::Telnet => format!("send_telnet_cmd --nas {nas} {}", quote(line)),
+        DriverName::Record | DriverName::Mikrotik | DriverName::Radius | DriverName::Http => {
+            line.to_owned()
+        }
     }
 }
 
 /// `request`.
-pub(super) fn request(walk: &mut Walk<'_>, step: &Request) -> Result<Reply, Halt> {
-    let nas = walk.scope.job().nas.id;
+pub(super) async fn request(walk: &mut Walk<'_>, step: &Request) -> Result<Reply, Halt> {
     let path = step
         .path
         .render(&walk.scope)
         .map_err(|e| format!("path: {e}"))?;
     let headers = rendered(&step.headers, &walk.scope).map_err(|e| format!("headers: {e}"))?;
-    // RFC 9110 section 5.5: a line break would begin another field.
-    if let Some((name, _)) = headers
-        .iter()
-        .find(|(_, v)| v.chars().any(char::is_control))
-    {
-        return Err(Halt::Dead(format!(
-            "header {name} holds a control character"
-        )));
-    }
-    let mut line = format!("send_http_cmd --nas {nas} {} {}", step.method, quote(&path));
-    for (name, value) in &headers {
-        line.push_str(" -H ");
-        line.push_str(&quote(&format!("{name}: {value}")));
-    }
-    if let Some(template) = &step.json {
-        let body = json(walk, template).map_err(|e| format!("json: {e}"))?;
-        line.push_str(" --json ");
-        line.push_str(&quote(&body.to_string()));
-    }
-    walk.note_command(line);
-    if walk.silent() {
+    let headers = headers.into_iter().map(|(k, v)| (k.to_string(), v));
+    let body = match &step.json {
+        Some(template) => {
+            let body = json(walk, template).map_err(|e| format!("json: {e}"))?;
+            Some(body.to_string())
+        }
+        None => None,
+    };
+    let request = http::Request {
+        method: step.method.to_owned(),
+        path,
+        headers: headers.collect(),
+        json: body,
+    };
+    // A line break would begin another field (RFC 9110 section 5.5), '..' another path.
+    request.check().map_err(Halt::Dead)?;
+    let job = walk.scope.job();
+    walk.note_command(request.pasteable(job.nas.id));
+    let Some((sessions, left)) = walk.way()? else {
         return Ok(Reply::default());
-    }
-    Err(later("http"))
+    };
+    let device = sessions.http(&job.nas, &job.secret);
+    let result = device.talk(&request, left).await;
+    walk.note_result(&result);
+    Ok(result?)
 }
 
 fn json(walk: &Walk<'_>, template: &JsonTemplate) -> Result<Json, String> {

@@ -132,6 +132,7 @@ pub(super) fn scheme(
             ..Identity::default()
         },
         warnings: Vec::new(),
+        asks_version: false,
     })
 }
 

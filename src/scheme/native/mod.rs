@@ -31,6 +31,7 @@ mod tests_load;
 mod tests_simple;
 #[cfg(test)]
 mod tests_walk;
+mod variables;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +47,10 @@ use crate::driver::sessions::Sessions;
 use crate::event::Cmd;
 use crate::nas::Mode;
 use crate::scheme::{Execute, ExitPolicy, Identity};
+
+pub use variables::{Variable, well_known};
+
+pub(in crate::scheme) use saved::logged;
 
 use render::Template;
 use step::{DriverName, Pair, Step};
@@ -119,6 +124,8 @@ pub struct NativeScheme {
     parts: BTreeMap<Arc<str>, (usize, Vec<Step>)>,
     identity: Identity,
     warnings: Vec<Finding>,
+    /// A step or a variable uses `nas_version`.
+    asks_version: bool,
 }
 
 impl fmt::Debug for NativeScheme {
@@ -162,6 +169,7 @@ impl NativeScheme {
                     hash: hex,
                 };
                 scheme.warnings = findings;
+                scheme.asks_version = scheme.uses_version();
                 Ok(scheme)
             }
             _ => Err(findings),
@@ -201,12 +209,25 @@ impl NativeScheme {
         };
         let mut transcript = Transcript::new(job.secret.texts(), Box::new(|_| {}));
         Walk::new(self, job, &mut transcript, Via::Silent)
-            .steps(steps)
+            .run(steps)
             .await
             .map_err(Halt::into_failure)?;
         let lines = transcript.into_rest().into_iter();
         let commands = lines.filter(|l| l.kind == LineKind::Command);
         Ok(Some(commands.map(|l| l.text).collect()))
+    }
+
+    /// Every list of steps, commands first.
+    fn lists(&self) -> impl Iterator<Item = &[Step]> {
+        let on = self.on.values().map(Vec::as_slice);
+        on.chain(self.parts.values().map(|(_, steps)| steps.as_slice()))
+    }
+
+    fn uses_version(&self) -> bool {
+        let steps = self.lists().flatten().flat_map(|step| &step.uses);
+        let vars = self.vars.iter().flat_map(|var| &var.uses);
+        let mut uses = steps.chain(vars).chain(&self.own_uses);
+        self.driver == DriverName::Mikrotik && uses.any(|used| *used.name == *names::NAS_VERSION)
     }
 
     fn steps(&self, cmd: &Cmd) -> Option<&[Step]> {
@@ -296,7 +317,7 @@ async fn run_via(
         return report;
     };
     let mut walk = Walk::new(scheme, job, transcript, via);
-    let ended = walk.steps(steps).await;
+    let ended = walk.run(steps).await;
     let (answer, new_session) = walk.end();
     report.verdict = match ended {
         Ok(()) => done,

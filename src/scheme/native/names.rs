@@ -65,6 +65,9 @@ pub(super) const WELL_KNOWN: &[(&str, Form)] = &[
     ("sessions", Form::List),
 ];
 
+/// The device's software, asked once per session pool; empty where it is not known.
+pub(super) const NAS_VERSION: &str = "nas_version";
+
 /// Names that the daemon sets and nothing overlays.
 pub(super) const RESERVED: &[&str] = &[
     "cmd",
@@ -76,6 +79,7 @@ pub(super) const RESERVED: &[&str] = &[
     "nas_ip",
     "nas_name",
     "oss_path",
+    NAS_VERSION,
     "nas",
     ALL_PARAMS,
     "addresses",
@@ -125,6 +129,8 @@ pub(super) enum Source {
     NasName,
     /// `oss_path`.
     OssPath,
+    /// `nas_version`, bound when the attempt begins.
+    NasVersion,
     /// `nas.<column>` and `nas.vars`.
     Nas,
     /// All PARAMS as a map.
@@ -152,6 +158,7 @@ pub(super) fn source(name: &str, vars: &[Arc<str>]) -> Source {
         "nas_ip" => Source::NasIp,
         "nas_name" => Source::NasName,
         "oss_path" => Source::OssPath,
+        NAS_VERSION => Source::NasVersion,
         "nas" => Source::Nas,
         ALL_PARAMS => Source::AllParams,
         "addresses" => Source::Addresses,
@@ -227,6 +234,7 @@ impl<'a> Scope<'a> {
             Source::NasId => Cow::Owned(job.nas.id.to_string()),
             Source::NasIp => Cow::Borrowed(job.nas.ip.as_str()),
             Source::NasName => Cow::Borrowed(job.nas.name.as_str()),
+            Source::NasVersion => Cow::Borrowed(""),
             Source::OssPath => Cow::Borrowed(job.nas.oss_path.as_deref().unwrap_or_default()),
             Source::Known(form) => match job.params.0.get(name) {
                 Some(Json::String(s)) => Cow::Borrowed(s.as_str()),
@@ -261,6 +269,7 @@ impl<'a> Scope<'a> {
             Source::NasId => Value::from(job.nas.id.0),
             Source::NasIp => Value::from(&job.nas.ip),
             Source::NasName => Value::from(&job.nas.name),
+            Source::NasVersion => Value::from(""),
             Source::OssPath => Value::from(job.nas.oss_path.as_deref().unwrap_or_default()),
             Source::Nas => self.nas.get_or_init(|| nas_value(&job.nas)).clone(),
             Source::AllParams => self.all_params(),

@@ -34,7 +34,7 @@ pub(super) enum Place {
 fn put(place: Place, out: &mut String, text: &str, word_start: bool) -> Result<(), String> {
     match place {
         Place::Data => out.push_str(text),
-        Place::Exact | Place::Pattern if text.is_empty() => {
+        Place::Exact | Place::Pattern | Place::Url if text.is_empty() => {
             return Err("is empty; an empty value would widen the command".to_owned());
         }
         Place::Exact => out.push_str(text),
@@ -298,6 +298,7 @@ mod tests {
         for (place, text) in [
             (Place::Exact, ""),
             (Place::Pattern, ""),
+            (Place::Url, ""),
             (Place::Posix, "-rf"),
             (Place::Posix, "a\nreboot"),
             (Place::Posix, "a\0b"),

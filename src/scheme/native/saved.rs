@@ -1,12 +1,17 @@
 //! What `save` keeps of an answer, for later steps of the same attempt: `x.ok`, `x.class`,
-//! `x.code`, `x.text`, `x.lines`, `x.rows`, `x.all("Attr")`.
+//! `x.code`, `x.text`, `x.lines`, `x.rows`, `x.json`, `x.all("Attr")`.
 
 use std::sync::Arc;
 
 use minijinja::value::{Object, Value};
 use minijinja::{Error, ErrorKind, State};
 
+use super::names::from_json;
 use crate::driver::{Reply, Row};
+
+/// Rows, and lines of text, of one answer that go to the log; a print of connections has
+/// thousands.
+const LOGGED_MAX: usize = 32;
 
 /// One kept answer.
 #[derive(Debug)]
@@ -56,6 +61,8 @@ impl Object for Saved {
             "text" => Value::from(&self.text),
             "lines" => Value::from(self.text.lines().map(Value::from).collect::<Vec<_>>()),
             "rows" => Value::from(self.rows.iter().map(row).collect::<Vec<_>>()),
+            // Undefined where the answer is not JSON.
+            "json" => from_json(&serde_json::from_str(&self.text).ok()?),
             _ => return None,
         })
     }
@@ -95,6 +102,28 @@ pub(super) fn reply_text(reply: &Reply) -> String {
         lines.push(reply.text.clone());
     }
     lines.join("\n")
+}
+
+/// The lines of an answer that go to the log: the first rows and lines of text, and how it
+/// ended.
+pub(in crate::scheme) fn logged(reply: &Reply) -> Vec<String> {
+    let mut lines: Vec<String> = reply.rows.iter().take(LOGGED_MAX).map(row_text).collect();
+    let more = reply.rows.len().saturating_sub(LOGGED_MAX);
+    if more > 0 {
+        lines.push(format!("… {more} more rows"));
+    }
+    lines.extend(reply.text.lines().take(LOGGED_MAX).map(str::to_owned));
+    let more = reply.text.lines().count().saturating_sub(LOGGED_MAX);
+    if more > 0 {
+        lines.push(format!("… {more} more lines"));
+    }
+    match &reply.ret {
+        Some(ret) => lines.push(format!("done ret={ret}")),
+        None if reply.code != 0 => lines.push(format!("done code={}", reply.code)),
+        None if lines.is_empty() => lines.push("done".to_owned()),
+        None => {}
+    }
+    lines
 }
 
 /// `k=v k=v`, `.id` first as the map sorts it.

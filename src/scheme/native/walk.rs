@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use minijinja::value::Value;
 
-use super::names::Scope;
+use super::names::{NAS_VERSION, Scope};
 use super::render::Template;
-use super::saved::{Saved, reply_text, row_text};
+use super::saved::{Saved, logged, reply_text};
 use super::step::{Answered, DriverName, Each, Kind, Pair, Step};
 use super::{NativeScheme, lines, ros};
 use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
@@ -23,8 +23,6 @@ use crate::scheme::ExitPolicy;
 
 /// Items of one `each`: an account has a handful of addresses and services.
 const EACH_MAX: usize = 1_000;
-/// Rows of one answer that go to the log; a print of connections has thousands.
-const LOGGED_ROWS: usize = 32;
 /// `run` inside `run`; the lint allows three levels, this is the guard behind it.
 const DEPTH_MAX: usize = 4;
 
@@ -328,7 +326,7 @@ impl<'a> Walk<'a> {
                     Err(Halt::Device(failure)) => self.judge(step, Err(failure.into())),
                 };
             }
-            Kind::Request(r) => lines::request(self, r),
+            Kind::Request(r) => lines::request(self, r).await,
         };
         self.judge(step, result)
     }
@@ -358,7 +356,7 @@ impl<'a> Walk<'a> {
             };
         }
         let (code, class, text) = match &result {
-            Ok(reply) => (0, "ok", reply_text(reply)),
+            Ok(reply) => (reply.code, "ok", reply_text(reply)),
             Err(failure) => (failure.code, failure.class.as_str(), failure.text.clone()),
         };
         // Nothing was answered on the silent way: there is nothing to judge.
@@ -410,6 +408,19 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// What is left of the attempt's time.
+    fn left(&self) -> Result<Duration, Failure> {
+        let job = self.scope.job();
+        let spent = Duration::from_millis(clock::tick_ms().saturating_sub(self.started_ms));
+        match job.deadline.checked_sub(spent) {
+            Some(left) if !left.is_zero() => Ok(left),
+            _ => Err(Failure::timeout(format!(
+                "the attempt used up its {} ms before this step",
+                job.deadline.as_millis()
+            ))),
+        }
+    }
+
     /// The NAS's sessions and what is left of the time; none where nothing is sent. What has
     /// been noted is in the log before the device is waited for.
     pub(super) fn way(&mut self) -> Result<Option<(&'a Sessions, Duration)>, Failure> {
@@ -425,17 +436,38 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What is left of the attempt's time.
-    fn left(&self) -> Result<Duration, Failure> {
-        let job = self.scope.job();
-        let spent = Duration::from_millis(clock::tick_ms().saturating_sub(self.started_ms));
-        match job.deadline.checked_sub(spent) {
-            Some(left) if !left.is_zero() => Ok(left),
-            _ => Err(Failure::timeout(format!(
-                "the attempt used up its {} ms before this step",
-                job.deadline.as_millis()
-            ))),
+    /// Notes what came back.
+    pub(super) fn note_result(&mut self, result: &Result<Reply, Failure>) {
+        match result {
+            Ok(reply) => {
+                self.new_session = Some(self.new_session.unwrap_or(false) || reply.new_session);
+                for line in logged(reply) {
+                    self.transcript.answer(line);
+                }
+            }
+            Err(failure) => self.transcript.answer(failure.to_string()),
         }
+    }
+
+    /// Binds `nas_version`, for a scheme that uses it.
+    async fn bind_version(&mut self) -> Result<(), Halt> {
+        if !self.scheme.asks_version {
+            return Ok(());
+        }
+        let Some((sessions, left)) = self.way()? else {
+            return Ok(());
+        };
+        let job = self.scope.job();
+        let router = sessions.mikrotik(&job.nas, &job.secret);
+        let version = Value::from(router.version(left).await?);
+        self.scope.bind(&Arc::from(NAS_VERSION), version);
+        Ok(())
+    }
+
+    /// Runs a command's steps.
+    pub(super) async fn run(&mut self, steps: &[Step]) -> Result<(), Halt> {
+        self.bind_version().await?;
+        self.steps(steps).await
     }
 
     /// Sends one RouterOS command and notes both ways.
@@ -458,30 +490,8 @@ impl<'a> Walk<'a> {
                 table.lock().unwrap().talk(command)
             }
         };
-        match &result {
-            Ok(reply) => {
-                self.new_session = Some(self.new_session.unwrap_or(false) || reply.new_session);
-                self.note_reply(reply);
-            }
-            Err(failure) => self.transcript.answer(failure.to_string()),
-        }
+        self.note_result(&result);
         result
-    }
-
-    fn note_reply(&mut self, reply: &Reply) {
-        for row in reply.rows.iter().take(LOGGED_ROWS) {
-            let text = row_text(row);
-            self.transcript.answer(text);
-        }
-        let more = reply.rows.len().saturating_sub(LOGGED_ROWS);
-        if more > 0 {
-            self.transcript.answer(format!("… {more} more rows"));
-        }
-        match &reply.ret {
-            Some(ret) => self.transcript.answer(format!("done ret={ret}")),
-            None if reply.rows.is_empty() => self.transcript.answer("done"),
-            None => {}
-        }
     }
 }
 

@@ -282,6 +282,24 @@ pub(crate) const MENUS: &[Menu] = &[
         dynamic_goes: true,
     },
     Menu {
+        path: "/ip/hotspot/ip-binding",
+        verbs: EDIT,
+        props: &[
+            prop("mac-address", Kind::Mac),
+            prop("address", Kind::Address),
+            prop("to-address", Kind::Address),
+            prop("server", Kind::Name).or("all"),
+            prop("type", Kind::Name).or("regular"),
+            prop("bypassed", Kind::Flag).or("false").shown(),
+            prop("blocked", Kind::Flag).or("false").shown(),
+            DISABLED,
+            COMMENT,
+        ],
+        unique: None,
+        by_name: false,
+        dynamic_goes: false,
+    },
+    Menu {
         path: "/ip/arp",
         verbs: EDIT,
         props: &[

@@ -13,6 +13,7 @@ use axum::{Json, Router};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
+use crate::sim::Identity;
 use crate::sim::mikrotik::{Faults, Options, Seen, Sim, State};
 
 /// Arguments of `sim mikrotik`.
@@ -68,6 +69,12 @@ pub struct Args {
     /// RouterOS version to report; from 7.18 on an empty print is answered with !empty
     #[arg(long = "ros-version", value_name = "VERSION")]
     pub ros_version: Option<String>,
+    /// Speak TLS with this certificate (PEM), as the service api-ssl
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Longest accepted word in bytes
     #[arg(long, value_name = "BYTES")]
     pub word_max: Option<usize>,
@@ -89,6 +96,13 @@ impl Args {
             identity: base.identity,
             word_max: self.word_max.unwrap_or(base.word_max),
             journal: self.journal.clone(),
+            tls: match (&self.tls_cert, &self.tls_key) {
+                (Some(cert), Some(key)) => Some(Identity {
+                    cert: cert.clone(),
+                    key: key.clone(),
+                }),
+                _ => None,
+            },
             faults: Faults {
                 latency_ms: self.latency,
                 row_latency_ms: self.row_latency,

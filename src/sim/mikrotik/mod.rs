@@ -22,10 +22,12 @@ use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::clock;
 use crate::driver::Row;
 use crate::driver::mikrotik::wire::{self, Bounds};
+use crate::sim::Identity;
 use crate::sim::mikrotik::catalogue::Menu;
 use crate::sim::mikrotik::query::Query;
 use crate::sim::mikrotik::tables::{Tables, Trap};
@@ -56,6 +58,8 @@ pub struct Options {
     pub word_max: usize,
     /// Every state-changing sentence is appended here before its `!done`.
     pub journal: Option<PathBuf>,
+    /// With it TLS is spoken, as the service `api-ssl` does, and nothing else.
+    pub tls: Option<Identity>,
     /// Behaviour from the start on.
     pub faults: Faults,
 }
@@ -72,6 +76,7 @@ impl Default for Options {
             identity: "simulated".to_owned(),
             word_max: 4 * 1024 * 1024,
             journal: None,
+            tls: None,
             faults: Faults::default(),
         }
     }
@@ -181,6 +186,7 @@ impl Sim {
             }
             None => None,
         };
+        let tls = options.tls.as_ref().map(Identity::acceptor).transpose()?;
         let (addr, port) = reserve(options.listen)?;
         let listener = listen(addr)?;
         let bounds = Bounds {
@@ -198,7 +204,7 @@ impl Sim {
             options,
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(Arc::clone(&state), listener, addr, port));
+        tasks.spawn(accept(Arc::clone(&state), listener, addr, port, tls));
         Ok(Self { state, addr, tasks })
     }
 
@@ -279,7 +285,13 @@ fn cannot(addr: SocketAddr, e: &io::Error) -> io::Error {
     io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}"))
 }
 
-async fn accept(state: Arc<State>, listener: TcpListener, addr: SocketAddr, _port: TcpSocket) {
+async fn accept(
+    state: Arc<State>,
+    listener: TcpListener,
+    addr: SocketAddr,
+    _port: TcpSocket,
+    tls: Option<TlsAcceptor>,
+) {
     let mut faults = state.faults.subscribe();
     let mut connections = JoinSet::new();
     let mut listener = Some(listener);
@@ -296,7 +308,20 @@ async fn accept(state: Arc<State>, listener: TcpListener, addr: SocketAddr, _por
             accepted = next(listener.as_ref()), if connections.len() < CONNECTIONS_MAX => {
                 if let Ok((stream, _)) = accepted {
                     state.see(|seen| seen.connections += 1);
-                    connections.spawn(talk::serve(Arc::clone(&state), stream));
+                    let (state, tls) = (Arc::clone(&state), tls.clone());
+                    connections.spawn(async move {
+                        // Only slower without it.
+                        let _ = stream.set_nodelay(true);
+                        match tls {
+                            None => talk::serve(state, stream).await,
+                            Some(tls) => {
+                                // A client that does not trust us goes away.
+                                if let Ok(stream) = tls.accept(stream).await {
+                                    talk::serve(state, stream).await;
+                                }
+                            }
+                        }
+                    });
                 } else {
                     // Out of descriptors; the next turn may work.
                     tokio::time::sleep(Duration::from_millis(10)).await;

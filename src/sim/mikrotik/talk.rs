@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +29,7 @@ const PINGS_MAX: u64 = 65_535;
 
 pub(crate) struct Connection {
     pub(crate) state: Arc<State>,
-    writer: AsyncMutex<OwnedWriteHalf>,
+    writer: AsyncMutex<Box<dyn AsyncWrite + Unpin + Send>>,
     /// Running commands by tag.
     running: Mutex<HashMap<Vec<u8>, CancellationToken>>,
     /// The connection is to be torn down.
@@ -55,13 +53,14 @@ struct Answer {
     table: bool,
 }
 
-pub(crate) async fn serve(state: Arc<State>, stream: TcpStream) {
-    // Only slower without it.
-    let _ = stream.set_nodelay(true);
-    let (mut reader, writer) = stream.into_split();
+pub(crate) async fn serve(
+    state: Arc<State>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
+    let (mut reader, writer) = tokio::io::split(stream);
     let connection = Arc::new(Connection {
         state,
-        writer: AsyncMutex::new(writer),
+        writer: AsyncMutex::new(Box::new(writer)),
         running: Mutex::default(),
         broken: CancellationToken::new(),
     });
@@ -502,7 +501,12 @@ impl Connection {
 
     pub(crate) async fn write(&self, parts: &[Vec<u8>]) {
         let mut writer = self.writer.lock().await;
-        if writer.write_all(&parts.concat()).await.is_err() {
+        let parts = parts.concat();
+        let written = async {
+            writer.write_all(&parts).await?;
+            writer.flush().await
+        };
+        if written.await.is_err() {
             self.broken.cancel();
         }
     }

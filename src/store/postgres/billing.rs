@@ -92,6 +92,12 @@ impl Shape {
         })
     }
 
+    /// Names, base types and categories of one table.
+    pub(super) fn columns(&self, table: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+        let columns = self.tables.get(table).into_iter().flatten();
+        columns.map(|c| (c.name.as_str(), c.base.as_str(), c.category.as_str()))
+    }
+
     fn column(&self, table: &str, name: &str) -> Option<&Column> {
         self.tables.get(table)?.iter().find(|c| c.name == name)
     }

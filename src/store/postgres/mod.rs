@@ -9,6 +9,7 @@ mod decide;
 mod expand;
 mod hot;
 mod look;
+mod model;
 mod nas;
 mod owner;
 mod stack;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::{Map, Value};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool, SqlSafeStr};
@@ -31,6 +33,7 @@ use super::{
 };
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use crate::store::query::{Column, Model, Query};
 
 /// Connections for intake, tools and settings at once; the server's own limit is often 100.
 const POOL: u32 = 8;
@@ -240,8 +243,12 @@ impl Store for Postgres {
         call("load waiting events", stack::load(self, nas, from, limit)).await
     }
 
-    async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>> {
-        call("refill a lane", stack::refill(self, nas, user, limit)).await
+    async fn refill(
+        &self,
+        lanes: &[(NasId, Option<UserId>)],
+        limit: usize,
+    ) -> Result<Vec<Waiting>> {
+        call("refill lanes", stack::refill(self, lanes, limit)).await
     }
 
     async fn params_now(&self, event: EventId) -> Result<Option<Params>> {
@@ -288,6 +295,22 @@ impl Store for Postgres {
 
     async fn event(&self, id: EventId) -> Result<Option<EventRow>> {
         call("look an event up", look::event(self, id)).await
+    }
+
+    fn columns(&self, model: Model) -> Vec<Column> {
+        model::columns(self, model)
+    }
+
+    async fn find(&self, query: &Query) -> Result<Vec<Map<String, Value>>> {
+        model::find(self, query).await
+    }
+
+    async fn count(&self, query: &Query) -> Result<i64> {
+        model::count(self, query).await
+    }
+
+    async fn rewrite(&self, id: EventId, event: &CompactEvent) -> Result<bool> {
+        model::rewrite(self, id, event).await
     }
 
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {

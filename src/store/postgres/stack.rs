@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 
 use super::{Postgres, connection, hot, kept_ms, sql, storable};
-use crate::event::{Class, EventId, Params, UserId, Waiting};
+use crate::event::{Class, EventId, Params, StoredParams, UserId, Waiting};
 use crate::nas::NasId;
 use crate::store::{Error, Result, Settle, SettleTo, Started, Turn, Turned};
 
@@ -58,28 +57,32 @@ pub(super) async fn load(
 
 pub(super) async fn refill(
     store: &Postgres,
-    nas: NasId,
-    user: Option<UserId>,
+    lanes: &[(NasId, Option<UserId>)],
     limit: usize,
 ) -> Result<Vec<Waiting>> {
     // `is not distinct from` would not use the index.
-    let lane = if user.is_some() {
-        "user_id = $2"
-    } else {
-        "user_id is null and $2::bigint is null"
+    let of = |lane: &str| {
+        format!(
+            "select w.* from unnest($1::bigint[], $2::bigint[]) j(nas, account) cross join lateral (
+               select {WAITING} from events_stack where nas_id = j.nas and {lane}
+                 and state in ('ready', 'deferred') order by id + 0 limit $3) w"
+        )
     };
     let text = format!(
-        "select {WAITING} from events_stack
-         where nas_id = $1 and {lane} and state in ('ready', 'deferred') order by id + 0 limit $3"
+        "{} union all {}",
+        of("user_id = j.account"),
+        of("user_id is null and j.account is null")
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(text))
-        .bind(nas.0)
-        .bind(user.map(|u| u.0))
+        .bind(lanes.iter().map(|l| l.0.0).collect::<Vec<_>>())
+        .bind(lanes.iter().map(|l| l.1.map(|u| u.0)).collect::<Vec<_>>())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&store.pool)
         .await
-        .map_err(sql("refill a lane"))?;
-    rows.iter().map(waiting).collect()
+        .map_err(sql("refill lanes"))?;
+    let mut rows = rows.iter().map(waiting).collect::<Result<Vec<_>>>()?;
+    rows.sort_unstable_by_key(|w| w.id);
+    Ok(rows)
 }
 
 pub(super) async fn params_now(store: &Postgres, event: EventId) -> Result<Option<Params>> {
@@ -273,7 +276,7 @@ pub(super) fn started(row: &PgRow) -> Result<Started> {
             user: row.try_get::<Option<i64>, _>("user_id")?.map(UserId),
             abonent: row.try_get("abonent_id")?,
             usluga: row.try_get("usluga_id")?,
-            params: Params(serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default()),
+            params: StoredParams(text.to_owned()),
             try_count: u32::try_from(row.try_get::<i32, _>("try_count")?).unwrap_or(0),
             possible_duplicate: row.try_get("possible_duplicate")?,
         })

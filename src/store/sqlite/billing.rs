@@ -67,6 +67,14 @@ impl Shape {
         })
     }
 
+    /// Names and declared types of one table.
+    pub(super) fn columns(&self, table: &str) -> &[(String, String)] {
+        self.tables
+            .get(table)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+    }
+
     /// `name` if the table has it, else `null`, so that optional columns may be absent.
     pub(super) fn column(&self, table: &str, name: &str) -> String {
         let has = self

@@ -7,15 +7,13 @@ use std::sync::OnceLock;
 
 use serde_json::json;
 
-use super::stack::Read;
 use super::{Writer, sql};
-use crate::store::{Result, SettleTo, Turn};
+use crate::clock;
+use crate::event::{EventId, StoredParams, UserId};
+use crate::store::{Result, SettleTo, Started, Turn};
 
 /// Settles per statement text; a turn takes the next larger one and leaves the rest NULL.
-const SIZES: [usize; 6] = [0, 4, 16, 64, 128, 512];
-/// Parameters before the first settle. They are named (`$n`): a statement that skips a number of
-/// `?n` would shift what the library binds to the next statements of the text.
-const FIXED: usize = 7;
+const SIZES: [usize; 7] = [0, 4, 16, 32, 64, 128, 512];
 /// SQLite's extended result code of a NOT NULL constraint, which only a guard violates here.
 const GUARD: &str = "1299";
 
@@ -62,56 +60,77 @@ pub(super) fn alike(turn: &Turn) -> Option<Alike<'_>> {
     }))
 }
 
-/// Writes the turn; `false` = not every row was as expected, and nothing was written.
+/// Writes the turn and gives what it started; `None` = not every row was as expected, and
+/// nothing was written.
 pub(super) async fn write(
     writer: &mut Writer,
     turn: &Turn,
-    starts: &mut [Read],
     alike: &Alike<'_>,
-) -> Result<bool> {
-    if starts.iter().any(|s| !s.waits) {
-        return Ok(false);
-    }
-    let Some((size, text)) = text(turn.settles.len(), !starts.is_empty()) else {
-        return Ok(false);
+) -> Result<Option<Vec<Started>>> {
+    let Some((size, text)) = text(turn.settles.len(), !turn.starts.is_empty()) else {
+        return Ok(None);
     };
-    let ids = json!(starts.iter().map(|s| s.event.id).collect::<Vec<_>>()).to_string();
-    let mut query = sqlx::query(text)
-        .bind(alike.result)
-        .bind(alike.code)
-        .bind(alike.hash)
-        .bind(turn.epoch)
-        .bind(ids)
-        .bind(i64::try_from(turn.settles.len()).unwrap_or(i64::MAX))
-        .bind(i64::try_from(starts.len()).unwrap_or(i64::MAX));
-    for s in &turn.settles {
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let now = clock::utc_text(clock::wall_ms());
+    // Values in the order of their places in the text: a named place costs a search of all names.
+    let mut query = sqlx::query_as::<_, (Option<String>,)>(text);
+    if size > 0 {
+        for s in &turn.settles {
+            query = query
+                .bind(s.id.0)
+                .bind(s.try_count.map(i64::from))
+                .bind(s.ms);
+        }
+        for _ in turn.settles.len()..size {
+            query = query.bind(None::<i64>).bind(None::<i64>).bind(None::<i64>);
+        }
         query = query
-            .bind(s.id.0)
-            .bind(s.try_count.map(i64::from))
-            .bind(s.ms);
+            .bind(alike.result)
+            .bind(alike.code)
+            .bind(alike.hash)
+            .bind(&now)
+            .bind(turn.epoch)
+            .bind(turn.epoch)
+            .bind(count(turn.settles.len()));
+        for s in &turn.settles {
+            query = query.bind(s.id.0);
+        }
+        for _ in turn.settles.len()..size {
+            query = query.bind(None::<i64>);
+        }
+        query = query.bind(count(turn.settles.len()));
     }
-    // The library stops binding at the first number that has no value.
-    for _ in turn.settles.len()..size {
-        query = query.bind(None::<i64>).bind(None::<i64>).bind(None::<i64>);
+    if !turn.starts.is_empty() {
+        let ids = json!(turn.starts).to_string();
+        query = query
+            .bind(turn.epoch)
+            .bind(&now)
+            .bind(ids.clone())
+            .bind(turn.epoch)
+            .bind(count(turn.starts.len()))
+            .bind(ids);
     }
     // Until it is known how the transaction ended, also if this call is cancelled.
     writer.open = true;
-    match query.execute(&mut writer.conn).await {
-        Ok(_) => writer.open = false,
+    // All rows: to stop at the first would leave the rest of the text, its commit, undone.
+    let rows = match query.fetch_all(&mut writer.conn).await {
+        Ok(rows) => {
+            writer.open = false;
+            rows
+        }
         Err(error) => {
             writer.close().await;
             let code = error.as_database_error().and_then(|e| e.code());
             if code.as_deref() == Some(GUARD) {
                 metrics::counter!("nas_event_daemon_turns_retaken_total").increment(1);
-                return Ok(false);
+                return Ok(None);
             }
             return Err(sql("write a turn")(error));
         }
-    }
-    for s in starts {
-        s.event.try_count += 1;
-    }
-    Ok(true)
+    };
+    let rows = rows.into_iter().next().and_then(|row| row.0);
+    rows.map_or_else(|| Ok(Vec::new()), |rows| started(&rows))
+        .map(Some)
 }
 
 /// The statements for up to this many settles, built once, and how many they hold.
@@ -129,50 +148,81 @@ fn text(settles: usize, starts: bool) -> Option<(usize, &'static str)> {
 }
 
 fn build(settles: usize, starts: bool) -> String {
+    const GUARDED: &str = "insert into owner (scope, epoch, holder, seen_at)
+        select '', null, '', '' where changes() <> ?;";
     let mut text = "begin immediate;".to_owned();
-    let guard = |expected: &str| {
-        format!(
-            "insert into owner (scope, epoch, holder, seen_at)
-             select '', null, '', '' where changes() <> {expected};"
-        )
-    };
     if settles > 0 {
-        let first = |i: usize| FIXED + 3 * i + 1;
-        let rows: Vec<String> = (0..settles)
-            .map(|i| format!("(${},${},${})", first(i), first(i) + 1, first(i) + 2))
-            .collect();
-        let ids: Vec<String> = (0..settles).map(|i| format!("${}", first(i))).collect();
         text.push_str(&format!(
             "with j(id, try, ms) as (values {})
              insert into events_done (id, event_type, user_id, abonent_id, nas_id, usluga_id,
                acct_session_id, event_date, owner_script, owner_function, source, batch_id, result, code,
-               ms, attempts, scheme_hash, possible_duplicate, started_at)
+               ms, attempts, scheme_hash, possible_duplicate, started_at, finished_at)
              select e.id, e.event_type, e.user_id, e.abonent_id, e.nas_id, e.usluga_id, e.acct_session_id,
-               e.event_date, e.owner_script, e.owner_function, e.source, e.batch_id, $1, $2, j.ms,
-               e.try_count, $3, e.possible_duplicate, e.started_at
+               e.event_date, e.owner_script, e.owner_function, e.source, e.batch_id, ?, ?, j.ms,
+               e.try_count, ?, e.possible_duplicate, e.started_at, ?
              from j cross join events_stack e
-             where e.id = j.id and e.state = 'running' and e.epoch = $4 and e.try_count = j.try
-               and (select epoch from owner where scope = 'all') = $4;
-             {}
+             where e.id = j.id and e.state = 'running' and e.epoch = ? and e.try_count = j.try
+               and (select epoch from owner where scope = 'all') = ?;
+             {GUARDED}
              delete from events_stack where id in ({});
-             {}",
-            rows.join(","),
-            guard("$6"),
-            ids.join(","),
-            guard("$6")
+             {GUARDED}",
+            vec!["(?,?,?)"; settles].join(","),
+            vec!["?"; settles].join(",")
         ));
     }
     if starts {
-        text.push_str(
-            "update events_stack set state = 'running', epoch = $4, try_count = try_count + 1,
-               started_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
-             where id in (select value from json_each($5)) and state in ('ready', 'deferred')
-               and (select epoch from owner where scope = 'all') = $4;",
-        );
-        text.push_str(&guard("$7"));
+        text.push_str(&format!(
+            "update events_stack set state = 'running', epoch = ?, try_count = try_count + 1, started_at = ?
+             where id in (select value from json_each(?)) and state in ('ready', 'deferred')
+               and (select epoch from owner where scope = 'all') = ?;
+             {GUARDED}
+             select {STARTED} from events_stack where id in (select value from json_each(?));"
+        ));
     }
     text.push_str("commit;");
     text
+}
+
+/// Between the fields of a started event, and behind each event: neither stands in JSON, nor in
+/// a number, nor in the name of a command.
+const FIELD: char = '\u{1f}';
+const ROW: char = '\u{1e}';
+
+/// One text for all started events: a row of its own for each would wake this task each time,
+/// and a JSON text would have PARAMS written and read once more.
+const STARTED: &str = "group_concat(id || char(31) || event_type || char(31) || ifnull(user_id, '') || char(31)
+  || ifnull(abonent_id, '') || char(31) || ifnull(usluga_id, '') || char(31) || try_count || char(31)
+  || possible_duplicate || char(31) || params, char(30))";
+
+fn started(rows: &str) -> Result<Vec<Started>> {
+    rows.split(ROW)
+        .map(|row| {
+            one_started(row).ok_or_else(|| {
+                sql("read PARAMS")(sqlx::Error::Protocol(
+                    "a started event has other fields".to_owned(),
+                ))
+            })
+        })
+        .collect()
+}
+
+fn one_started(row: &str) -> Option<Started> {
+    let mut fields = row.splitn(8, FIELD);
+    let mut field = || fields.next();
+    let number = |text: &str| match text {
+        "" => Some(None),
+        text => text.parse::<i64>().ok().map(Some),
+    };
+    Some(Started {
+        id: EventId(number(field()?)??),
+        cmd: field()?.to_owned(),
+        user: number(field()?)?.map(UserId),
+        abonent: number(field()?)?,
+        usluga: number(field()?)?,
+        try_count: field()?.parse().ok()?,
+        possible_duplicate: field()? != "0",
+        params: StoredParams(field()?.to_owned()),
+    })
 }
 
 #[cfg(test)]
@@ -180,8 +230,7 @@ mod tests {
     use super::super::Sqlite;
     use super::*;
     use crate::attempt::DoneResult;
-    use crate::event::{EventId, Params};
-    use crate::store::{Settle, Started};
+    use crate::store::Settle;
 
     // The careful way gives the same result, so nothing else would notice that this one fails.
     #[tokio::test]
@@ -224,24 +273,18 @@ mod tests {
             (turn(71..140, 1, 139..150), false),
             (turn(71..140, 1, 1..1), true),
         ] {
-            let read = |id: &EventId| Read {
-                event: Started {
-                    id: *id,
-                    cmd: String::new(),
-                    user: None,
-                    abonent: None,
-                    usluga: None,
-                    params: Params::default(),
-                    try_count: 0,
-                    possible_duplicate: false,
-                },
-                waits: true,
-            };
-            let mut starts: Vec<Read> = turn.starts.iter().map(read).collect();
             let alike = alike(&turn).unwrap();
-            let done = write(&mut writer, &turn, &mut starts, &alike)
-                .await
-                .unwrap();
+            let written = write(&mut writer, &turn, &alike).await.unwrap();
+            if let Some(started) = &written {
+                let ids: Vec<EventId> = started.iter().map(|s| s.id).collect();
+                assert_eq!(ids, turn.starts);
+                assert!(
+                    started
+                        .iter()
+                        .all(|s| s.try_count == 1 && s.cmd == "user_edit")
+                );
+            }
+            let done = written.is_some();
             taken.push((done, right));
         }
         assert!(taken.iter().all(|(done, right)| done == right), "{taken:?}");

@@ -7,6 +7,7 @@ mod compact;
 mod expand;
 mod hot;
 mod look;
+mod model;
 mod nas;
 mod owner;
 mod stack;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::{Map, Value};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{
@@ -31,6 +33,7 @@ use super::{
 use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use crate::store::query::{Column, Model, Query};
 
 /// How long a write waits for another process that holds the lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -231,8 +234,12 @@ impl Store for Sqlite {
         stack::load(self, nas, from, limit).await
     }
 
-    async fn refill(&self, nas: NasId, user: Option<UserId>, limit: usize) -> Result<Vec<Waiting>> {
-        stack::refill(self, nas, user, limit).await
+    async fn refill(
+        &self,
+        lanes: &[(NasId, Option<UserId>)],
+        limit: usize,
+    ) -> Result<Vec<Waiting>> {
+        stack::refill(self, lanes, limit).await
     }
 
     async fn params_now(&self, event: EventId) -> Result<Option<Params>> {
@@ -277,6 +284,22 @@ impl Store for Sqlite {
 
     async fn event(&self, id: EventId) -> Result<Option<EventRow>> {
         look::event(self, id).await
+    }
+
+    fn columns(&self, model: Model) -> Vec<Column> {
+        model::columns(self, model)
+    }
+
+    async fn find(&self, query: &Query) -> Result<Vec<Map<String, Value>>> {
+        model::find(self, query).await
+    }
+
+    async fn count(&self, query: &Query) -> Result<i64> {
+        model::count(self, query).await
+    }
+
+    async fn rewrite(&self, id: EventId, event: &CompactEvent) -> Result<bool> {
+        model::rewrite(self, id, event).await
     }
 
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sqlx::{Sqlite as Db, Transaction};
 
 use super::{Sqlite, hot, sql};
-use crate::event::{Class, EventId, Params, UserId, Waiting};
+use crate::event::{Class, EventId, Params, StoredParams, UserId, Waiting};
 use crate::nas::NasId;
 use crate::store::{Error, Result, Settle, SettleTo, Started, Turn, Turned};
 
@@ -62,22 +62,25 @@ pub(super) async fn load(
 
 pub(super) async fn refill(
     store: &Sqlite,
-    nas: NasId,
-    user: Option<UserId>,
+    lanes: &[(NasId, Option<UserId>)],
     limit: usize,
 ) -> Result<Vec<Waiting>> {
     let text = format!(
-        "select json_group_array(json_array({WAITING})) from (select * from events_stack
-         where nas_id = ?1 and user_id is ?2 and state in ('ready', 'deferred') order by id limit ?3)"
+        "select json_group_array(json_array({WAITING})) from events_stack where id in (
+           select w.value from json_each(?1) j, json_each((
+             select json_group_array(id) from (select id from events_stack
+               where nas_id = j.value ->> 0 and user_id is j.value ->> 1 and state in ('ready', 'deferred')
+               order by id limit ?2))) w)"
     );
     let (rows,): (String,) = sqlx::query_as(sqlx::AssertSqlSafe(text))
-        .bind(nas.0)
-        .bind(user.map(|u| u.0))
+        .bind(json!(lanes).to_string())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_one(&store.readers)
         .await
-        .map_err(sql("refill a lane"))?;
-    waiting_from_json(&rows)
+        .map_err(sql("refill lanes"))?;
+    let mut rows = waiting_from_json(&rows)?;
+    rows.sort_unstable_by_key(|w| w.id);
+    Ok(rows)
 }
 
 pub(super) async fn params_now(store: &Sqlite, event: EventId) -> Result<Option<Params>> {
@@ -113,6 +116,18 @@ pub(super) async fn stacked_nases(store: &Sqlite) -> Result<Vec<NasId>> {
 }
 
 pub(super) async fn turn(store: &Sqlite, turn: &Turn) -> Result<Turned> {
+    if turn.settles.is_empty() && turn.starts.is_empty() {
+        return Ok(Turned::default());
+    }
+    if let Some(alike) = hot::alike(turn) {
+        let mut writer = store.write().await;
+        if let Some(started) = hot::write(&mut writer, turn, &alike).await? {
+            return Ok(Turned {
+                settled: turn.settles.iter().map(|s| s.id).collect(),
+                started,
+            });
+        }
+    }
     // PARAMS are read before the write transaction, on another connection: they never change
     // once written, and the writer stays short.
     let mut started = if turn.starts.is_empty() {
@@ -121,16 +136,6 @@ pub(super) async fn turn(store: &Sqlite, turn: &Turn) -> Result<Turned> {
         read_starts(store, &turn.starts).await?
     };
     let mut writer = store.write().await;
-    let nothing = turn.settles.is_empty() && started.is_empty();
-    if !nothing
-        && let Some(alike) = hot::alike(turn)
-        && hot::write(&mut writer, turn, &mut started, &alike).await?
-    {
-        return Ok(Turned {
-            settled: turn.settles.iter().map(|s| s.id).collect(),
-            started: started.into_iter().map(|s| s.event).collect(),
-        });
-    }
     let mut tx = writer.begin().await?;
     let owner: Option<(i64,)> = sqlx::query_as("select epoch from owner where scope = 'all'")
         .fetch_optional(&mut *tx)
@@ -189,9 +194,7 @@ async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Read>> {
                     user: user.map(UserId),
                     abonent,
                     usluga,
-                    params: Params(
-                        serde_json::from_str::<Map<String, Value>>(&params).unwrap_or_default(),
-                    ),
+                    params: StoredParams(params),
                     try_count,
                     possible_duplicate: duplicate != 0,
                 },

@@ -1,0 +1,186 @@
+//! The core in a simulated world: the real `lanes`, `breaker`, `settle` and `plan` against a
+//! model of the database, with crashes, lost answers, frozen and deposed daemons, dead NASes,
+//! stepping clocks, operators and producers, all chosen by one number. The same number gives the
+//! same run, step by step. What must hold is checked at each step; faults that are planted on
+//! purpose show that it would be noticed.
+//!
+//! `NED_SIM_SEEDS` changes the number of seeds (`scripts/faults` runs a million), `NED_SIM_SEED`
+//! shows one run with all of its steps.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    unreachable_pub,
+    reason = "a failed step fails the test"
+)]
+
+mod daemon;
+mod dice;
+mod model;
+mod world;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use world::{Outcome, run};
+
+/// Seeds of one run, unless `NED_SIM_SEEDS` says otherwise.
+const SEEDS: u64 = 10_000;
+/// Seeds within which each planted fault has to be found.
+const PLANTED_SEEDS: u64 = 600;
+/// Seeds that once failed; each stays.
+const REGRESSIONS: &[u64] = &[923, 1778, 3411, 5016, 6431, 6763, 7019, 7644];
+
+/// A fault in the daemon, or in its database, that the checks have to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planted {
+    /// The daemon as it is.
+    Nothing,
+    /// A result frees the lane, before it is written.
+    LaneFreedByResult,
+    /// A lane hands out its next event while one is out.
+    LaneIgnoresOut,
+    /// More attempts than forks.
+    NoForkBound,
+    /// A suspect runs beside others.
+    SuspectsInCompany,
+    /// What was running at a crash comes back without a flag.
+    UnflaggedRecovery,
+    /// What was sent without an answer comes back without a flag.
+    UnflaggedUnknown,
+    /// A turn whose answer was lost is taken for not written.
+    LostAnswerIsFailure,
+    /// A turn that was refused is taken for written.
+    RefusalIsSuccess,
+    /// Pages are read from the highest id on that was seen.
+    Cursor,
+    /// The database takes writes of a daemon that was deposed.
+    NoFence,
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Runs the seeds from `from` on, on both cores; gives what was found, and what happened in all.
+fn sweep(from: u64, seeds: u64) -> (Vec<(u64, String)>, BTreeMap<&'static str, u64>) {
+    let half = seeds / 2;
+    let part = |from: u64, to: u64| {
+        let (mut found, mut counts) = (Vec::new(), BTreeMap::new());
+        for seed in from..to {
+            let Outcome {
+                found: wrong,
+                counts: some,
+                ..
+            } = run(seed, Planted::Nothing, false);
+            found.extend(wrong.into_iter().map(|text| (seed, text)));
+            for (what, n) in some {
+                *counts.entry(what).or_default() += n;
+            }
+        }
+        (found, counts)
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(move || part(from, from + half));
+        let (mut found, mut counts): (Vec<_>, BTreeMap<&'static str, u64>) =
+            part(from + half, from + seeds);
+        let (more, others) = other.join().unwrap();
+        found.extend(more);
+        for (what, n) in others {
+            *counts.entry(what).or_default() += n;
+        }
+        (found, counts)
+    })
+}
+
+#[test]
+fn the_core_keeps_its_promises_for_every_seed() {
+    if let Some(seed) = number("NED_SIM_SEED") {
+        let outcome = run(seed, Planted::Nothing, true);
+        for line in &outcome.lines {
+            say(line);
+        }
+        assert_eq!(outcome.found, Vec::<String>::new());
+        return;
+    }
+    let seeds = number("NED_SIM_SEEDS").unwrap_or(SEEDS);
+    let (found, counts) = sweep(0, seeds);
+    for (seed, text) in &found {
+        say(&format!("NED_SIM_SEED={seed}: {text}"));
+    }
+    say(&format!("{seeds} seeds: {counts:?}"));
+    assert_eq!(found.len(), 0, "see above");
+    for (what, least) in [
+        ("attempts", 10 * seeds),
+        ("crashes", seeds),
+        ("take-overs", seeds),
+        ("fenced", seeds / 10),
+        ("lost answers", seeds / 2),
+        ("refused turns", seeds / 2),
+        ("clock steps", seeds),
+    ] {
+        let n = counts.get(what).copied().unwrap_or(0);
+        assert!(n >= least, "only {n} {what}: nothing is proved");
+    }
+}
+
+#[test]
+fn seeds_that_once_failed_hold() {
+    for seed in REGRESSIONS {
+        let found = run(*seed, Planted::Nothing, false).found;
+        assert_eq!(found, Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in 0..100 {
+        let (a, b) = (
+            run(seed, Planted::Nothing, false),
+            run(seed, Planted::Nothing, true),
+        );
+        assert_eq!(a.hash, b.hash, "seed {seed}");
+        assert_ne!(a.hash, run(seed + 1, Planted::Nothing, false).hash);
+    }
+}
+
+/// The first words that tell of a planted fault, within the seeds that it has.
+fn first_sign(planted: Planted) -> String {
+    (0..PLANTED_SEEDS)
+        .find_map(|seed| run(seed, planted, false).found.into_iter().next())
+        .unwrap_or_else(|| panic!("{planted:?} was not found"))
+}
+
+#[test]
+fn planted_faults_are_found() {
+    for (planted, signs) in [
+        (
+            Planted::LaneFreedByResult,
+            &["before event", "overlaps"][..],
+        ),
+        (Planted::LaneIgnoresOut, &["overlaps", "before event"]),
+        (Planted::NoForkBound, &["forks"]),
+        (Planted::SuspectsInCompany, &["company"]),
+        (Planted::UnflaggedRecovery, &["without a flag"]),
+        (Planted::UnflaggedUnknown, &["without a flag"]),
+        (Planted::LostAnswerIsFailure, &["stuck", "before event"]),
+        (
+            Planted::RefusalIsSuccess,
+            &["without a record", "more often"],
+        ),
+        (Planted::Cursor, &["stuck"]),
+        (Planted::NoFence, &["deposed", "no attempt succeeded"]),
+    ] {
+        let sign = first_sign(planted);
+        say(&format!("{planted:?}: {sign}"));
+        assert!(
+            signs.iter().any(|s| sign.contains(s)),
+            "{planted:?} shows as {sign:?}"
+        );
+    }
+}

@@ -1,0 +1,842 @@
+//! Everything around the daemon: producers, the database and its faults, NASes, operators, the
+//! clocks, and whatever kills, freezes or replaces the process. One seed decides all of it.
+//! What must hold is checked at each step, by what the NASes see and the database keeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nas_event_daemon::attempt::{DoneResult, Failure, FailureClass, Report, Scope, Verdict};
+use nas_event_daemon::dispatch::lanes::{Owner, REFILL_ROWS, Wanted};
+use nas_event_daemon::event::{Class, EventId, UserId, Waiting};
+use nas_event_daemon::nas::NasId;
+use nas_event_daemon::store::{Started, Turned};
+
+use super::Planted;
+use super::daemon::{Begun, Daemon, Message, Sizes, Wish};
+use super::dice::{Dice, Trace};
+use super::model::{End, Model, Row, State};
+
+/// Steps of disorder; then everything is mended and must end.
+const STEPS: u64 = 300;
+/// Rounds within which a mended world has to come to rest: each does all that can be done at
+/// its moment, then time passes until something is due.
+const ROUNDS: usize = 3_000;
+/// A NAS's own start of the monotonic clock, ms: as that of a real process.
+const START: u64 = 30 * 86_400_000;
+const WALL: i64 = 1_800_000_000_000;
+const DAY: i64 = 86_400_000;
+
+/// One account: its NASes (most have one), and whether one producer posts for it, which waits
+/// for each answer. Only then is there an order that must be kept.
+struct Account {
+    user: i64,
+    nases: Vec<i64>,
+    one_producer: bool,
+}
+
+/// What is known about an event from outside.
+struct Fact {
+    user: i64,
+    nas: i64,
+    class: Class,
+    ordered: bool,
+    starts: u32,
+    /// The NAS may have obeyed although nobody was told so.
+    perhaps: bool,
+    succeeded: bool,
+}
+
+/// An attempt at work on a NAS.
+struct Exec {
+    epoch: i64,
+    begun: Begun,
+    user: i64,
+}
+
+/// What came out of one seed.
+pub struct Outcome {
+    pub hash: u64,
+    pub found: Vec<String>,
+    pub lines: Vec<String>,
+    /// Crashes, take-overs, lost answers, attempts: a run without any would prove nothing.
+    pub counts: BTreeMap<&'static str, u64>,
+}
+
+pub struct World {
+    dice: Dice,
+    trace: Trace,
+    now: u64,
+    wall_ms: i64,
+    model: Model,
+    live: Daemon,
+    frozen: Option<Daemon>,
+    execs: Vec<Exec>,
+    wish: Wish,
+    all: Wish,
+    sizes: Sizes,
+    next_id: i64,
+    late: Vec<(i64, Row)>,
+    accounts: Vec<Account>,
+    down: BTreeSet<i64>,
+    facts: BTreeMap<i64, Fact>,
+    device: BTreeMap<(i64, i64), i64>,
+    /// Lanes that a frozen daemon touched after its time: flagged, but not to be compared.
+    touched: BTreeSet<(i64, i64)>,
+    found: Vec<String>,
+    counts: BTreeMap<&'static str, u64>,
+    planted: Planted,
+}
+
+/// Runs one seed to its end.
+pub fn run(seed: u64, planted: Planted, keep: bool) -> Outcome {
+    let mut world = World::new(seed, planted, keep);
+    for _ in 0..STEPS {
+        world.step();
+        if !world.found.is_empty() {
+            return world.outcome();
+        }
+    }
+    world.mend();
+    world.come_to_rest();
+    world.check_the_end();
+    world.outcome()
+}
+
+impl World {
+    fn new(seed: u64, planted: Planted, keep: bool) -> Self {
+        let mut dice = Dice(seed);
+        let sizes = Sizes {
+            window: dice.one(&[6, 20, 200_000, 200_000]),
+            cross_wait_ms: dice.one(&[0, 500, 30_000]),
+            turn_max: dice.one(&[1, 2, 5, 500]),
+            page: dice.one(&[3, 7, 500]),
+        };
+        let nases = dice.between(1, 4);
+        let all: Wish = (1..=nases)
+            .map(|n| {
+                let forks = usize::try_from(dice.between(1, 4)).unwrap();
+                (NasId(i64::try_from(n).unwrap()), forks)
+            })
+            .collect();
+        let accounts = (0..dice.between(2, 7))
+            .map(|n| {
+                let some: Vec<i64> = all.keys().map(|n| n.0).collect();
+                let mut nases = vec![dice.one(&some)];
+                if dice.once_in(4) {
+                    nases.push(dice.one(&some));
+                }
+                Account {
+                    user: i64::try_from(n).unwrap() + 100,
+                    nases,
+                    one_producer: !dice.once_in(4),
+                }
+            })
+            .collect();
+        let mut model = Model::new(planted);
+        let epoch = model.own();
+        let mut live = Daemon::new(epoch, sizes, planted);
+        live.settings(&all, START);
+        Self {
+            dice,
+            trace: Trace::new(keep),
+            now: START,
+            wall_ms: WALL,
+            model,
+            live,
+            frozen: None,
+            execs: Vec::new(),
+            wish: all.clone(),
+            all,
+            sizes,
+            next_id: 1,
+            late: Vec::new(),
+            accounts,
+            down: BTreeSet::new(),
+            facts: BTreeMap::new(),
+            device: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            found: Vec::new(),
+            counts: BTreeMap::new(),
+            planted,
+        }
+    }
+
+    fn outcome(self) -> Outcome {
+        Outcome {
+            hash: self.trace.hash,
+            found: self.found,
+            lines: self.trace.lines.unwrap_or_default(),
+            counts: self.counts,
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn wrong(&mut self, text: String) {
+        self.trace.note("wrong", &[]);
+        self.found.push(text);
+    }
+
+    fn step(&mut self) {
+        match self.dice.roll(100) {
+            0..16 => self.post(),
+            16..19 => self.commit_late(),
+            19..29 => self.expand(),
+            29..41 => self.hear(),
+            41..58 => self.turn(),
+            58..65 => self.read(),
+            65..79 => self.end_one(),
+            79..90 => self.pass_time(),
+            90..92 => self.crash(),
+            92 => self.freeze(),
+            93..95 => self.thawed(),
+            95 => self.step_clock(),
+            96 => self.flip_nas(),
+            97 => self.change_settings(),
+            98 => self.drop_one(),
+            _ => self.all_ends_at_once(),
+        }
+    }
+
+    // -- producers and operators ----------------------------------------------------------------
+
+    fn post(&mut self) {
+        let at = self.dice.index(self.accounts.len());
+        let burst = if self.dice.once_in(12) { 12 } else { 1 };
+        for _ in 0..burst {
+            let (user, ordered) = (self.accounts[at].user, self.accounts[at].one_producer);
+            let nas = self.dice.one(&self.accounts[at].nases);
+            let class = self.dice.one(&[
+                Class::Interactive,
+                Class::Access,
+                Class::Cut,
+                Class::Cut,
+                Class::Rate,
+                Class::Rest,
+            ]);
+            let id = self.next_id;
+            self.next_id += 1;
+            let ttl = match class {
+                Class::Interactive => 60_000,
+                Class::Cut if self.dice.once_in(8) => 600_000,
+                _ => 0,
+            };
+            let row = Row {
+                nas,
+                user,
+                class,
+                since_ms: self.wall_ms,
+                expires_ms: if ttl > 0 { self.wall_ms + ttl } else { 0 },
+                next_try_ms: 0,
+                state: State::Ready,
+                epoch: 0,
+                tries: 0,
+                deaths: 0,
+                dup: false,
+            };
+            let fact = Fact {
+                user,
+                nas,
+                class,
+                ordered,
+                starts: 0,
+                perhaps: false,
+                succeeded: false,
+            };
+            self.facts.insert(id, fact);
+            self.trace.note("post", &[id, nas, user]);
+            if !ordered && self.dice.once_in(3) {
+                self.late.push((id, row));
+            } else {
+                self.model.compact.insert(id, row);
+            }
+        }
+    }
+
+    /// A lower id may be committed after a higher one.
+    fn commit_late(&mut self) {
+        if !self.late.is_empty() {
+            let at = self.dice.index(self.late.len());
+            let (id, row) = self.late.swap_remove(at);
+            self.model.compact.insert(id, row);
+            self.trace.note("late", &[id]);
+        }
+    }
+
+    fn drop_one(&mut self) {
+        let ids: Vec<i64> = self.model.stack.keys().copied().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let id = self.dice.one(&ids);
+        if self.model.drop_event(id) {
+            let fact = &self.facts[&id];
+            let message = Message::Dropped(EventId(id), NasId(fact.nas), UserId(fact.user));
+            self.live.inbox.push_back(message);
+            self.trace.note("drop", &[id]);
+        }
+    }
+
+    fn change_settings(&mut self) {
+        if self.live.written.is_some() {
+            return;
+        }
+        let names: Vec<NasId> = self.all.keys().copied().collect();
+        let nas = self.dice.one(&names);
+        let forks = usize::try_from(self.dice.between(1, 4)).unwrap();
+        if self.wish.contains_key(&nas) && self.dice.once_in(3) {
+            self.wish.remove(&nas);
+        } else {
+            self.wish.insert(nas, forks);
+        }
+        self.live.settings(&self.wish, self.now);
+        let served = self.wish.get(&nas).copied().unwrap_or(0);
+        self.trace
+            .note("settings", &[nas.0, i64::try_from(served).unwrap()]);
+    }
+
+    // -- the daemon -----------------------------------------------------------------------------
+
+    fn expand(&mut self) {
+        let limit = usize::try_from(self.dice.between(1, 20)).unwrap();
+        if let Ok(moved) = self.model.expand(self.live.epoch, limit)
+            && !moved.is_empty()
+        {
+            let numbers: Vec<i64> = moved.iter().map(|w| w.id.0).collect();
+            self.trace.note("expand", &numbers);
+            self.live.inbox.push_back(Message::Waiting(moved));
+        }
+    }
+
+    /// It hears some of what was said, in that order.
+    fn hear(&mut self) {
+        if self.live.written.is_some() {
+            return;
+        }
+        for _ in 0..self.dice.between(1, 4) {
+            let Some(message) = self.live.inbox.pop_front() else {
+                break;
+            };
+            self.note_read(&message);
+            self.live.hear(message, self.now, self.wall_ms);
+        }
+        self.reap();
+    }
+
+    fn reap(&mut self) {
+        let jitter = u32::try_from(self.dice.roll(u64::from(u32::MAX))).unwrap();
+        self.live.reap(self.now, self.wall_ms, jitter);
+    }
+
+    fn turn(&mut self) {
+        if self.live.written.is_none() {
+            self.reap();
+            self.live.begin_turn(self.now, self.wall_ms);
+            return;
+        }
+        let fate = self.dice.roll(10);
+        self.write(fate);
+    }
+
+    /// The turn under way meets the database: 0 = refused, 1 = written but the answer is lost,
+    /// 2 = it takes longer, else written and answered.
+    fn write(&mut self, fate: u64) {
+        let Some(mut written) = self.live.written.take() else {
+            return;
+        };
+        if fate == 2 {
+            self.live.written = Some(written);
+            return;
+        }
+        if fate == 0 {
+            self.count("refused turns");
+            if self.planted == Planted::RefusalIsSuccess {
+                let turned = self.as_if(&written.turn.starts);
+                self.answered(written, turned);
+                return;
+            }
+            written.turn.again = true;
+            self.live.written = Some(written);
+            return;
+        }
+        match self.model.turn(&written.turn) {
+            Err(_) => self.crash(),
+            Ok(_) if fate == 1 => {
+                self.count("lost answers");
+                if self.planted == Planted::LostAnswerIsFailure {
+                    self.live.give_up_turn(written, self.now);
+                } else {
+                    written.turn.again = true;
+                    self.live.written = Some(written);
+                }
+            }
+            Ok(turned) => self.answered(written, turned),
+        }
+    }
+
+    /// What a daemon would believe that takes a refusal for an answer.
+    fn as_if(&self, starts: &[EventId]) -> Turned {
+        let started = starts.iter().filter_map(|id| {
+            let row = self.model.stack.get(&id.0)?;
+            Some(Started {
+                id: *id,
+                cmd: "user_add".to_owned(),
+                user: Some(UserId(row.user)),
+                abonent: None,
+                usluga: None,
+                params: nas_event_daemon::event::Params::default(),
+                try_count: row.tries + 1,
+                possible_duplicate: row.dup,
+            })
+        });
+        Turned {
+            settled: Vec::new(),
+            started: started.collect(),
+        }
+    }
+
+    fn answered(&mut self, written: super::daemon::Written, turned: Turned) {
+        let begun = self.live.end_turn(written, turned, self.now);
+        let epoch = self.live.epoch;
+        for one in begun {
+            self.begin(epoch, one, false);
+        }
+        let held = self.live.lanes.held();
+        if held > 2 * self.sizes.window + 64 {
+            self.wrong(format!("{held} ids are held"));
+        }
+    }
+
+    fn read(&mut self) {
+        if self.live.reads.is_empty() {
+            return;
+        }
+        let at = self.dice.index(self.live.reads.len());
+        let fails = self.dice.once_in(10);
+        self.read_at(at, fails);
+    }
+
+    /// A read takes two steps: what the database says at one moment, and its arrival later.
+    fn read_at(&mut self, at: usize, fails: bool) {
+        let page = self.sizes.page;
+        let (wanted, message) = &mut self.live.reads[at];
+        if message.is_none() {
+            *message = Some(match *wanted {
+                Wanted::Refill(nas, owner) => {
+                    let Owner::User(user) = owner else {
+                        panic!("every event of the simulation has an account");
+                    };
+                    let rows = self.model.refill(nas, user.0, REFILL_ROWS);
+                    Message::Refilled(nas, owner, (!fails).then_some(rows))
+                }
+                Wanted::Load(nas, from) => {
+                    let rows = self.model.load(nas, from, page);
+                    let full = rows.len() >= page;
+                    Message::Loaded(nas, (!fails).then_some((rows, full)))
+                }
+            });
+            return;
+        }
+        if self.live.written.is_some() {
+            return;
+        }
+        let (_, message) = self.live.reads.swap_remove(at);
+        if let Some(message) = message {
+            self.note_read(&message);
+            self.live.hear(message, self.now, self.wall_ms);
+        }
+    }
+
+    fn note_read(&mut self, message: &Message) {
+        let ids = |rows: &[Waiting]| rows.iter().map(|w| w.id.0).collect::<Vec<_>>();
+        match message {
+            Message::Waiting(rows) => self.trace.note("handed", &ids(rows)),
+            Message::Refilled(_, _, Some(rows)) => self.trace.note("refilled", &ids(rows)),
+            Message::Loaded(_, Some((rows, _))) => self.trace.note("loaded", &ids(rows)),
+            Message::Refilled(..) | Message::Loaded(..) | Message::Dropped(..) => {
+                self.trace.note("heard", &[]);
+            }
+        }
+    }
+
+    // -- NASes ----------------------------------------------------------------------------------
+
+    /// An attempt reaches its NAS: this is where everything has to be right.
+    fn begin(&mut self, epoch: i64, begun: Begun, stale: bool) {
+        let id = begun.event.id.0;
+        let nas = begun.out.nas.0;
+        let interactive = begun.out.taken.class == Class::Interactive;
+        self.count("attempts");
+        self.trace
+            .note("start", &[id, nas, i64::from(begun.event.try_count)]);
+        let fact = self.facts.get_mut(&id).unwrap();
+        fact.starts += 1;
+        let (user, ordered, starts) = (fact.user, fact.ordered, fact.starts);
+        let unflagged = fact.perhaps && !begun.event.possible_duplicate;
+        if unflagged {
+            self.wrong(format!("event {id} runs again without a flag"));
+        }
+        if starts > self.model.marks.get(&id).copied().unwrap_or(0) {
+            self.wrong(format!(
+                "event {id} runs more often than it was marked running"
+            ));
+        }
+        if stale {
+            // It was marked before the take-over; what follows is refused.
+            self.touched.insert((nas, user));
+            self.execs.push(Exec { epoch, begun, user });
+            return;
+        }
+        if epoch != self.model.epoch {
+            self.wrong(format!(
+                "event {id} is started by a daemon that was deposed"
+            ));
+        }
+        let recorded = self.model.stack.get(&id).is_some_and(|r| {
+            r.state == State::Running && r.epoch == epoch && r.tries == begun.event.try_count
+        });
+        if !recorded {
+            self.wrong(format!("event {id} runs without a record of it"));
+        }
+        let mine = self.execs.iter().filter(|e| e.epoch == epoch);
+        let beside = mine.clone().filter(|e| e.begun.out.nas.0 == nas).count();
+        let company = mine.clone().count();
+        let overlap = mine
+            .clone()
+            .filter(|e| e.user == user && e.begun.out.nas.0 == nas)
+            .find(|e| e.begun.out.taken.class != Class::Interactive && !interactive)
+            .map(|e| e.begun.event.id.0);
+        let suspect = mine.clone().any(|e| e.begun.out.taken.suspect);
+        if beside >= begun.forks {
+            self.wrong(format!(
+                "NAS {nas} runs more than its {} forks",
+                begun.forks
+            ));
+        }
+        if let Some(other) = overlap {
+            self.wrong(format!("event {id} overlaps event {other}"));
+        }
+        if company > 0 && (begun.out.taken.suspect || suspect) {
+            self.wrong(format!("event {id}: a suspect has company"));
+        }
+        if ordered && !interactive {
+            let earlier = |r: &Row| r.user == user && r.class != Class::Interactive;
+            let first = |same: bool| {
+                let mut rows = self.model.stack.range(..id);
+                rows.find(|(_, r)| earlier(r) && (r.nas == nas) == same)
+                    .map(|(id, _)| *id)
+            };
+            let (lane, elsewhere) = (first(true), first(false));
+            if let Some(before) = lane {
+                self.wrong(format!("event {id} starts before event {before}"));
+            }
+            if let Some(before) = elsewhere
+                && begun.sure
+                && self.sizes.window > 1_000
+                && !begun.out.taken.overtakes
+                && self
+                    .wish
+                    .contains_key(&NasId(self.model.stack[&before].nas))
+            {
+                self.wrong(format!(
+                    "event {id} overtakes event {before} on another NAS and does not say so"
+                ));
+            }
+        }
+        self.execs.push(Exec { epoch, begun, user });
+    }
+
+    fn end_one(&mut self) {
+        if !self.execs.is_empty() {
+            let at = self.dice.index(self.execs.len());
+            self.end_at(at, true);
+        }
+    }
+
+    fn all_ends_at_once(&mut self) {
+        while !self.execs.is_empty() {
+            self.end_at(0, true);
+        }
+    }
+
+    fn end_at(&mut self, at: usize, trouble: bool) {
+        let exec = &self.execs[at];
+        let frozen = self.frozen.as_ref().is_some_and(|d| d.epoch == exec.epoch);
+        if frozen && trouble && !self.dice.once_in(3) {
+            return;
+        }
+        let exec = self.execs.swap_remove(at);
+        let (id, nas) = (exec.begun.event.id.0, exec.begun.out.nas.0);
+        let (verdict, applied, perhaps) = self.verdict(nas, trouble);
+        self.trace.note("end", &[id, nas, i64::from(applied)]);
+        let stale = exec.epoch != self.live.epoch;
+        let fact = self.facts.get_mut(&id).unwrap();
+        fact.perhaps |= perhaps || (stale && applied);
+        if applied && fact.class != Class::Interactive {
+            if stale {
+                self.touched.insert((nas, exec.user));
+            } else {
+                self.device.insert((nas, exec.user), id);
+            }
+        }
+        fact.succeeded |= verdict == Verdict::Done;
+        let ended = (EventId(id), UserId(exec.user), Report::of(verdict));
+        if !stale {
+            self.live.ended.push_back(ended);
+        } else if let Some(old) = &mut self.frozen {
+            old.ended.push_back(ended);
+        }
+    }
+
+    /// What the NAS did and what the attempt knows of it: (verdict, obeyed, perhaps obeyed).
+    fn verdict(&mut self, nas: i64, trouble: bool) -> (Verdict, bool, bool) {
+        let script = nas % 2 == 0;
+        if self.down.contains(&nas) {
+            return if script {
+                (Verdict::Exit(254), false, true)
+            } else {
+                (Verdict::Failed(Failure::transport("down")), false, false)
+            };
+        }
+        let failed = |class, parks| {
+            Verdict::Failed(Failure {
+                scope: if parks { Scope::Nas } else { Scope::Event },
+                class,
+                code: 1,
+                text: "no".to_owned(),
+                parks,
+            })
+        };
+        let obeyed = self.dice.once_in(2);
+        match self.dice.roll(if trouble { 40 } else { 1 }) {
+            0..32 => (Verdict::Done, true, false),
+            32 => (failed(FailureClass::Unknown, false), obeyed, true),
+            33 => (failed(FailureClass::Refused, false), false, false),
+            34 => (failed(FailureClass::Permanent, false), false, false),
+            35 => (failed(FailureClass::Permanent, true), false, false),
+            36 => (Verdict::Exit(143), obeyed, true),
+            37 => (Verdict::Exit(137), obeyed, true),
+            38 => (Verdict::NotImplemented, false, false),
+            _ => (Verdict::Exit(1), false, false),
+        }
+    }
+
+    fn flip_nas(&mut self) {
+        let names: Vec<i64> = self.all.keys().map(|n| n.0).collect();
+        let nas = self.dice.one(&names);
+        if !self.down.remove(&nas) {
+            self.down.insert(nas);
+        }
+        self.trace.note("flip", &[nas]);
+    }
+
+    // -- time and death -------------------------------------------------------------------------
+
+    fn pass_time(&mut self) {
+        let ms = match self.dice.roll(10) {
+            0..6 => self.dice.between(1, 2_000),
+            6..9 => self.dice.between(2_000, 70_000),
+            _ => self.dice.between(70_000, 700_000),
+        };
+        self.advance(ms);
+    }
+
+    fn advance(&mut self, ms: u64) {
+        self.now += ms;
+        self.wall_ms += i64::try_from(ms).unwrap();
+        self.trace.note("time", &[i64::try_from(ms).unwrap()]);
+    }
+
+    fn step_clock(&mut self) {
+        let step = self
+            .dice
+            .one(&[-2_000, -2_000, 2_000, -DAY, DAY, -365 * DAY, 365 * DAY]);
+        self.wall_ms += step;
+        self.count("clock steps");
+        self.trace.note("clock", &[step]);
+    }
+
+    fn crash(&mut self) {
+        self.count("crashes");
+        let epoch = self.live.epoch;
+        // A turn on its way to the database may still arrive.
+        if let Some(written) = self.live.written.take()
+            && self.dice.once_in(2)
+        {
+            let _ = self.model.turn(&written.turn);
+        }
+        self.end_with(epoch);
+        self.start_anew();
+    }
+
+    /// What the daemon of this epoch ran ends with it, wherever it was.
+    fn end_with(&mut self, epoch: i64) {
+        let mut kept = Vec::new();
+        for exec in std::mem::take(&mut self.execs) {
+            if exec.epoch != epoch {
+                kept.push(exec);
+                continue;
+            }
+            let (id, nas) = (exec.begun.event.id.0, exec.begun.out.nas.0);
+            let fact = self.facts.get_mut(&id).unwrap();
+            fact.perhaps = true;
+            if epoch == self.live.epoch && fact.class != Class::Interactive && self.dice.once_in(2)
+            {
+                self.device.insert((nas, exec.user), id);
+            }
+        }
+        self.execs = kept;
+    }
+
+    fn start_anew(&mut self) {
+        let epoch = self.model.own();
+        self.live = Daemon::new(epoch, self.sizes, self.planted);
+        self.live.settings(&self.wish, self.now);
+        self.trace.note("own", &[epoch]);
+    }
+
+    /// The daemon stands still long enough that another takes over.
+    fn freeze(&mut self) {
+        self.count("take-overs");
+        if let Some(old) = self.frozen.take() {
+            self.end_with(old.epoch);
+        }
+        for exec in &self.execs {
+            self.facts.get_mut(&exec.begun.event.id.0).unwrap().perhaps = true;
+        }
+        let epoch = self.model.own();
+        let new = Daemon::new(epoch, self.sizes, self.planted);
+        self.frozen = Some(std::mem::replace(&mut self.live, new));
+        self.live.settings(&self.wish, self.now);
+        self.trace.note("freeze", &[epoch]);
+    }
+
+    /// The old one goes on where it stood, until it is told that its time is over.
+    fn thawed(&mut self) {
+        let Some(mut old) = self.frozen.take() else {
+            return;
+        };
+        let jitter = u32::try_from(self.dice.roll(u64::from(u32::MAX))).unwrap();
+        if let Some(written) = old.written.take() {
+            match self.model.turn(&written.turn) {
+                Err(_) => {
+                    self.count("fenced");
+                    self.end_with(old.epoch);
+                    return;
+                }
+                Ok(turned) => {
+                    // Only a database without fences lets it.
+                    let epoch = old.epoch;
+                    for one in old.end_turn(written, turned, self.now) {
+                        self.begin(epoch, one, false);
+                    }
+                }
+            }
+        }
+        old.reap(self.now, self.wall_ms, jitter);
+        while let Some(message) = old.inbox.pop_front() {
+            old.hear(message, self.now, self.wall_ms);
+        }
+        old.begin_turn(self.now, self.wall_ms);
+        self.frozen = Some(old);
+    }
+
+    // -- the end --------------------------------------------------------------------------------
+
+    fn mend(&mut self) {
+        self.trace.note("mend", &[]);
+        self.down.clear();
+        while let Some((id, row)) = self.late.pop() {
+            self.model.compact.insert(id, row);
+        }
+        for _ in 0..3 {
+            self.thawed();
+        }
+        if let Some(old) = self.frozen.take() {
+            self.end_with(old.epoch);
+        }
+        while self.live.written.is_some() {
+            self.write(9);
+        }
+        self.wish = self.all.clone();
+        self.live.settings(&self.wish, self.now);
+    }
+
+    fn come_to_rest(&mut self) {
+        for _ in 0..ROUNDS {
+            if !self.found.is_empty() || self.is_empty() {
+                return;
+            }
+            let before = self.trace.hash;
+            self.expand();
+            while let Some(message) = self.live.inbox.pop_front() {
+                self.live.hear(message, self.now, self.wall_ms);
+            }
+            self.reap();
+            while !self.live.reads.is_empty() {
+                self.read_at(0, false);
+            }
+            while self.live.begin_turn(self.now, self.wall_ms) {
+                self.write(9);
+            }
+            while !self.execs.is_empty() {
+                self.end_at(0, false);
+            }
+            let nothing = self.trace.hash == before
+                && self.live.reads.is_empty()
+                && self.live.ended.is_empty();
+            if nothing {
+                let at = self.live.wake_at(self.now);
+                self.advance(at - self.now);
+            }
+        }
+        let left: Vec<i64> = self.model.stack.keys().copied().take(5).collect();
+        self.wrong(format!(
+            "stuck: events {left:?} and perhaps more do not end"
+        ));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.model.compact.is_empty() && self.model.stack.is_empty() && self.execs.is_empty()
+    }
+
+    fn check_the_end(&mut self) {
+        if !self.found.is_empty() {
+            return;
+        }
+        let mut wrong = Vec::new();
+        let held = self.live.lanes.held();
+        if held > 0 {
+            wrong.push(format!("{held} ids are held although nothing waits"));
+        }
+        let mut last: BTreeMap<(i64, i64), i64> = BTreeMap::new();
+        for (id, fact) in &self.facts {
+            match self.model.ended.get(id) {
+                None => wrong.push(format!("lost: event {id} is nowhere")),
+                Some(End::Done(DoneResult::Done)) => {
+                    if !fact.succeeded {
+                        wrong.push(format!("event {id} is done, but no attempt succeeded"));
+                    }
+                    if fact.ordered && fact.class != Class::Interactive {
+                        last.insert((fact.nas, fact.user), *id);
+                    }
+                }
+                Some(End::Done(_) | End::Dead) => {}
+            }
+        }
+        for (lane, id) in last {
+            let at = self.device.get(&lane).copied().unwrap_or(0);
+            let later_and_perhaps = at > id && self.facts[&at].perhaps;
+            if at != id && !later_and_perhaps && !self.touched.contains(&lane) {
+                wrong.push(format!(
+                    "diverged: account {} on NAS {} is as event {at} left it, not as event {id}",
+                    lane.1, lane.0
+                ));
+            }
+        }
+        for text in wrong {
+            self.wrong(text);
+        }
+    }
+}
