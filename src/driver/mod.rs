@@ -1,8 +1,12 @@
 //! Device drivers: a closed set, one folder or file each. They own sessions and bytes, know
 //! nothing of events or schemes, and give back a reply or a `Failure` with scope and class.
 
+pub mod dialogue;
+pub mod leases;
 pub mod mikrotik;
+pub mod rate;
 pub mod sessions;
+pub mod telnet;
 
 use std::collections::BTreeMap;
 
