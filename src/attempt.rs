@@ -89,6 +89,10 @@ pub struct Failure {
     pub parks: bool,
 }
 
+/// How long an attempt may wait for its turn on the NAS (a session, the commands per second)
+/// beside its deadline, in all.
+pub const WAIT_MAX: Duration = Duration::from_secs(300);
+
 impl Failure {
     /// Code of "could not reach the NAS", as in the original's scripts.
     pub const CODE_TRANSPORT: i32 = 254;
@@ -105,6 +109,15 @@ impl Failure {
             code: Self::CODE_TRANSPORT,
             text: text.into(),
             parks: false,
+        }
+    }
+
+    /// A setting of the NAS that cannot be obeyed: its events must not die of it.
+    pub fn setting(text: impl Into<String>) -> Self {
+        Self {
+            scope: Scope::Nas,
+            parks: true,
+            ..Self::permanent(text)
         }
     }
 

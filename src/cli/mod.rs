@@ -24,6 +24,7 @@ pub mod scheme_vars;
 pub mod send_http;
 pub mod send_mikrotik;
 pub mod send_ssh;
+pub mod send_telnet;
 pub mod sim;
 pub mod sqlexec;
 pub mod stack;
@@ -118,10 +119,11 @@ pub fn main() -> u8 {
         "send_mikrotik_cmd" => send_mikrotik::by_name(args),
         "send_http_cmd" => send_http::by_name(args),
         "send_ssh_cmd" | "ssh_send" => send_ssh::by_name(args),
-        "send_telnet_cmd" | "send_radius_cmd" => exit::told(Err(Failed::new(
+        "send_telnet_cmd" => send_telnet::by_name(args),
+        "send_radius_cmd" => exit::told(Err(Failed::new(
             USAGE,
             format!(
-                "{name} is not part of this version\nhint: send_mikrotik_cmd, send_ssh_cmd and send_http_cmd are"
+                "{name} is not part of this version\nhint: send_mikrotik_cmd, send_ssh_cmd, send_telnet_cmd and send_http_cmd are"
             ),
         ))),
         _ => exit::told(dispatch(Cli::parse_from(args))),

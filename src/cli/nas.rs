@@ -296,6 +296,7 @@ fn line(
     notes.extend(paused_text(state, now));
     let (scheme, skipped) = scheme_of(nas, resolve);
     notes.extend(skipped.map(|why| format!("skipped: {why}")));
+    notes.extend(plain_text(nas, resolve));
     let reason = field("reason");
     if let Some(reason) = reason.as_str().filter(|r| !r.is_empty()) {
         notes.push(reason.to_owned());
@@ -317,6 +318,13 @@ fn line(
         field("p95_ms"),
         json!(notes.join("; ")),
     ]
+}
+
+/// What `status` says of a NAS whose credentials cross the network in plain text.
+fn plain_text(nas: &Nas, resolve: &Resolve) -> Option<String> {
+    let driver = resolve(nas).ok()?.driver();
+    (driver == "telnet" && nas.mode != Mode::Off)
+        .then(|| "plain text: telnet shows passwords to the network".to_owned())
 }
 
 /// Name of the scheme's directory or script, and why the NAS cannot be served.

@@ -65,6 +65,11 @@ pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
             let secret = store.secret(id).await?;
             ssh(store, &nas, &secret).await
         }
+        "telnet" => {
+            let secret = store.secret(id).await?;
+            let dir = identity.oss_pathname.clone().unwrap_or_default();
+            telnet(&nas, &secret, &dir).await
+        }
         "http" => {
             let secret = store.secret(id).await?;
             http(&nas, &secret).await
@@ -121,6 +126,49 @@ async fn mikrotik(nas: &Nas, secret: &NasSecret) -> Outcome {
         return Ok(UNHEALTHY);
     }
     Ok(DONE)
+}
+
+/// Logs in, with `enable` and the lines of `setup`, and sends an empty line.
+async fn telnet(nas: &Nas, secret: &NasSecret, dir: &std::path::Path) -> Outcome {
+    let what = format!("NAS {} {} ({})", nas.id, one_line(&nas.name), nas.ip);
+    let manners = NativeScheme::load(dir)
+        .map_err(|_| "its scheme cannot be loaded".to_owned())
+        .and_then(|scheme| scheme.manners(nas))
+        .map_err(|why| Failed::config(format!("{what}: {why}")))?;
+    let failed = |failure: Failure| {
+        let (code, hint) = match (failure.scope, failure.class) {
+            (_, FailureClass::Transport | FailureClass::Unknown) => (
+                NOT_REACHABLE,
+                "check the address and nas.telnet_port, that its telnet is on, and firewalls in between; a prompt that is not recognised is taught by nas.vars.prompt",
+            ),
+            (Scope::Nas | Scope::Event, FailureClass::Refused | FailureClass::Permanent) => (
+                REFUSED,
+                "check nas_secret.login, password and enable_password",
+            ),
+        };
+        Failed::new(code, format!("{what}: {failure}\nhint: {hint}"))
+    };
+    let telnet = Sessions::default()
+        .telnet(nas, secret, manners)
+        .map_err(&failed)?;
+    let began = clock::tick_ms();
+    let mut leased = telnet.lease(LIMIT, LIMIT).await.map_err(&failed)?;
+    let login_ms = clock::tick_ms().saturating_sub(began);
+    let began = clock::tick_ms();
+    leased.run("", &[], LIMIT).await.map_err(&failed)?;
+    let ms = clock::tick_ms().saturating_sub(began);
+    say(format!(
+        "{what}: logged in after {login_ms} ms, an empty line took {ms} ms (norm {NORM_MS} ms), prompt {:?}",
+        leased.prompt()
+    ));
+    remark("telnet: name, password and commands cross the network in plain text");
+    if let Some(said) = leased.setup_said() {
+        remark(format!(
+            "a line of setup was not understood: {}",
+            one_line(said)
+        ));
+    }
+    Ok(if ms > NORM_MS { UNHEALTHY } else { DONE })
 }
 
 async fn ssh(store: &dyn Store, nas: &Nas, secret: &NasSecret) -> Outcome {

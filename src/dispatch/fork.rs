@@ -9,7 +9,7 @@ use super::breaker::{Breaker, Change, Evidence, Ticket};
 use super::settle::{self, Facts};
 use crate::attempt::{
     ANSWER_MAX, DoneResult, Failure, Job, Line, LineKind, Outcome, Report, Scope, Transcript,
-    Verdict,
+    Verdict, WAIT_MAX,
 };
 use crate::clock;
 use crate::config;
@@ -19,9 +19,10 @@ use crate::logs::{Logs, NasLog};
 use crate::scheme::Execute;
 use crate::store::{SettleTo, Store, chain};
 
-/// An executor must end by its own deadline plus the grace of killing a process group; this
+/// An executor must end by its own deadline plus the grace of killing a process group, and the
+/// time that it waited for its turn on the NAS; this
 /// much later the attempt is given up, whatever it does.
-const LAST_RESORT: Duration = Duration::from_secs(40);
+const LAST_RESORT: Duration = Duration::from_secs(40).saturating_add(WAIT_MAX);
 /// Longest error text kept with an event, bytes.
 const ERROR_MAX: usize = 1_000;
 

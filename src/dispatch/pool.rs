@@ -108,7 +108,9 @@ impl Pool {
         if self.stopping {
             0
         } else {
-            self.served.nas.forks.get().saturating_sub(self.running)
+            let room = self.served.execute.room(&self.served.nas);
+            let forks = self.served.nas.forks.get().min(room.max(1));
+            forks.saturating_sub(self.running)
         }
     }
 

@@ -8,10 +8,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::attempt::{Failure, Scope};
+use crate::driver::dialogue::{Credentials, Manners};
 use crate::driver::http::{self, Auth, Http};
+use crate::driver::leases::Rules;
 use crate::driver::mikrotik::{Limits, Mikrotik, Report, Target};
+use crate::driver::rate::Bucket;
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::{self, Ssh};
+use crate::driver::telnet::{self, Telnet};
 use crate::driver::tls;
 use crate::nas::{Nas, NasId, NasSecret};
 
@@ -37,6 +41,13 @@ const LOGINS_PER_MINUTE: usize = 60;
 /// For key exchange and login: an old device needs seconds for its arithmetic.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// TCP port of telnet (RFC 854).
+const TELNET_PORT: u16 = 23;
+/// For the dialogue from the first byte to the prompt: some devices ask a RADIUS server first.
+const TELNET_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Seconds' worth of commands that attempts on a NAS with a `max_rate` may hold ready.
+const PACED_SECONDS: f64 = 2.0;
+
 /// Told about a host key that was learned: the NAS, the key as an OpenSSH public key line.
 pub type Learned = Arc<dyn Fn(NasId, &str) + Send + Sync>;
 
@@ -49,6 +60,9 @@ pub struct Sessions {
     known: Arc<Mutex<BTreeMap<NasId, String>>>,
     learned: Option<Learned>,
     http: Mutex<BTreeMap<NasId, KeptHttp>>,
+    telnet: Mutex<BTreeMap<NasId, KeptTelnet>>,
+    /// Commands per second, of NASes with a `max_rate`.
+    rates: Mutex<BTreeMap<NasId, Bucket>>,
 }
 
 /// Numbers of one NAS's sessions over one driver.
@@ -82,6 +96,12 @@ struct Kept {
     limits: Limits,
     tls: Option<Result<tls::Settings, String>>,
     sessions: Arc<Mikrotik>,
+}
+
+struct KeptTelnet {
+    target: telnet::Target,
+    limits: telnet::Limits,
+    sessions: Arc<Telnet>,
 }
 
 struct KeptHttp {
@@ -143,6 +163,95 @@ impl Sessions {
         Ok(sessions)
     }
 
+    /// TCP port of the telnet server of `nas`.
+    pub fn telnet_port(nas: &Nas) -> u16 {
+        nas.telnet_port.unwrap_or(TELNET_PORT)
+    }
+
+    /// Attempts that the command line of `nas` serves side by side: twice its sessions, so
+    /// that the next one stands ready while the last is written down. A place that
+    /// `nas.vars.spare_sessions` keeps free for people does not count.
+    pub fn telnet_places(nas: &Nas) -> usize {
+        2 * telnet_sessions(nas)
+    }
+
+    /// Attempts that a `max_rate` lets go on side by side, none of them waiting long for its
+    /// next command.
+    pub fn paced_places(nas: &Nas) -> usize {
+        // 100 forks are the most; a smaller number is found by counting.
+        nas.max_rate.map_or(usize::MAX, |rate| {
+            (1..100_u32)
+                .find(|n| f64::from(*n) >= rate * PACED_SECONDS)
+                .and_then(|n| usize::try_from(n).ok())
+                .unwrap_or(usize::MAX)
+        })
+    }
+
+    /// The sessions on the command line of `nas`, kept in the same way.
+    pub fn telnet(
+        &self,
+        nas: &Nas,
+        secret: &NasSecret,
+        manners: Manners,
+    ) -> Result<Arc<Telnet>, Failure> {
+        let target = telnet::Target {
+            host: nas.ip.clone(),
+            port: Self::telnet_port(nas),
+            credentials: Credentials {
+                login: secret.login.clone(),
+                password: secret.password.clone(),
+                enable_password: secret.enable_password.clone(),
+            },
+            manners,
+        };
+        let logins = u32::try_from(logins_per_minute(nas)?).unwrap_or(u32::MAX);
+        let limits = telnet::Limits {
+            rules: Rules {
+                sessions: telnet_sessions(nas),
+                logins_per_minute: f64::from(logins),
+                linger: LINGER,
+            },
+            connect_timeout: nas
+                .timeout
+                .map_or(CONNECT_TIMEOUT, |t| (t / 2).min(CONNECT_TIMEOUT)),
+            login_timeout: TELNET_LOGIN_TIMEOUT,
+        };
+        let mut all = locked(&self.telnet);
+        if let Some(kept) = all.get(&nas.id)
+            && kept.target == target
+            && kept.limits == limits
+        {
+            return Ok(Arc::clone(&kept.sessions));
+        }
+        let sessions = Arc::new(Telnet::new(target.clone(), limits.clone()));
+        let kept = KeptTelnet {
+            target,
+            limits,
+            sessions: Arc::clone(&sessions),
+        };
+        all.insert(nas.id, kept);
+        Ok(sessions)
+    }
+
+    /// Takes the place of one command in the commands per second of `nas`; how long to wait
+    /// before it may go.
+    pub fn pace(&self, nas: &Nas, now_ms: u64) -> Duration {
+        let mut rates = locked(&self.rates);
+        let Some(rate) = nas.max_rate else {
+            rates.remove(&nas.id);
+            return Duration::ZERO;
+        };
+        let bucket = rates
+            .entry(nas.id)
+            .and_modify(|bucket| {
+                if bucket.rate() != rate {
+                    *bucket = Bucket::of_rate(rate, now_ms);
+                }
+            })
+            .or_insert_with(|| Bucket::of_rate(rate, now_ms));
+        Duration::from_millis(bucket.take(now_ms))
+    }
+
     /// How the sessions of each NAS that has been spoken to stand, for status pages.
     pub fn seen(&self) -> BTreeMap<NasId, Vec<Seen>> {
         let mut seen: BTreeMap<NasId, Vec<Seen>> = BTreeMap::new();
@@ -165,6 +274,18 @@ impl Sessions {
                 window: Some(report.window),
                 logins: Some(report.logins),
                 last_error: Some(report.last_error).filter(|e| !e.is_empty()),
+            });
+        }
+        for (id, kept) in locked(&self.telnet).iter() {
+            let report = kept.sessions.seen();
+            seen.entry(*id).or_default().push(Seen {
+                driver: "telnet",
+                open: report.idle + report.leased,
+                leased: report.leased,
+                waiting: report.waiting,
+                logins: Some(report.logins),
+                last_error: report.last_error,
+                ..Seen::default()
             });
         }
         seen
@@ -254,6 +375,8 @@ impl Sessions {
     pub fn keep_only(&self, wanted: &BTreeSet<NasId>) {
         self.all().retain(|id, _| wanted.contains(id));
         locked(&self.ssh).retain(|id, _| wanted.contains(id));
+        locked(&self.telnet).retain(|id, _| wanted.contains(id));
+        locked(&self.rates).retain(|id, _| wanted.contains(id));
         let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
         http.retain(|id, _| wanted.contains(id));
     }
@@ -286,18 +409,7 @@ pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::
             ))
         })?,
     };
-    let logins = match nas.vars.get("logins_per_minute") {
-        None => LOGINS_PER_MINUTE,
-        Some(value) => value
-            .as_u64()
-            .filter(|n| (1..=10_000).contains(n))
-            .and_then(|n| usize::try_from(n).ok())
-            .ok_or_else(|| {
-                wrong(format!(
-                    "vars.logins_per_minute is {value}, expected 1 to 10000"
-                ))
-            })?,
-    };
+    let logins = logins_per_minute(nas)?;
     let target = ssh::Target {
         host: nas.ip.clone(),
         port: Sessions::ssh_port(nas),
@@ -318,6 +430,34 @@ pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::
         logins_per_minute: logins,
     };
     Ok((target, limits))
+}
+
+fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
+    match nas.vars.get("logins_per_minute") {
+        None => Ok(LOGINS_PER_MINUTE),
+        Some(value) => value
+            .as_u64()
+            .filter(|n| (1..=10_000).contains(n))
+            .and_then(|n| usize::try_from(n).ok())
+            .ok_or_else(|| {
+                wrong(format!(
+                    "vars.logins_per_minute is {value}, expected 1 to 10000"
+                ))
+            }),
+    }
+}
+
+/// Sessions on a command line, those for people aside.
+fn telnet_sessions(nas: &Nas) -> usize {
+    let spare = match nas.vars.get("spare_sessions") {
+        Some(serde_json::Value::Number(n)) => n.as_u64().unwrap_or(0),
+        Some(serde_json::Value::Bool(set)) => u64::from(*set),
+        _ => 0,
+    };
+    let all = nas.max_sessions.unwrap_or(CONNECTIONS).clamp(1, 100);
+    usize::from(all)
+        .saturating_sub(usize::try_from(spare).unwrap_or(usize::MAX))
+        .max(1)
 }
 
 /// A setting of the NAS that a person has to correct.

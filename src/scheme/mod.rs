@@ -19,7 +19,7 @@ use async_trait::async_trait;
 
 use crate::attempt::{Job, Report, Transcript};
 use crate::event::Cmd;
-use crate::nas::OnError;
+use crate::nas::{Nas, OnError};
 
 /// Runs jobs. Implementations never write logs and never settle: they speak to the transcript
 /// and report. `run` must end by `job.deadline` plus the grace of killing a process group.
@@ -42,6 +42,17 @@ pub trait Execute: Send + Sync {
     /// may have changed while the event waited.
     fn fresh(&self) -> &[String] {
         &[]
+    }
+
+    /// What it speaks to the NAS with (`driver` of a native scheme); empty for a script.
+    fn driver(&self) -> &'static str {
+        ""
+    }
+
+    /// Attempts that the NAS can take side by side: more would only wait for its sessions, so
+    /// they are not started.
+    fn room(&self, _nas: &Nas) -> usize {
+        usize::MAX
     }
 
     /// Commands outside the catalogue that this scheme defines.

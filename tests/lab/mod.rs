@@ -20,6 +20,7 @@ pub mod journal;
 pub mod sim;
 pub mod sshd;
 pub mod tls;
+pub mod vty;
 
 /// Writes each test twice, once per kind of database: `async fn name(kind: Kind)`.
 macro_rules! on_each_store {

@@ -65,6 +65,54 @@ pub struct Manners {
     pub password_prompt: Option<Regex>,
 }
 
+impl Manners {
+    /// From settings by name: `enable`, `setup` (a list, or one line), `prompt`,
+    /// `login_prompt`, `password_prompt` (regular expressions). Fails on one of another kind.
+    pub fn of(
+        get: impl Fn(&str) -> Result<Option<serde_json::Value>, String>,
+    ) -> Result<Self, String> {
+        use serde_json::Value;
+        let text = |name: &str| match get(name)? {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if text.is_empty() => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(format!("{name} is not a text")),
+        };
+        let regex = |name: &str| {
+            let source = text(name)?;
+            let regex = source.map(|s| Regex::new(&s)).transpose();
+            regex.map_err(|_| format!("{name} is not a regular expression"))
+        };
+        let setup = match get("setup")? {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::String(line)) => vec![line],
+            Some(Value::Array(lines)) => lines
+                .into_iter()
+                .map(|line| match line {
+                    Value::String(line) => Ok(line),
+                    _ => Err("setup holds something that is not a text".to_owned()),
+                })
+                .collect::<Result<_, _>>()?,
+            Some(_) => return Err("setup is not a list of lines".to_owned()),
+        };
+        let enable = text("enable")?;
+        if setup
+            .iter()
+            .chain(&enable)
+            .any(|line| line.chars().any(char::is_control))
+        {
+            return Err("a line of setup or enable holds a control character".to_owned());
+        }
+        Ok(Self {
+            enable,
+            setup: setup.into_iter().filter(|line| !line.is_empty()).collect(),
+            prompt: regex("prompt")?,
+            login_prompt: regex("login_prompt")?,
+            password_prompt: regex("password_prompt")?,
+        })
+    }
+}
+
 impl PartialEq for Manners {
     fn eq(&self, other: &Self) -> bool {
         fn text(regex: &Option<Regex>) -> Option<&str> {

@@ -6,6 +6,8 @@
 const COLUMNS_MAX: usize = 4096;
 /// Bytes of one escape sequence; a longer one is not a sequence.
 const SEQUENCE_MAX: usize = 64;
+/// Bytes of a row that may be the end of an echo that was scrolled sideways.
+const SCROLLED_MIN: usize = 16;
 /// Bytes of the flat copy in which an echo is looked for: it stands at the beginning.
 const FLAT_MAX: usize = 16 * 1024;
 /// Bytes of a string inside an escape sequence, such as a window title.
@@ -90,13 +92,26 @@ impl Screen {
     /// Finished rows after the echo of `line`. Blanks do not count, for devices wrap long
     /// lines; nothing else may stand in the row where the echo ends. `None`: no echo.
     pub(super) fn after_echo(&self, line: &str) -> Option<String> {
-        let rows = rows_of_echo(&text(&self.flat), line)?;
+        let rows = match rows_of_echo(&text(&self.flat), line) {
+            Some(rows) => rows,
+            None => self.scrolled_echo(line)?,
+        };
         let mut rest = self.finished.as_slice();
         for _ in 0..rows {
             let end = rest.iter().position(|b| *b == b'\n')?;
             rest = rest.get(end + 1..)?;
         }
         Some(text(rest))
+    }
+
+    /// A terminal that scrolls sideways shows the end of a long line only, behind a mark.
+    fn scrolled_echo(&self, line: &str) -> Option<usize> {
+        let first = self.finished.split(|b| *b == b'\n').next()?;
+        let squeezed = |text: &str| -> String { text.split_whitespace().collect() };
+        let row = squeezed(&text(first));
+        let row = row.trim_start_matches(['<', '$']);
+        let fits = row.len() >= SCROLLED_MIN && squeezed(line).ends_with(row);
+        fits.then_some(1)
     }
 
     /// Forgets finished rows but the last `keep` bytes of them.

@@ -17,6 +17,8 @@ use crate::driver::dialogue::{Answer, Credentials, Manners, Trouble};
 use crate::driver::leases::{Leases, Rules, Seen, Turn};
 use options::Options;
 
+/// Code of a line that the device did not understand, as of a wrong parameter elsewhere.
+pub const NOT_UNDERSTOOD: i32 = 249;
 /// Waits before the second, third and fourth try of a login that failed.
 const LOGIN_PAUSES_MS: [u64; 3] = [100, 500, 2_000];
 /// A session that was idle for so long is asked for its prompt before it is used: a device

@@ -60,7 +60,7 @@ pub(super) async fn ssh(
     abort: Vec<String>,
 ) -> Result<Told, Halt> {
     let mut told = Told::default();
-    let Some((sessions, _)) = walk.way()? else {
+    let Some(sessions) = walk.sessions() else {
         return Ok(told);
     };
     let job = walk.scope.job();
@@ -69,7 +69,7 @@ pub(super) async fn ssh(
         if n > 0 {
             walk.note_line(&command.line);
         }
-        let result = match walk.way()? {
+        let result = match walk.way().await? {
             Some((_, left)) => ssh.exec(command, left).await,
             None => return Ok(told),
         };
@@ -111,7 +111,7 @@ pub(super) async fn ssh(
 async fn undo(walk: &mut Walk<'_>, ssh: &Ssh, lines: Vec<String>) {
     for line in lines {
         walk.note_line(&line);
-        let left = match walk.way() {
+        let left = match walk.way().await {
             Ok(Some((_, left))) => left,
             Ok(None) | Err(_) => Duration::ZERO,
         };

@@ -1,5 +1,5 @@
 //! Steps whose drivers speak lines, RADIUS or HTTP: `exec`, `coa`, `disconnect`, `request`.
-//! All are rendered and checked in full; sending RADIUS and telnet waits for their drivers.
+//! All are rendered and checked in full; sending RADIUS waits for its driver.
 
 use minijinja::value::ValueKind;
 use serde_json::Value as Json;
@@ -36,7 +36,7 @@ pub(super) const SESSION_IDENTIFIERS: &[&str] = &[
 /// Not sent yet: says so, finally, so that nothing waits for it.
 fn later(driver: &str) -> Halt {
     Halt::Device(Failure::permanent(format!(
-        "driver {driver} comes later: this version sends RouterOS commands, HTTP requests and lines over SSH only; set the NAS to mode observe, or use a session scheme"
+        "driver {driver} comes later: this version sends RouterOS commands, HTTP requests and lines over SSH and telnet only; set the NAS to mode observe, or use a session scheme"
     )))
 }
 
@@ -121,6 +121,13 @@ pub(super) async fn exec(walk: &mut Walk<'_>, step: &Step, exec: &Exec) -> Resul
     };
     let lines = rendered("exec", &exec.lines)?;
     let abort = rendered("abort", &exec.abort)?;
+    if walk.driver() == DriverName::Telnet {
+        if stdin.is_some() {
+            let text = "stdin is for ssh: telnet has no batch; write its lines into exec";
+            return Err(Halt::Dead(text.to_owned()));
+        }
+        return super::exec_telnet::telnet(walk, step, exec, lines, abort).await;
+    }
     let speaks = walk.driver() == DriverName::Ssh && !walk.silent();
     let shown = if speaks { 1 } else { lines.len() };
     for line in lines.iter().take(shown) {
@@ -183,7 +190,7 @@ pub(super) async fn request(walk: &mut Walk<'_>, step: &Request) -> Result<Reply
     request.check().map_err(Halt::Dead)?;
     let job = walk.scope.job();
     walk.note_command(request.pasteable(job.nas.id));
-    let Some((sessions, left)) = walk.way()? else {
+    let Some((sessions, left)) = walk.way().await? else {
         return Ok(Reply::default());
     };
     let device = sessions.http(&job.nas, &job.secret);

@@ -6,6 +6,7 @@
 pub mod beside;
 mod compare;
 mod exec;
+mod exec_telnet;
 mod expression;
 mod file;
 mod filters;
@@ -23,6 +24,8 @@ mod steps;
 mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_frr;
 #[cfg(test)]
 mod tests_linux;
 #[cfg(test)]
@@ -43,9 +46,10 @@ use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 
 use crate::attempt::{Failure, Job, LineKind, Report, Transcript, Verdict};
+use crate::driver::dialogue::Manners;
 use crate::driver::sessions::Sessions;
-use crate::event::Cmd;
-use crate::nas::Mode;
+use crate::event::{Class, Cmd, EventId, Params};
+use crate::nas::{Mode, Nas};
 use crate::scheme::{Execute, ExitPolicy, Identity};
 
 pub use variables::{Variable, well_known};
@@ -191,6 +195,28 @@ impl NativeScheme {
         self.driver.as_str()
     }
 
+    /// How `nas` wants to be spoken to on its command line: `[vars]` under `nas.vars`.
+    pub fn manners(&self, nas: &Nas) -> Result<Manners, String> {
+        let job = Job {
+            event: EventId(0),
+            epoch: 0,
+            try_count: 1,
+            possible_duplicate: false,
+            cmd: Cmd::parse("user_test")?,
+            class: Class::Rest,
+            user: None,
+            abonent: None,
+            usluga: None,
+            params: Params::default(),
+            nas: Arc::new(nas.clone()),
+            secret: Arc::default(),
+            deadline: std::time::Duration::ZERO,
+        };
+        let mut transcript = Transcript::discard();
+        let walk = Walk::new(self, &job, &mut transcript, Via::Silent);
+        Manners::of(|name| walk.setting(name))
+    }
+
     /// PARAMS that are to be read again at the attempt.
     pub fn fresh(&self) -> &[String] {
         &self.fresh
@@ -296,6 +322,22 @@ impl Execute for NativeExecute {
 
     fn has(&self, cmd: &Cmd) -> bool {
         self.scheme.on.contains_key(cmd)
+    }
+
+    fn driver(&self) -> &'static str {
+        self.scheme.driver()
+    }
+
+    fn room(&self, nas: &Nas) -> usize {
+        let places = match self.scheme.driver {
+            DriverName::Telnet => Sessions::telnet_places(nas),
+            DriverName::Mikrotik
+            | DriverName::Ssh
+            | DriverName::Radius
+            | DriverName::Http
+            | DriverName::Record => usize::MAX,
+        };
+        places.min(Sessions::paced_places(nas))
     }
 
     fn own_cmds(&self) -> BTreeSet<Cmd> {

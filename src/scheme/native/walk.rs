@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use minijinja::value::Value;
 
-use super::names::{NAS_VERSION, Scope};
+use super::exec_telnet::Held;
+use super::names::{NAS_VERSION, Scope, Source};
 use super::render::Template;
 use super::saved::{Saved, logged, reply_text};
 use super::step::{Answered, DriverName, Each, Kind, Pair, Step};
 use super::{NativeScheme, lines, ros};
-use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
+use crate::attempt::{
+    ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript, WAIT_MAX,
+};
 use crate::clock;
 use crate::driver::mikrotik::{Command, Mikrotik};
 use crate::driver::sessions::Sessions;
@@ -76,6 +79,10 @@ pub(super) struct Walk<'a> {
     via: Via<'a>,
     /// The NAS's sessions, looked up at the first command.
     router: Option<Arc<Mikrotik>>,
+    /// A session on the device's command line, kept to the end of the attempt.
+    pub(super) telnet: Option<Held>,
+    /// Spent waiting for turns, which does not count.
+    waited: Duration,
     /// Tick at which the attempt began; not read on the silent way, which has no deadline.
     started_ms: u64,
     depth: usize,
@@ -106,6 +113,8 @@ impl<'a> Walk<'a> {
             transcript,
             via,
             router: None,
+            telnet: None,
+            waited: Duration::ZERO,
             started_ms,
             depth: 0,
             commands: 0,
@@ -115,7 +124,10 @@ impl<'a> Walk<'a> {
     }
 
     /// The joined answer, at most [`ANSWER_MAX`] bytes, and whether a session was opened.
-    pub(super) fn end(self) -> (Option<String>, Option<bool>) {
+    pub(super) fn end(mut self) -> (Option<String>, Option<bool>) {
+        if let Some(remark) = self.telnet.take().and_then(Held::give_back) {
+            self.transcript.answer(remark);
+        }
         if self.commands == 0 {
             self.transcript
                 .answer("no command: no step applied to this account");
@@ -421,18 +433,61 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The NAS's sessions and what is left of the time; none where nothing is sent. What has
-    /// been noted is in the log before the device is waited for.
-    pub(super) fn way(&mut self) -> Result<Option<(&'a Sessions, Duration)>, Failure> {
+    /// The NAS's sessions; none where nothing is sent.
+    pub(super) fn sessions(&self) -> Option<&'a Sessions> {
         match self.via {
-            Via::Silent => Ok(None),
-            Via::Sessions(sessions) => {
-                let left = self.left()?;
-                self.transcript.flush();
-                Ok(Some((sessions, left)))
-            }
+            Via::Sessions(sessions) => Some(sessions),
+            Via::Silent => None,
             #[cfg(test)]
-            Via::Table(_) => Ok(None),
+            Via::Table(_) => None,
+        }
+    }
+
+    /// The NAS's sessions and what is left of the time, when `nas.max_rate` lets the next
+    /// command go; none where nothing is sent. What has been noted is in the log before the
+    /// device is waited for.
+    pub(super) async fn way(&mut self) -> Result<Option<(&'a Sessions, Duration)>, Failure> {
+        let Some(sessions) = self.sessions() else {
+            return Ok(None);
+        };
+        self.transcript.flush();
+        let wait = sessions.pace(&self.scope.job().nas, clock::tick_ms());
+        if !wait.is_zero() {
+            if wait > self.patience() {
+                return Err(again(format!(
+                    "nas.max_rate: the next command may go in {} ms only",
+                    wait.as_millis()
+                )));
+            }
+            tokio::time::sleep(wait).await;
+            self.waited(wait);
+        }
+        Ok(Some((sessions, self.left()?)))
+    }
+
+    /// How long it may still wait for its turn on the NAS.
+    pub(super) fn patience(&self) -> Duration {
+        WAIT_MAX.saturating_sub(self.waited)
+    }
+
+    /// Time spent waiting for a turn does not count.
+    pub(super) fn waited(&mut self, wait: Duration) {
+        self.waited += wait;
+        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.started_ms = self.started_ms.saturating_add(ms);
+    }
+
+    /// A name of `[vars]`, which `nas.vars` overrides and adds to; none = not said.
+    pub(super) fn setting(&self, name: &str) -> Result<Option<serde_json::Value>, String> {
+        let at = self.scheme.vars.iter().position(|var| &*var.name == name);
+        match at {
+            Some(at) => {
+                let value = self.scope.value(name, Source::Var(at))?;
+                value
+                    .map(|v| serde_json::to_value(v).map_err(|e| format!("{name}: {e}")))
+                    .transpose()
+            }
+            None => Ok(self.scope.job().nas.vars.get(name).cloned()),
         }
     }
 
@@ -454,7 +509,7 @@ impl<'a> Walk<'a> {
         if !self.scheme.asks_version {
             return Ok(());
         }
-        let Some((sessions, left)) = self.way()? else {
+        let Some((sessions, left)) = self.way().await? else {
             return Ok(());
         };
         let job = self.scope.job();

@@ -1,0 +1,229 @@
+//! From an event to a route: the real daemon, the shipped scheme FRR-Vty, FRR's own command line.
+
+use std::process::Stdio;
+
+use serde_json::json;
+
+use crate::lab::daemon::Lab;
+use crate::lab::db::Kind;
+use crate::lab::on_each_store;
+use crate::lab::sshd::program;
+use crate::lab::vty::{ENABLE, Frr, PASSWORD};
+
+on_each_store!(
+    an_event_changes_a_route,
+    a_wrong_password_parks_the_nas,
+    the_tools_speak_to_the_router,
+);
+
+async fn nas_of(lab: &Lab, frr: &Frr, forks: i64, password: &str) {
+    let columns = [
+        ("telnet_port", frr.port.to_string()),
+        ("max_sessions", "1".to_owned()),
+        (
+            "vars",
+            r#"'{"via": "10.90.0.2", "via6": "2001:db8:90::2"}'"#.to_owned(),
+        ),
+    ];
+    lab.nas(1, "FRR-Vty", forks, &columns).await;
+    lab.sql(&format!(
+        "insert into nas_secret (nas_id, login, password, enable_password) values (1, '', '{password}', '{ENABLE}')"
+    ))
+    .await;
+}
+
+async fn an_event_changes_a_route(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let frr = Frr::start().await;
+    nas_of(&lab, &frr, 20, PASSWORD).await;
+    lab.accounts(1, [10, 11]).await;
+    lab.sql("update users set addresses = '[\"10.0.0.10\", \"2001:db8:1::/56\"]' where id = 10")
+        .await;
+    let _daemon = lab.start().await;
+    let done = ("done".to_owned(), "done".to_owned());
+    let go = async |user: i64, cmd: &str| {
+        let id = lab.event(user, cmd).await;
+        assert_eq!(
+            lab.ended(id).await,
+            done,
+            "{cmd}: {:?}",
+            lab.account_log(user)
+        );
+        id
+    };
+    // zebra installs what staticd was told a moment later.
+    let routes = async |what: &str, net: &str, wanted: &str| {
+        let family = if net.contains(':') { "-6" } else { "-4" };
+        lab.until(what, async || {
+            let found = frr.routes(family, net).await.join("\n");
+            let fits = if wanted.is_empty() {
+                found.is_empty()
+            } else {
+                found.contains(wanted)
+            };
+            fits.then_some(())
+        })
+        .await;
+    };
+    // Twice: the second changes nothing.
+    for _ in 0..2 {
+        go(10, "user_add").await;
+        routes("host route", "10.0.0.10", "via 10.90.0.2").await;
+        routes("host route", "2001:db8:1::/56", "via 2001:db8:90::2").await;
+    }
+    for _ in 0..2 {
+        go(10, "user_redirect").await;
+        routes("blackhole", "10.0.0.10", "blackhole 10.0.0.10").await;
+        routes("blackhole", "2001:db8:1::/56", "blackhole 2001:db8:1::/56").await;
+    }
+    // Another reason stays when one is lifted.
+    go(10, "user_drop").await;
+    go(10, "user_redirect_cancel").await;
+    routes("still blocked", "10.0.0.10", "blackhole 10.0.0.10").await;
+    let info = go(10, "user_info").await;
+    let answer = lab
+        .rows(&format!("select answer from events_done where id = {info}"))
+        .await;
+    assert!(
+        answer[0][0].contains("ip route 10.0.0.10/32 blackhole 2"),
+        "{answer:?}"
+    );
+    assert!(!answer[0][0].contains("blackhole 3"), "{answer:?}");
+    for _ in 0..2 {
+        go(10, "user_accept").await;
+    }
+    routes("open", "10.0.0.10", "via 10.90.0.2").await;
+    // A change of address: the old data go, the new come, nothing old is left.
+    go(10, "user_drop").await;
+    let old = json!({"addresses": ["10.0.0.10", "2001:db8:1::/56"]});
+    lab.sql("update users set addresses = '[\"10.0.0.77\"]', accept = 0 where id = 10")
+        .await;
+    let ids = lab
+        .post(json!({"cmd": "user_del", "user_id": 10, "params": old}))
+        .await;
+    assert_eq!(lab.ended(ids[0]).await, done, "{:?}", lab.account_log(10));
+    go(10, "user_add").await;
+    routes("gone", "10.0.0.10", "").await;
+    routes("gone", "2001:db8:1::/56", "").await;
+    routes("blocked anew", "10.0.0.77", "blackhole 10.0.0.77").await;
+    // What is not an address never becomes a line.
+    lab.sql("update users set addresses = '[\"10.0.0.1 255.0.0.0 Null0\"]' where id = 11")
+        .await;
+    let id = lab.event(11, "user_drop").await;
+    assert_eq!(lab.ended(id).await.0, "dead");
+    // One session and one login served all that; its state and its weakness are told.
+    let status = lab.scheduler().await.unwrap();
+    let seen = &status["nases"][0]["sessions"][0];
+    assert_eq!(
+        (&seen["driver"], &seen["open"], &seen["logins"]),
+        (&json!("telnet"), &json!(1), &json!(1)),
+        "{status}"
+    );
+    let log = lab.account_log(10).join("\n");
+    let pasteable = "send_telnet_cmd --nas 1 'configure terminal' ';' 'ip route 10.0.0.10/32 blackhole 2' ';' end";
+    assert!(log.contains(pasteable), "{log}");
+    assert!(!log.contains(PASSWORD) && !log.contains(ENABLE), "{log}");
+}
+
+async fn a_wrong_password_parks_the_nas(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let frr = Frr::start().await;
+    nas_of(&lab, &frr, 1, "not-this-one").await;
+    lab.accounts(1, [10]).await;
+    let _daemon = lab.start().await;
+    lab.event(10, "user_drop").await;
+    let line = lab.said("NAS is parked").await;
+    assert!(
+        line.contains("login refused") && !line.contains("not-this-one"),
+        "{line}"
+    );
+    assert_eq!(
+        lab.number("select count(*) from events_stack where try_count > 1")
+            .await,
+        0
+    );
+}
+
+async fn the_tools_speak_to_the_router(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let frr = Frr::start().await;
+    nas_of(&lab, &frr, 1, PASSWORD).await;
+    let by = async |name: &str, args: &[&str]| {
+        let output = program(env!("CARGO_BIN_EXE_nas_event_daemon"))
+            .arg0(name)
+            .args(args)
+            .env("NED_CONFIG", lab.path("ned.toml"))
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let (code, out, err) = by("nas_event_daemon", &["nas", "test", "1"]).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(
+        out.contains("nas-frr# ") && err.contains("plain text"),
+        "{out}{err}"
+    );
+    let (_, out, _) = by("nas_event_daemon", &["status"]).await;
+    assert!(out.contains("plain text: telnet"), "{out}");
+    let conf = [
+        "--nas",
+        "1",
+        "configure terminal",
+        ";",
+        "ip route 10.77.0.1/32 blackhole",
+        ";",
+        "end",
+    ];
+    let (code, out, err) = by("send_telnet_cmd", &conf).await;
+    assert_eq!((code, out.as_str()), (Some(0), ""), "{err}");
+    // The pager is gone through, for there is no `terminal length 0` here.
+    let (code, out, err) = by("send_telnet_cmd", &["--nas", "1", "show", "running-config"]).await;
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        out.contains("ip route 10.77.0.1/32 blackhole") && !out.contains("More"),
+        "{out}"
+    );
+    let (code, _, err) = by("send_telnet_cmd", &["--nas", "1", "ip", "rout"]).await;
+    assert_eq!(code, Some(249), "{err}");
+    assert!(err.starts_with("ERROR: UnknownParameter"), "{err}");
+    let port = frr.port.to_string();
+    let typed = [
+        "--port",
+        &port,
+        "-s",
+        "127.0.0.1",
+        "",
+        PASSWORD,
+        "show",
+        "version",
+    ];
+    let (code, out, err) = by("send_telnet_cmd", &typed).await;
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("FRRouting"), "{out}");
+    let dry = ["--dry-run", "--nas", "1", "a b", ";", "c"];
+    assert_eq!(by("send_telnet_cmd", &dry).await.1, "a b\nc\n");
+    let nobody = ["--port", "1", "-s", "127.0.0.1", "", "x", "show"];
+    let (code, _, err) = by("send_telnet_cmd", &nobody).await;
+    assert_eq!(code, Some(254), "{err}");
+    let wrong = [
+        "--port",
+        &port,
+        "--timeout",
+        "30s",
+        "-s",
+        "127.0.0.1",
+        "",
+        "wrong-one",
+        "show",
+    ];
+    let (code, _, err) = by("send_telnet_cmd", &wrong).await;
+    assert_eq!(code, Some(1), "{err}");
+    assert!(!err.contains("wrong-one"), "{err}");
+}

@@ -1,0 +1,129 @@
+//! The telnet servers of Linux: all their options are refused, and a shell is spoken to.
+
+use std::time::Duration;
+
+use nas_event_daemon::driver::dialogue::{Credentials, Manners};
+use nas_event_daemon::driver::leases::Rules;
+use nas_event_daemon::driver::telnet::{Limits, Target, Telnet};
+
+use crate::lab::daemon::{own_port, wait_for};
+use crate::lab::sshd::run;
+use crate::lab::vty::Group;
+
+const LONG: Duration = Duration::from_secs(30);
+
+pub(crate) fn telnet(port: u16, login: &str, password: &str) -> Telnet {
+    let target = Target {
+        host: "127.0.0.1".into(),
+        port,
+        credentials: Credentials {
+            login: login.into(),
+            password: password.into(),
+            enable_password: String::new(),
+        },
+        manners: Manners::default(),
+    };
+    Telnet::new(target, limits(LONG))
+}
+
+pub(crate) fn limits(login_timeout: Duration) -> Limits {
+    Limits {
+        rules: Rules {
+            sessions: 1,
+            logins_per_minute: 600.0,
+            linger: LONG,
+        },
+        connect_timeout: LONG,
+        login_timeout,
+    }
+}
+
+/// A user of the system, gone with its home when dropped.
+struct User(String);
+
+impl User {
+    async fn add(name: &str) -> Self {
+        let _ = std::process::id();
+        let name = format!("{name}{}", std::process::id());
+        run(&["useradd", "-m", "-s", "/bin/bash", &name]).await;
+        let set = format!("echo '{name}:servicemode' | chpasswd");
+        run(&["sh", "-c", &set]).await;
+        Self(name)
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let name = self.0.clone();
+        #[expect(clippy::disallowed_methods, reason = "the peers are programs")]
+        let mut command = std::process::Command::new("userdel");
+        // Nothing can be done about it here.
+        let _ = command.args(["-rf", &name]).output();
+    }
+}
+
+async fn up(port: u16) {
+    let connected = wait_for(async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .ok()
+    });
+    assert!(connected.await.is_some(), "the server did not come up");
+}
+
+async fn talks(telnet: &Telnet) {
+    let mut leased = telnet.lease(LONG, LONG).await.unwrap();
+    for n in 0..3 {
+        let answer = leased
+            .run(&format!("echo one; printf 'two %s\\n' {n}"), &[], LONG)
+            .await
+            .unwrap();
+        assert_eq!(answer.text, format!("one\ntwo {n}"));
+        assert!(answer.home);
+    }
+    let long = format!("echo {}", "word ".repeat(60));
+    let answer = leased.run(&long, &[], LONG).await.unwrap();
+    let words: Vec<&str> = answer.text.split_whitespace().collect();
+    assert!(
+        words.len() == 60 && words.iter().all(|w| *w == "word"),
+        "{answer:?}"
+    );
+    assert_eq!(leased.run("true", &[], LONG).await.unwrap().text, "");
+    assert_eq!(telnet.give_back(leased), None);
+    let again = telnet.lease(LONG, LONG).await.unwrap();
+    assert!(!again.is_new);
+    assert_eq!(telnet.seen().logins, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busybox_with_a_login() {
+    let user = User::add("nedbb").await;
+    let (port, _kept) = own_port();
+    let at = format!("127.0.0.1:{port}");
+    let _server = Group::start(&["busybox", "telnetd", "-F", "-b", &at, "-l", "/bin/login"]);
+    up(port).await;
+    talks(&telnet(port, &user.0, "servicemode")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busybox_with_a_bare_shell() {
+    let (port, _kept) = own_port();
+    let at = format!("127.0.0.1:{port}");
+    let _server = Group::start(&["busybox", "telnetd", "-F", "-b", &at, "-l", "/bin/sh"]);
+    up(port).await;
+    talks(&telnet(port, "", "")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inetutils_with_all_its_options() {
+    let user = User::add("nediu").await;
+    let (port, _kept) = own_port();
+    let listen = format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork");
+    let _server = Group::start(&["socat", &listen, "EXEC:/usr/sbin/telnetd -h,nofork"]);
+    up(port).await;
+    talks(&telnet(port, &user.0, "servicemode")).await;
+    let refused = telnet(port, &user.0, "wrong-one").lease(LONG, LONG).await;
+    let refused = refused.err().unwrap();
+    assert!(refused.text.contains("login refused"), "{refused}");
+    assert!(!refused.text.contains("wrong-one"), "{refused}");
+}

@@ -1,0 +1,303 @@
+//! Devices that misbehave: bounded time and memory, the right scope and class. And one that has
+//! a single session: a thousand events wait for it and none is deferred.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nas_event_daemon::attempt::{Failure, FailureClass, Scope};
+use nas_event_daemon::driver::telnet::Telnet;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::lab::daemon::Lab;
+use crate::lab::db::Kind;
+use crate::lab::on_each_store;
+use crate::lab::vty::{Device, let_in, line};
+use crate::peers::telnet;
+
+on_each_store!(
+    a_queue_for_the_only_session_defers_nothing,
+    a_rate_is_kept,
+    a_line_that_may_have_been_carried_out_is_unknown,
+);
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(700);
+
+async fn flood(stream: &mut TcpStream, chunk: &[u8]) {
+    let many = chunk.repeat(1000);
+    while stream.write_all(&many).await.is_ok() {}
+}
+
+async fn refused(telnet: &Telnet, limit: Duration) -> Failure {
+    let began = std::time::Instant::now();
+    let failure = telnet.lease(LONG, limit).await.err().unwrap();
+    assert!(began.elapsed() < LONG);
+    assert_eq!(failure.scope, Scope::Nas, "{failure}");
+    failure
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_the_prompt_it_is_the_nas_that_failed() {
+    for chunk in [
+        &b"banner\r\n"[..],
+        b"\xff\xfb\x01",
+        b"\x00\x1b[\xfe",
+        b"xxxxxxxx",
+    ] {
+        let device = Device::start(move |mut s, _| async move { flood(&mut s, chunk).await }).await;
+        let failure = refused(&telnet(device.port, "ned", "servicemode"), LONG / 10).await;
+        assert_eq!(
+            (failure.class, failure.parks),
+            (FailureClass::Transport, false),
+            "{failure}"
+        );
+    }
+    // Silence, one byte a moment, a closed door, a banner and a closed door.
+    let silent = Device::start(|s, _| async move {
+        let _open = s;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let drip = Device::start(|mut s, _| async move {
+        while s.write_all(b"L").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let closed = Device::start(|s, _| async move { drop(s) });
+    let busy = Device::start(|mut s, _| async move {
+        let _ = s.write_all(b"Sorry, all vty lines are in use\r\n").await;
+    });
+    let never = Device::start(|mut s, _| async move {
+        let _ = s.write_all(b"Username: ").await;
+        line(&mut s).await;
+        std::future::pending::<()>().await;
+    });
+    for device in [silent, drip.await, closed.await, busy.await, never.await] {
+        let failure = refused(&telnet(device.port, "ned", "servicemode"), SHORT).await;
+        assert_eq!(
+            (failure.class, failure.parks),
+            (FailureClass::Transport, false),
+            "{failure}"
+        );
+    }
+    let wrong = Device::start(|mut s, _| async move {
+        let _ = let_in(&mut s).await;
+        let _ = s.write_all(b"\r\n% Login invalid\r\nUsername: ").await;
+        std::future::pending::<()>().await;
+    });
+    let wrong = wrong.await;
+    let failure = refused(&telnet(wrong.port, "ned", "servicemode"), LONG).await;
+    assert_eq!(
+        (failure.class, failure.parks),
+        (FailureClass::Refused, true),
+        "{failure}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_fails_now_and_then_is_tried_again() {
+    let device = Device::start(|mut s, number| async move {
+        if number < 2 {
+            let _ = s.write_all(b"Too many sessions\r\n").await;
+            return;
+        }
+        let _ = let_in(&mut s).await;
+        while line(&mut s).await.is_some() {
+            let _ = s.write_all(b"\r\nsw#").await;
+        }
+    })
+    .await;
+    let telnet = telnet(device.port, "ned", "servicemode");
+    assert!(telnet.lease(LONG, LONG).await.unwrap().is_new);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_line_it_may_have_been_carried_out() {
+    for (kind, code) in [
+        ("endless", 254),
+        ("binary", 254),
+        ("close", 254),
+        ("never", 143),
+        ("drip", 143),
+    ] {
+        let device = Device::start(move |mut s, _| async move {
+            let _ = let_in(&mut s).await;
+            // The proof of the prompt.
+            line(&mut s).await;
+            let _ = s.write_all(b"\r\nsw#").await;
+            line(&mut s).await;
+            match kind {
+                "endless" => flood(&mut s, b"10.0.0.0/8 via 10.0.0.1\r\n").await,
+                "binary" => flood(&mut s, b"\x00\xff\xff\x1b[9999C\x1b]\xfe").await,
+                "close" => {
+                    let _ = s.write_all(b"show x\r\nhalf of an an").await;
+                }
+                "drip" => {
+                    while s.write_all(b"s").await.is_ok() {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+                _ => std::future::pending().await,
+            }
+        })
+        .await;
+        let telnet = telnet(device.port, "ned", "servicemode");
+        let mut leased = telnet.lease(LONG, LONG).await.unwrap();
+        let limit = if code == 143 { SHORT } else { LONG };
+        let failure = leased.run("show x", &[], limit).await.unwrap_err();
+        assert_eq!(
+            (failure.scope, failure.class, failure.code),
+            (Scope::Event, FailureClass::Unknown, code),
+            "{kind}: {failure}"
+        );
+        assert!(
+            telnet.give_back(leased).is_some(),
+            "{kind}: such a session is not used again"
+        );
+        assert_eq!(telnet.seen().idle, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_died_while_idle_costs_no_event() {
+    let device = Device::start(|mut s, _| async move {
+        let _ = let_in(&mut s).await;
+        for _ in 0..2 {
+            line(&mut s).await;
+            let _ = s.write_all(b"\r\nsw#").await;
+        }
+    })
+    .await;
+    let telnet = telnet(device.port, "ned", "servicemode");
+    for _ in 0..3 {
+        let mut leased = telnet.lease(LONG, LONG).await.unwrap();
+        assert!(leased.is_new);
+        leased.run("show x", &[], LONG).await.unwrap();
+        telnet.give_back(leased);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A vty with one session that takes `ms` for each line, and counts lines and sessions.
+async fn slow(ms: u64, peak: Arc<AtomicUsize>) -> Device {
+    let open = Arc::new(AtomicUsize::new(0));
+    Device::start(move |mut s, _| {
+        let (open, peak) = (Arc::clone(&open), Arc::clone(&peak));
+        async move {
+            let now = open.fetch_add(1, Ordering::SeqCst) + 1;
+            peak.fetch_max(now, Ordering::SeqCst);
+            let _ = let_in(&mut s).await;
+            while let Some(text) = line(&mut s).await {
+                if !text.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                }
+                let answer = format!("{text}\r\nsw#");
+                if s.write_all(answer.as_bytes()).await.is_err() {
+                    break;
+                }
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await
+}
+
+const SCHEME: &str = "driver = \"telnet\"\n[[on.user_drop]]\nexec = [\"block {{ ip }}\"]\n";
+
+async fn nas_of(lab: &Lab, device: &Device, forks: i64, more: &[(&str, &str)]) {
+    lab.native("Vty", SCHEME);
+    let mut columns = vec![("telnet_port", device.port.to_string())];
+    columns.extend(
+        more.iter()
+            .map(|(name, value)| (*name, (*value).to_owned())),
+    );
+    lab.nas(1, "Vty", forks, &columns).await;
+    lab.secret(1, "ned", "servicemode").await;
+}
+
+/// 100 forks, one session, 10 ms a dialogue, 400 events: the last waits four seconds, far
+/// beyond the deadline of one attempt (1 s), and none is deferred.
+async fn a_queue_for_the_only_session_defers_nothing(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let peak = Arc::new(AtomicUsize::new(0));
+    let device = slow(10, Arc::clone(&peak)).await;
+    nas_of(
+        &lab,
+        &device,
+        100,
+        &[("max_sessions", "1"), ("timeout_ms", "1000")],
+    )
+    .await;
+    lab.accounts(1, 10..410).await;
+    let _daemon = lab.start().await;
+    let events: Vec<String> = (10..410)
+        .map(|user| format!("('user_drop', {user})"))
+        .collect();
+    let values = events.join(", ");
+    lab.sql(&format!(
+        "insert into events_stack_compact (cmd, user_id) values {values}"
+    ))
+    .await;
+    lab.drained().await;
+    let done = "select count(*) from events_done where result = 'done' and attempts = 1";
+    assert_eq!(lab.number(done).await, 400);
+    let status = lab.scheduler().await.unwrap();
+    assert_eq!(status["nases"][0]["deferred"], 0, "{status}");
+    assert_eq!(status["nases"][0]["sessions"][0]["logins"], 1, "{status}");
+    assert_eq!(peak.load(Ordering::SeqCst), 1);
+}
+
+/// 20 commands a second: 41 events take two seconds, and no event suffers.
+async fn a_rate_is_kept(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let device = slow(0, Arc::default()).await;
+    let more = [
+        ("max_sessions", "3"),
+        ("max_rate", "20"),
+        ("timeout_ms", "1000"),
+    ];
+    nas_of(&lab, &device, 50, &more).await;
+    lab.accounts(1, 10..51).await;
+    let _daemon = lab.start().await;
+    let events: Vec<String> = (10..51)
+        .map(|user| format!("('user_drop', {user})"))
+        .collect();
+    let began = std::time::Instant::now();
+    let values = events.join(", ");
+    lab.sql(&format!(
+        "insert into events_stack_compact (cmd, user_id) values {values}"
+    ))
+    .await;
+    lab.drained().await;
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(1_900), "{took:?}");
+    let done = "select count(*) from events_done where result = 'done' and attempts = 1";
+    assert_eq!(lab.number(done).await, 41);
+}
+
+async fn a_line_that_may_have_been_carried_out_is_unknown(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"50ms\"").await;
+    let device = Device::start(|mut s, number| async move {
+        let _ = let_in(&mut s).await;
+        line(&mut s).await;
+        let _ = s.write_all(b"\r\nsw#").await;
+        while let Some(text) = line(&mut s).await {
+            if number == 0 {
+                return;
+            }
+            let _ = s.write_all(format!("{text}\r\nsw#").as_bytes()).await;
+        }
+    })
+    .await;
+    nas_of(&lab, &device, 1, &[]).await;
+    lab.accounts(1, [10]).await;
+    let _daemon = lab.start().await;
+    let id = lab.event(10, "user_drop").await;
+    assert_eq!(lab.ended(id).await, ("done".to_owned(), "done".to_owned()));
+    let log = lab.account_log(10).join("\n");
+    assert!(log.contains("may have been carried out"), "{log}");
+    let tries = format!("select attempts from events_done where id = {id}");
+    assert_eq!(lab.number(&tries).await, 2, "{log}");
+}
