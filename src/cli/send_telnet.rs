@@ -18,20 +18,19 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::classic::{self, CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal};
+use super::classic::{self, CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride};
 use super::exit::{Failed, say};
 use super::table::one_line;
 use super::{Console, nas, runtime};
 use crate::attempt::{Failure, FailureClass};
-use crate::clock;
 use crate::config::parse_duration;
-use crate::driver::dialogue::{Credentials, Manners, not_understood};
+use crate::driver::dialogue::{Credentials, Manners};
 use crate::driver::leases::Rules;
 use crate::driver::sessions::Sessions;
-use crate::driver::telnet::{Limits, Target, Telnet};
+use crate::driver::telnet::{Command, Limits, NOT_UNDERSTOOD, Target, Telnet};
 use crate::nas::NasId;
+use crate::scheme::ride::words::To;
 use crate::scheme::session::OBSERVE;
-use crate::shell::quote;
 
 /// TCP port of telnet (RFC 854).
 const TELNET_PORT: u16 = 23;
@@ -100,44 +99,54 @@ pub fn by_name(args: Vec<OsString>) -> u8 {
 }
 
 async fn send(args: &Args) -> Result<(), Refusal> {
-    let lines = lines(args)?;
-    let shown = shown(&lines);
-    let expect = expected(args, &shown)?;
-    // A script that runs in observe mode: nothing may be sent.
-    if args.dry_run || std::env::var_os(OBSERVE).is_some() {
-        for line in &lines {
+    let command = Command {
+        lines: lines(args)?,
+        expect: args.expect.clone(),
+    };
+    let shown = command.shown();
+    command
+        .check()
+        .map_err(|why| Refusal::parameter(why, &shown))?;
+    let recorded = || {
+        for line in &command.lines {
             say(one_line(line));
         }
-        return Ok(());
-    }
-    let telnet = match args.nas {
-        Some(id) => on_nas(args, NasId(id))
-            .await
-            .map_err(|failed| Refusal::settings(failed, &shown))?,
-        None => std::sync::Arc::new(typed(args)),
+        Ok(())
     };
-    let until = clock::tick_ms()
-        .saturating_add(u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX));
-    let left = || Duration::from_millis(until.saturating_sub(clock::tick_ms()));
-    let mut leased = telnet
-        .lease(args.timeout, left())
-        .await
-        .map_err(|failure| refusal(failure, &shown))?;
-    for (n, line) in lines.iter().enumerate() {
-        let answer = leased
-            .run(line, &expect, left())
-            .await
-            .map_err(|failure| refusal(failure, &shown))?;
-        for row in answer.text.lines() {
-            say(one_line(row));
+    // A script that runs in observe mode: nothing may be sent.
+    if args.dry_run || std::env::var_os(OBSERVE).is_some() {
+        return recorded();
+    }
+    let meant = To {
+        nas: args.nas,
+        host: args.to.first().cloned(),
+        login: args.to.get(1).cloned(),
+        port: args.port,
+    };
+    let ride = Ride::find(args.config.clone(), meant).await;
+    let ridden = match ride {
+        Some(mut ride) => {
+            let ridden = ride.talk(command.clone().into(), args.timeout).await;
+            ridden.map_err(|why| Refusal::parameter(why, &shown))?
         }
-        if let Some(said) = not_understood(&answer.text) {
-            return Err(Refusal::parameter(said.trim(), line));
+        None => Ridden::ByYourself,
+    };
+    let result = match ridden {
+        Ridden::Recorded => return recorded(),
+        Ridden::Answer(result) => result,
+        Ridden::ByYourself => {
+            let telnet = match args.nas {
+                Some(id) => on_nas(args, NasId(id))
+                    .await
+                    .map_err(|failed| Refusal::settings(failed, &shown))?,
+                None => std::sync::Arc::new(typed(args)),
+            };
+            telnet.talk(&command, args.timeout).await
         }
-        if answer.closed && n + 1 < lines.len() {
-            let failure = Failure::permanent("the session ended before the lines that follow");
-            return Err(refusal(failure, &shown));
-        }
+    };
+    let reply = result.map_err(|failure| refusal(failure, &shown))?;
+    for row in reply.text.lines() {
+        say(one_line(row));
     }
     Ok(())
 }
@@ -170,19 +179,6 @@ fn lines(args: &Args) -> Result<Vec<String>, Refusal> {
         ));
     }
     Ok(lines)
-}
-
-fn shown(lines: &[String]) -> String {
-    let words: Vec<String> = lines.iter().map(|line| quote(line)).collect();
-    words.join(" ';' ")
-}
-
-fn expected(args: &Args, shown: &str) -> Result<Vec<fancy_regex::Regex>, Refusal> {
-    let compiled = args.expect.iter().map(|source| {
-        let told = |_| Refusal::parameter(format!("--expect {source:?} is no expression"), shown);
-        fancy_regex::Regex::new(source).map_err(told)
-    });
-    compiled.collect()
 }
 
 /// The address was typed.
@@ -241,6 +237,9 @@ fn refusal(failure: Failure, line: &str) -> Refusal {
         FailureClass::Transport => ("ConnectionError", LATER),
         FailureClass::Unknown => ("Timeout", LATER),
         FailureClass::Refused => ("LoginError", REFUSED),
+        FailureClass::Permanent if failure.code == NOT_UNDERSTOOD => {
+            ("UnknownParameter", PARAMETER)
+        }
         FailureClass::Permanent => ("Refused", REFUSED),
     };
     Refusal {
@@ -265,7 +264,11 @@ mod tests {
         assert_eq!(lines_of(&["show", "version"]).unwrap(), ["show version"]);
         let three = lines_of(&["conf t", ";", "ip route", "x", ";", "end"]).unwrap();
         assert_eq!(three, ["conf t", "ip route x", "end"]);
-        assert_eq!(shown(&three), "'conf t' ';' 'ip route x' ';' end");
+        let command = Command {
+            lines: three,
+            expect: Vec::new(),
+        };
+        assert_eq!(command.shown(), "'conf t' ';' 'ip route x' ';' end");
         for wrong in [&["a\nreload"][..], &[";"], &["a\u{3}"]] {
             assert_eq!(lines_of(wrong).unwrap_err().code, PARAMETER, "{wrong:?}");
         }

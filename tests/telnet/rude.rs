@@ -19,6 +19,7 @@ use crate::peers::telnet;
 on_each_store!(
     a_queue_for_the_only_session_defers_nothing,
     a_rate_is_kept,
+    scripts_ride_on_the_daemons_session,
     a_line_that_may_have_been_carried_out_is_unknown,
 );
 
@@ -300,4 +301,36 @@ async fn a_line_that_may_have_been_carried_out_is_unknown(kind: Kind) {
     assert!(log.contains("may have been carried out"), "{log}");
     let tries = format!("select attempts from events_done where id = {id}");
     assert_eq!(lab.number(&tries).await, 2, "{log}");
+}
+
+/// A session script: each attempt sends two lines through the daemon's one session.
+async fn scripts_ride_on_the_daemons_session(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let device = slow(0, Arc::default()).await;
+    lab.session(
+        "Ridden",
+        "user_drop() { send_telnet_cmd --nas 1 \"block $ip\" ';' 'show it' || exit 254; }\n\
+         user_accept() { send_telnet_cmd --nas 2 'open it'; }\n",
+    );
+    let columns = [
+        ("telnet_port", device.port.to_string()),
+        ("max_sessions", "1".to_owned()),
+    ];
+    lab.nas(1, "Ridden", 5, &columns).await;
+    lab.secret(1, "ned", "servicemode").await;
+    lab.accounts(1, 10..20).await;
+    let _daemon = lab.start().await;
+    let done = ("done".to_owned(), "done".to_owned());
+    for user in 10..20 {
+        let id = lab.event(user, "user_drop").await;
+        assert_eq!(lab.ended(id).await, done, "{:?}", lab.account_log(user));
+    }
+    let log = lab.account_log(10).join("\n");
+    let sent = "> send_telnet_cmd --nas 1 'block 10.0.0.10' ';' 'show it'";
+    assert!(log.contains(sent), "{log}");
+    let status = lab.scheduler().await.unwrap();
+    assert_eq!(status["nases"][0]["sessions"][0]["logins"], 1, "{status}");
+    // Another NAS than that of the attempt is not reached this way.
+    let id = lab.event(10, "user_accept").await;
+    assert_eq!(lab.ended(id).await.0, "dead");
 }

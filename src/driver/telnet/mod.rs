@@ -12,13 +12,18 @@ use tokio::time::timeout;
 
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
+use crate::driver::Reply;
 use crate::driver::dialogue::shell::Shell;
-use crate::driver::dialogue::{Answer, Credentials, Manners, Trouble};
+use crate::driver::dialogue::{ANSWER_MAX, Answer, Credentials, Manners, Trouble, not_understood};
 use crate::driver::leases::{Leases, Rules, Seen, Turn};
+use crate::nas::NasId;
+use crate::shell::quote;
 use options::Options;
 
 /// Code of a line that the device did not understand, as of a wrong parameter elsewhere.
 pub const NOT_UNDERSTOOD: i32 = 249;
+/// Lines that a script may send at once.
+const LINES_MAX: usize = 10_000;
 /// Waits before the second, third and fourth try of a login that failed.
 const LOGIN_PAUSES_MS: [u64; 3] = [100, 500, 2_000];
 /// A session that was idle for so long is asked for its prompt before it is used: a device
@@ -43,6 +48,50 @@ pub struct Target {
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}:{}", self.credentials.login, self.host, self.port)
+    }
+}
+
+/// Lines of one session, one after the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Command {
+    /// The lines.
+    pub lines: Vec<String>,
+    /// Questions that end an answer, too, as regular expressions.
+    pub expect: Vec<String>,
+}
+
+impl Command {
+    /// What an operator can paste to repeat it: a lone `;` begins the next line.
+    pub fn pasteable(&self, nas: NasId) -> String {
+        let mut words = vec![format!("send_telnet_cmd --nas {nas}")];
+        for question in &self.expect {
+            words.push(format!("--expect {}", quote(question)));
+        }
+        words.push(self.shown());
+        words.join(" ")
+    }
+
+    /// The lines as words of a shell.
+    pub fn shown(&self) -> String {
+        let lines: Vec<String> = self.lines.iter().map(|line| quote(line)).collect();
+        lines.join(" ';' ")
+    }
+
+    /// The questions, compiled; fails on lines and questions that cannot be meant.
+    pub fn check(&self) -> Result<Vec<fancy_regex::Regex>, String> {
+        if self.lines.is_empty() || self.lines.iter().any(|line| line.trim().is_empty()) {
+            return Err("there is no line to send".to_owned());
+        }
+        if self.lines.len() > LINES_MAX || self.expect.len() > LINES_MAX {
+            return Err(format!("more than {LINES_MAX} lines in one session"));
+        }
+        if let Some(line) = self.lines.iter().find(|l| l.chars().any(char::is_control)) {
+            return Err(format!("the line {line:?} holds a control character"));
+        }
+        let compiled = self.expect.iter().map(|source| {
+            fancy_regex::Regex::new(source).map_err(|_| format!("{source:?} is no expression"))
+        });
+        compiled.collect()
     }
 }
 
@@ -86,6 +135,49 @@ impl Telnet {
             limits,
             leases,
         }
+    }
+
+    /// Sends all lines in one session and gives it back. A line that is not understood ends it.
+    pub async fn talk(&self, command: &Command, limit: Duration) -> Result<Reply, Failure> {
+        let expect = command.check().map_err(Failure::permanent)?;
+        let mut leased = self.lease(limit, limit).await?;
+        let began = clock::tick_ms();
+        let mut reply = Reply {
+            new_session: leased.is_new,
+            ..Reply::default()
+        };
+        for (n, line) in command.lines.iter().enumerate() {
+            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+            let answer = leased
+                .run(line, &expect, limit.saturating_sub(gone))
+                .await?;
+            if !reply.text.is_empty() && !answer.text.is_empty() {
+                reply.text.push('\n');
+            }
+            reply.text.push_str(&answer.text);
+            let failure = if let Some(said) = not_understood(&answer.text) {
+                Some(Failure {
+                    code: NOT_UNDERSTOOD,
+                    ..Failure::permanent(format!("{line:?} was not understood: {}", said.trim()))
+                })
+            } else if reply.text.len() > ANSWER_MAX {
+                Some(Failure::permanent(format!(
+                    "the answers have more than {ANSWER_MAX} bytes"
+                )))
+            } else if answer.closed && n + 1 < command.lines.len() {
+                Some(Failure::permanent(format!(
+                    "the session ended after {line:?}, before the lines that follow"
+                )))
+            } else {
+                None
+            };
+            if let Some(failure) = failure {
+                self.give_back(leased);
+                return Err(failure);
+            }
+        }
+        self.give_back(leased);
+        Ok(reply)
     }
 
     /// A session at its prompt. `wait`: for a place; `limit`: for connection and login, which

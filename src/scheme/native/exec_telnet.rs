@@ -11,8 +11,7 @@ use super::walk::{Halt, Walk};
 use crate::attempt::{Failure, FailureClass};
 use crate::driver::Row;
 use crate::driver::dialogue::{Manners, not_understood};
-use crate::driver::telnet::{Leased, NOT_UNDERSTOOD, Telnet};
-use crate::shell::quote;
+use crate::driver::telnet::{Command, Leased, NOT_UNDERSTOOD, Telnet};
 
 /// Lines of one answer that go to the log; the whole answer is at hand for later steps.
 const LOGGED_LINES: usize = 32;
@@ -32,13 +31,6 @@ impl Held {
     }
 }
 
-/// All lines as one command that a person can repeat: a lone `;` begins the next line.
-fn pasteable(walk: &Walk<'_>, lines: &[String]) -> String {
-    let nas = walk.scope.job().nas.id;
-    let words: Vec<String> = lines.iter().map(|line| quote(line)).collect();
-    format!("send_telnet_cmd --nas {nas} {}", words.join(" ';' "))
-}
-
 /// Runs the rendered `lines`, and `abort` if a later one than the first failed.
 pub(super) async fn telnet(
     walk: &mut Walk<'_>,
@@ -48,8 +40,7 @@ pub(super) async fn telnet(
     abort: Vec<String>,
 ) -> Result<Told, Halt> {
     let mut told = Told::default();
-    let shown = pasteable(walk, &lines);
-    walk.note_command(shown);
+    note_lines(walk, &lines);
     if walk.sessions().is_none() {
         return Ok(told);
     }
@@ -78,8 +69,7 @@ pub(super) async fn telnet(
         let lost = walk.telnet.is_none();
         if lost || (failure.is_some() && !step.go_on) {
             if n > 0 && !lost && !abort.is_empty() {
-                let shown = pasteable(walk, &abort);
-                walk.note_command(shown);
+                note_lines(walk, &abort);
                 for line in &abort {
                     if say(walk, line, &[]).await.is_err() {
                         break;
@@ -155,6 +145,16 @@ async fn say(
             Err(failure)
         }
     }
+}
+
+/// All lines as one command that a person can repeat.
+fn note_lines(walk: &mut Walk<'_>, lines: &[String]) {
+    let command = Command {
+        lines: lines.to_vec(),
+        expect: Vec::new(),
+    };
+    let shown = command.pasteable(walk.scope.job().nas.id);
+    walk.note_command(shown);
 }
 
 fn note(walk: &mut Walk<'_>, text: &str) {

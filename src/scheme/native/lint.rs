@@ -192,6 +192,13 @@ impl Lint<'_, '_> {
                         "write one step for the line that reads the batch",
                     );
                 }
+                if exec.stdin.is_some() && self.scheme.driver == DriverName::Telnet {
+                    self.notes.error(
+                        line,
+                        "`stdin` is impossible with driver telnet",
+                        "write its lines into `exec`",
+                    );
+                }
                 if !exec.expect.is_empty() && self.scheme.driver == DriverName::Ssh {
                     self.notes.warning(
                         line,

@@ -24,30 +24,30 @@ fn shown(line: &str) -> String {
 }
 
 #[tokio::test]
-async fn each_reason_has_its_distance_in_both_families() {
-    for (cmd, distance, gone) in [
-        ("user_drop", 2, false),
-        ("user_accept", 2, true),
-        ("user_redirect", 3, false),
-        ("user_redirect_cancel", 3, true),
-        ("own_disabled", 4, false),
-        ("own_disabled_cancel", 4, true),
-        ("b_sys", 5, false),
-        ("u_b_sys", 5, true),
-        ("b_own", 6, false),
-        ("u_b_own", 6, true),
-        ("b_admin", 7, false),
-        ("u_b_admin", 7, true),
+async fn both_families_are_blocked_and_opened_when_no_flag_blocks() {
+    for (cmd, accept, redirect, no) in [
+        ("user_drop", 0, 0, ""),
+        ("user_redirect", 1, 1, ""),
+        ("user_accept", 1, 0, "no "),
+        ("user_redirect_cancel", 1, 0, "no "),
     ] {
-        let lines = sent(cmd, &account(), &json!({})).await.unwrap();
-        let no = if gone { "no " } else { "" };
+        let mut account = account();
+        account["accept"] = json!(accept);
+        account["redirect"] = json!(redirect);
+        let lines = sent(cmd, &account, &json!({})).await.unwrap();
         let want = [
-            shown(&format!("{no}ip route 10.88.0.15/32 blackhole {distance}")),
-            shown(&format!(
-                "{no}ipv6 route 2001:db8:1::/56 blackhole {distance}"
-            )),
+            shown(&format!("{no}ip route 10.88.0.15/32 blackhole")),
+            shown(&format!("{no}ipv6 route 2001:db8:1::/56 blackhole")),
         ];
         assert_eq!(lines, want, "{cmd}");
+    }
+    // The other reason still holds.
+    for (cmd, accept, redirect) in [("user_accept", 1, 1), ("user_redirect_cancel", 0, 0)] {
+        let mut account = account();
+        account["accept"] = json!(accept);
+        account["redirect"] = json!(redirect);
+        let lines = sent(cmd, &account, &json!({})).await.unwrap();
+        assert!(lines.is_empty(), "{cmd}: {lines:?}");
     }
 }
 
@@ -58,22 +58,18 @@ async fn an_account_is_added_as_its_flags_say_and_removed_whole() {
     account["redirect"] = json!(1);
     let via = json!({"via": "10.90.0.2"});
     let lines = sent("user_add", &account, &via).await.unwrap();
-    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines.contains(&shown("ip route 10.88.0.15/32 10.90.0.2 200")));
     let lines = sent("user_del", &account, &via).await.unwrap();
-    assert_eq!(lines.len(), 1 + 6 * 2, "{lines:?}");
+    assert_eq!(lines.len(), 1 + 2, "{lines:?}");
     assert!(
         lines.iter().all(|line| line.contains("'no ip")),
         "{lines:?}"
     );
     account["accept"] = json!(1);
     account["redirect"] = json!(0);
-    assert!(
-        sent("user_add", &account, &json!({}))
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    let lines = sent("user_add", &account, &json!({})).await.unwrap();
+    assert!(lines.is_empty(), "{lines:?}");
 }
 
 #[tokio::test]
@@ -86,6 +82,8 @@ async fn no_value_becomes_syntax() {
     ] {
         let mut params = account();
         params["addresses"] = json!([hostile]);
+        params["accept"] = json!(1);
+        params["redirect"] = json!(0);
         for cmd in ["user_drop", "user_accept", "user_del", "user_add"] {
             let refused = sent(cmd, &params, &json!({"via": "10.90.0.2", "via6": "::1"})).await;
             assert!(refused.is_err(), "{cmd} {hostile:?}: {refused:?}");

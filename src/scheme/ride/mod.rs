@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::native::logged;
 use crate::attempt::{Failure, Job, LineKind};
 use crate::clock;
+use crate::driver::dialogue::Manners;
 use crate::driver::sessions::Sessions;
-use crate::driver::{Reply, http, mikrotik, ssh};
+use crate::driver::{Reply, http, mikrotik, ssh, telnet};
 use crate::nas::{Nas, NasSecret};
 use words::{ASK_MAX, Ask, To, Told, What};
 
@@ -230,6 +231,13 @@ impl Rides {
         }
         // Never closed; waiting ends with the attempt.
         let _place = rider.places.acquire().await;
+        if !rider.record {
+            let mut wait = Duration::ZERO;
+            for _ in 0..ask.what.commands() {
+                wait = self.sessions.pace(&rider.nas, clock::tick_ms());
+            }
+            tokio::time::sleep(wait).await;
+        }
         let left_ms = rider.until_ms.saturating_sub(clock::tick_ms());
         let limit = Duration::from_millis(ask.timeout_ms.min(left_ms));
         let nas = rider.nas.id;
@@ -271,6 +279,25 @@ impl Rides {
                 }
                 let device = self.sessions.http(&rider.nas, &rider.secret);
                 device.talk(&request, limit).await
+            }
+            What::Telnet { lines, expect } => {
+                let command = telnet::Command { lines, expect };
+                if let Err(why) = command.check() {
+                    return Told::Refused { text: why };
+                }
+                rider.note(LineKind::Command, command.pasteable(nas)).await;
+                if rider.record {
+                    return Told::Recorded;
+                }
+                let vars = &rider.nas.vars;
+                let manners = Manners::of(|name| Ok(vars.get(name).cloned()));
+                let device = manners
+                    .map_err(Failure::setting)
+                    .and_then(|m| self.sessions.telnet(&rider.nas, &rider.secret, m));
+                match device {
+                    Ok(device) => device.talk(&command, limit).await,
+                    Err(failure) => Err(failure),
+                }
             }
             What::Ssh { line, stdin } => {
                 let command = ssh::Command { line, stdin };
@@ -339,6 +366,7 @@ fn whom(nas: &Nas, secret: &NasSecret, to: &To, what: &What) -> Whom {
         What::Mikrotik { .. } => (Some(nas.ip.as_str()), Sessions::api_port(nas)),
         What::Http { .. } => (nas.http_url.as_deref(), 0),
         What::Ssh { .. } => (Some(nas.ip.as_str()), Sessions::ssh_port(nas)),
+        What::Telnet { .. } => (Some(nas.ip.as_str()), Sessions::telnet_port(nas)),
     };
     if let Some(host) = &to.host {
         let bare = |text: &str| text.trim_end_matches('/').to_ascii_lowercase();

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::{Failure, FailureClass, Scope};
-use crate::driver::{Reply, Row, http, mikrotik, ssh};
+use crate::driver::{Reply, Row, http, mikrotik, ssh, telnet};
 
 /// Longest line that a helper may send, bytes: above the driver's largest body.
 pub const ASK_MAX: usize = 6 * 1024 * 1024;
@@ -68,6 +68,13 @@ pub enum What {
         /// Body.
         json: Option<String>,
     },
+    /// Lines over telnet.
+    Telnet {
+        /// The lines of one session.
+        lines: Vec<String>,
+        /// Questions that end an answer, too.
+        expect: Vec<String>,
+    },
     /// A command line over SSH.
     Ssh {
         /// The line; empty = the login shell, which reads the batch.
@@ -77,11 +84,30 @@ pub enum What {
     },
 }
 
+impl What {
+    /// How many commands it is, for the commands per second of the NAS.
+    pub fn commands(&self) -> usize {
+        match self {
+            Self::Mikrotik { .. } | Self::Http { .. } | Self::Ssh { .. } => 1,
+            Self::Telnet { lines, .. } => lines.len(),
+        }
+    }
+}
+
 impl From<ssh::Command> for What {
     fn from(command: ssh::Command) -> Self {
         Self::Ssh {
             line: command.line,
             stdin: command.stdin,
+        }
+    }
+}
+
+impl From<telnet::Command> for What {
+    fn from(command: telnet::Command) -> Self {
+        Self::Telnet {
+            lines: command.lines,
+            expect: command.expect,
         }
     }
 }
