@@ -6,7 +6,7 @@ use super::exit::{DONE, FAILED, Failed, Outcome};
 use crate::daemon::shutdown::Signals;
 use crate::sim::http;
 use crate::sim::mikrotik::console;
-use crate::sim::ssh;
+use crate::sim::{ssh, telnet};
 
 /// What can be simulated.
 #[derive(Debug, Subcommand)]
@@ -15,6 +15,8 @@ pub enum Verb {
     Mikrotik(console::Args),
     /// A device behind SSH: commands answered from a table.
     Ssh(ssh::console::Args),
+    /// A router with a Cisco-like command line over telnet.
+    Telnet(telnet::console::Args),
     /// An HTTP device: JSON documents, and a web hook.
     Http(http::Args),
 }
@@ -34,6 +36,12 @@ pub async fn run(verb: Verb) -> Outcome {
             Failed::new(
                 FAILED,
                 format!("the simulated SSH server ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
+            )
+        })?,
+        Verb::Telnet(args) => telnet::console::serve(&args, signals.stop()).await.map_err(|e| {
+            Failed::new(
+                FAILED,
+                format!("the simulated router ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
             )
         })?,
         Verb::Http(args) => http::run(&args, signals.stop()).await.map_err(|e| {

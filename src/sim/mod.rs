@@ -4,6 +4,7 @@
 pub mod http;
 pub mod mikrotik;
 pub mod ssh;
+pub mod telnet;
 
 use std::io;
 use std::path::PathBuf;

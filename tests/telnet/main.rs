@@ -13,3 +13,4 @@ mod lab;
 mod frr;
 mod peers;
 mod rude;
+mod sim;

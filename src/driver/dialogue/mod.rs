@@ -9,22 +9,21 @@
 //! that only looks like a prompt must stay for longer, and is then proved by an empty line:
 //! who answers with the same row is at his prompt.
 
+mod login;
 mod phrases;
 mod prompt;
 mod screen;
 pub mod shell;
 #[cfg(test)]
 mod tests;
-
-use std::fmt;
-
-use regex::Regex;
+mod words;
 
 use phrases::Said;
 use prompt::{Prompt, Seen};
 use screen::Screen;
 
 pub(crate) use phrases::not_understood;
+pub use words::{Answer, Credentials, Manners, Step, Trouble};
 
 /// A row that asks for a name or a password counts after this much silence, ms.
 const ASK_QUIET_MS: u64 = 60;
@@ -40,167 +39,10 @@ pub const ANSWER_MAX: usize = 1024 * 1024;
 const BANNER_KEPT: usize = 4 * 1024;
 /// Longest line that is sent, bytes: what the smallest input buffers of devices take.
 const LINE_MAX: usize = 4 * 1024;
-/// Names, passwords and empty lines that one login may take.
-const TURNS_MAX: usize = 12;
-/// A name that was asked for again at once went astray, perhaps in a banner.
-const NAMES_MAX: usize = 3;
 /// Bytes of the device's own words in an error.
 const SAID_MAX: usize = 300;
 /// Lines after which a device closes the connection because it was told to.
 const FAREWELLS: [&str; 5] = ["exit", "quit", "logout", "logoff", "bye"];
-
-/// How a NAS wants to be spoken to, beyond what is found out by itself.
-#[derive(Debug, Clone, Default)]
-pub struct Manners {
-    /// Command that raises the privilege: `enable`, `super`. Sent if it is set, or if there is
-    /// an enable password.
-    pub enable: Option<String>,
-    /// Lines sent after the login, such as `terminal length 0`.
-    pub setup: Vec<String>,
-    /// A prompt that does not look like one.
-    pub prompt: Option<Regex>,
-    /// How a login is asked for, if in no usual words.
-    pub login_prompt: Option<Regex>,
-    /// The same for a password.
-    pub password_prompt: Option<Regex>,
-}
-
-impl Manners {
-    /// From settings by name: `enable`, `setup` (a list, or one line), `prompt`,
-    /// `login_prompt`, `password_prompt` (regular expressions). Fails on one of another kind.
-    pub fn of(
-        get: impl Fn(&str) -> Result<Option<serde_json::Value>, String>,
-    ) -> Result<Self, String> {
-        use serde_json::Value;
-        let text = |name: &str| match get(name)? {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) if text.is_empty() => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(format!("{name} is not a text")),
-        };
-        let regex = |name: &str| {
-            let source = text(name)?;
-            let regex = source.map(|s| Regex::new(&s)).transpose();
-            regex.map_err(|_| format!("{name} is not a regular expression"))
-        };
-        let setup = match get("setup")? {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::String(line)) => vec![line],
-            Some(Value::Array(lines)) => lines
-                .into_iter()
-                .map(|line| match line {
-                    Value::String(line) => Ok(line),
-                    _ => Err("setup holds something that is not a text".to_owned()),
-                })
-                .collect::<Result<_, _>>()?,
-            Some(_) => return Err("setup is not a list of lines".to_owned()),
-        };
-        let enable = text("enable")?;
-        if setup
-            .iter()
-            .chain(&enable)
-            .any(|line| line.chars().any(char::is_control))
-        {
-            return Err("a line of setup or enable holds a control character".to_owned());
-        }
-        Ok(Self {
-            enable,
-            setup: setup.into_iter().filter(|line| !line.is_empty()).collect(),
-            prompt: regex("prompt")?,
-            login_prompt: regex("login_prompt")?,
-            password_prompt: regex("password_prompt")?,
-        })
-    }
-}
-
-impl PartialEq for Manners {
-    fn eq(&self, other: &Self) -> bool {
-        fn text(regex: &Option<Regex>) -> Option<&str> {
-            regex.as_ref().map(Regex::as_str)
-        }
-        self.enable == other.enable
-            && self.setup == other.setup
-            && text(&self.prompt) == text(&other.prompt)
-            && text(&self.login_prompt) == text(&other.login_prompt)
-            && text(&self.password_prompt) == text(&other.password_prompt)
-    }
-}
-
-/// Who logs in.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Credentials {
-    /// Name.
-    pub login: String,
-    /// Password.
-    pub password: String,
-    /// Password of `enable`; empty = none.
-    pub enable_password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credentials({})", self.login)
-    }
-}
-
-/// What comes next.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Step {
-    /// More bytes are needed, or the time `until` (ms of the caller's clock).
-    Wait {
-        /// Ask again then; `None` = only bytes can change anything.
-        until: Option<u64>,
-    },
-    /// Logged in, at the prompt; a line can be sent.
-    Ready,
-    /// The line has been answered.
-    Answer(Answer),
-    /// The dialogue is over.
-    Failed(Trouble),
-}
-
-/// What a device answered to one line: without echo, prompt, pagers and escape sequences.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
-    /// Lines, without the last line end.
-    pub text: String,
-    /// The device is at the prompt of the login again, not in a deeper mode or at a question.
-    pub home: bool,
-    /// It closed the connection, as it was told to.
-    pub closed: bool,
-}
-
-/// Why a dialogue cannot go on. Texts may hold what the device said, never a secret of ours
-/// unless the device repeated it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
-    /// The device has no place for us now.
-    Busy(String),
-    /// Name, password or `enable` refused.
-    Refused(String),
-    /// The connection ended.
-    Closed(String),
-    /// Time is over.
-    Late(String),
-    /// More bytes than anybody needs.
-    TooLong(String),
-    /// The line cannot be sent; nothing was.
-    Unfit(String),
-}
-
-impl Trouble {
-    /// What happened.
-    pub fn text(&self) -> &str {
-        match self {
-            Self::Busy(text)
-            | Self::Refused(text)
-            | Self::Closed(text)
-            | Self::Late(text)
-            | Self::TooLong(text)
-            | Self::Unfit(text) => text,
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -386,199 +228,6 @@ impl Dialogue {
     fn over(&self) -> Step {
         let why = self.ended.as_deref().unwrap_or("the dialogue is over");
         Step::Failed(Trouble::Closed(why.to_owned()))
-    }
-
-    // -- login ------------------------------------------------------------------------------
-
-    fn login(&mut self, row: &str, now: u64) -> Step {
-        if self.turns > TURNS_MAX {
-            return self.refuse("the login never comes to an end");
-        }
-        if let Some(asked) = self.asked(row) {
-            return match self.quiet(ASK_QUIET_MS, now) {
-                Err(wait) => wait,
-                Ok(()) => self.give(asked, now),
-            };
-        }
-        if phrases::asks_to_change_password(row) {
-            return match self.quiet(ASK_QUIET_MS, now) {
-                Err(wait) => wait,
-                Ok(()) => self.press(b"n\r", now),
-            };
-        }
-        if let Some(key) = phrases::goes_on(row) {
-            return match self.quiet(ASK_QUIET_MS, now) {
-                Err(wait) => wait,
-                Ok(()) => self.press(key, now),
-            };
-        }
-        let Some(candidate) = Prompt::learn(row, self.manners.prompt.as_ref()) else {
-            return Step::Wait { until: None };
-        };
-        let told = self
-            .manners
-            .prompt
-            .as_ref()
-            .is_some_and(|p| p.is_match(row));
-        let wait = if told { PAGER_QUIET_MS } else { GUESS_QUIET_MS };
-        if let Err(wait) = self.quiet(wait, now) {
-            return wait;
-        }
-        self.prompt = Some(candidate);
-        self.turns += 1;
-        self.say(String::new(), now);
-        self.phase = Phase::Probe;
-        Step::Wait { until: None }
-    }
-
-    fn asked(&self, row: &str) -> Option<Asked> {
-        let told = |own: &Option<Regex>| own.as_ref().is_some_and(|own| own.is_match(row));
-        if told(&self.manners.login_prompt) || phrases::asks_name(row) {
-            Some(Asked::Name)
-        } else if phrases::asks_to_change_password(row) {
-            None
-        } else if told(&self.manners.password_prompt) || phrases::asks_password(row) {
-            Some(Asked::Password)
-        } else {
-            None
-        }
-    }
-
-    fn give(&mut self, asked: Asked, now: u64) -> Step {
-        self.turns += 1;
-        match asked {
-            Asked::Name if self.named > 0 && (self.given || self.named >= NAMES_MAX) => {
-                self.refuse("it asked for the login again")
-            }
-            Asked::Name if self.credentials.login.is_empty() => {
-                self.refuse("it asks for a login, and nas_secret.login is empty")
-            }
-            Asked::Name => {
-                self.named += 1;
-                // A password that was asked for before belonged to the line, not to us.
-                self.given = false;
-                let login = self.credentials.login.clone();
-                self.secret(&login, now)
-            }
-            Asked::Password if self.given => self.refuse("it asked for the password again"),
-            Asked::Password => {
-                self.given = true;
-                let password = self.credentials.password.clone();
-                self.secret(&password, now)
-            }
-        }
-    }
-
-    fn probe(&mut self, row: &str, now: u64) -> Step {
-        if self.turns > TURNS_MAX {
-            return self.refuse("the login never comes to an end");
-        }
-        if self.asked(row).is_some() {
-            // It was no prompt, but the end of a banner.
-            return match self.quiet(ASK_QUIET_MS, now) {
-                Err(wait) => wait,
-                Ok(()) => {
-                    self.prompt = None;
-                    self.phase = Phase::Login;
-                    self.login(row, now)
-                }
-            };
-        }
-        let known = self.manners.prompt.as_ref();
-        let seen = self.prompt.as_ref().and_then(|p| p.seen(row, known));
-        match seen {
-            Some(Seen::Sure) if self.screen.newlines() > 0 => {}
-            Some(_) => {
-                if let Err(wait) = self.quiet(GUESS_QUIET_MS, now) {
-                    return wait;
-                }
-                self.bare = self.screen.newlines() == 0;
-            }
-            None => {
-                // Something else came, perhaps the real prompt after the end of a banner.
-                self.phase = Phase::Login;
-                let step = self.login(row, now);
-                if self.phase == Phase::Login && matches!(step, Step::Wait { .. }) {
-                    self.phase = Phase::Probe;
-                }
-                return step;
-            }
-        }
-        self.prompt = Prompt::learn(row, known).or_else(|| self.prompt.take());
-        self.at_prompt(now)
-    }
-
-    /// Logged in: what is left before work can begin?
-    fn at_prompt(&mut self, now: u64) -> Step {
-        let low = self.prompt.as_ref().is_some_and(Prompt::is_unprivileged);
-        let told = self.manners.enable.is_some();
-        if told || (low && !self.credentials.enable_password.is_empty()) {
-            let command = self.manners.enable.clone();
-            self.given = false;
-            self.say(command.unwrap_or_else(|| "enable".to_owned()), now);
-            self.phase = Phase::Enable;
-            return Step::Wait { until: None };
-        }
-        self.next_setup(0, now)
-    }
-
-    fn enable(&mut self, row: &str, now: u64) -> Step {
-        if self.asked(row) == Some(Asked::Password) {
-            if let Err(wait) = self.quiet(ASK_QUIET_MS, now) {
-                return wait;
-            }
-            if self.given {
-                return self.refuse("enable was refused: it asked for the password again");
-            }
-            if self.credentials.enable_password.is_empty() {
-                return self
-                    .refuse("enable asks for a password, and nas_secret.enable_password is empty");
-            }
-            self.given = true;
-            let password = self.credentials.enable_password.clone();
-            return self.secret(&password, now);
-        }
-        if let Err(wait) = self.prompt_seen(row, now) {
-            return wait;
-        }
-        let known = self.manners.prompt.as_ref();
-        let Some(now_at) = Prompt::learn(row, known) else {
-            return Step::Wait { until: None };
-        };
-        let cisco = self.manners.enable.as_deref().unwrap_or("enable") == "enable";
-        let said = self.screen.finished();
-        let refused = phrases::refusal(&said).is_some() || not_understood(&said).is_some();
-        if refused || (cisco && now_at.is_unprivileged()) {
-            return self.refuse("enable was refused");
-        }
-        self.prompt = Some(now_at);
-        self.next_setup(0, now)
-    }
-
-    fn next_setup(&mut self, at: usize, now: u64) -> Step {
-        let Some(line) = self.manners.setup.get(at).cloned() else {
-            self.screen.clear();
-            self.phase = Phase::Idle;
-            return Step::Ready;
-        };
-        self.say(line, now);
-        self.phase = Phase::Setup(at);
-        Step::Wait { until: None }
-    }
-
-    fn setup(&mut self, at: usize, row: &str, now: u64) -> Step {
-        if let Some(wait) = self.page(row, now) {
-            return wait;
-        }
-        if let Err(wait) = self.prompt_seen(row, now) {
-            return wait;
-        }
-        let answer = self.answer();
-        if let Some(said) = not_understood(&answer.text) {
-            self.setup_said
-                .get_or_insert_with(|| format!("{:?}: {said}", self.line));
-        }
-        self.next_setup(at + 1, now)
     }
 
     // -- lines ------------------------------------------------------------------------------

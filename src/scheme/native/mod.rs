@@ -34,6 +34,7 @@ mod tests_load;
 mod tests_simple;
 #[cfg(test)]
 mod tests_walk;
+mod turn;
 mod variables;
 mod walk;
 

@@ -1,5 +1,5 @@
-//! Tests of the shipped scheme FRR-Vty: what it renders, and that no value becomes syntax. What
-//! it does to routes is in `tests/telnet/frr.rs`.
+//! Tests of the shipped schemes FRR-Vty and XGE: what they render, and that no value becomes
+//! syntax. What the first does to routes is in `tests/telnet/frr.rs`.
 
 use std::sync::Arc;
 
@@ -9,7 +9,16 @@ use super::tests::{account, at, job, nas};
 
 /// The commands that an event would send.
 async fn sent(cmd: &str, params: &Json, vars: &Json) -> Result<Vec<String>, String> {
-    let scheme = at("oss/core/FRR-Vty");
+    rendered("oss/core/FRR-Vty", cmd, params, vars).await
+}
+
+async fn rendered(
+    scheme: &str,
+    cmd: &str,
+    params: &Json,
+    vars: &Json,
+) -> Result<Vec<String>, String> {
+    let scheme = at(scheme);
     assert!(scheme.warnings().is_empty(), "{:?}", scheme.warnings());
     let mut job = job(cmd, params);
     job.nas = Arc::new(nas(vars));
@@ -93,5 +102,64 @@ async fn no_value_becomes_syntax() {
             sent("user_add", &account(), &via).await.is_err(),
             "{hostile:?}"
         );
+    }
+}
+
+#[tokio::test]
+async fn an_xge_gets_one_text_per_command() {
+    let xge =
+        async |cmd: &str, params: &Json| rendered("oss/core/XGE", cmd, params, &json!({})).await;
+    let mut account = account();
+    account["snatip"] = json!("203.0.113.7");
+    account["rate_in"] = json!(512);
+    account["rate_out"] = json!(1024);
+    account["ceil_in"] = json!(10240);
+    account["ceil_out"] = json!(20480);
+    let rate = "rate set in 512 10240 0 out 1024 20480 0";
+    for (cmd, wanted) in [
+        (
+            "user_accept",
+            &["redirect blocked cancel", "nat 203.0.113.7"][..],
+        ),
+        ("user_drop", &["redirect blocked"]),
+        ("user_redirect", &["redirect negbal"]),
+        ("user_redirect_cancel", &["redirect negbal cancel"]),
+        ("user_rate_set", &[rate]),
+        ("user_rate_set_cancel", &["rate remove"]),
+        ("user_del", &["stop", "remove"]),
+        ("user_disconnect", &["disconnect"]),
+        ("user_info", &["info"]),
+        ("user_test", &["test"]),
+        ("user_get_mac", &["mac"]),
+    ] {
+        let lines = xge(cmd, &account).await.unwrap();
+        let wanted: Vec<String> = wanted
+            .iter()
+            .map(|say| {
+                format!(
+                    "send_radius_cmd --nas 1 coa Framed-IP-Address=10.88.0.15 'Filter-Id=session 10.88.0.15 {say}'"
+                )
+            })
+            .collect();
+        assert_eq!(lines, wanted, "{cmd}");
+        // A second run says the same; what is there already is the device's to know.
+        assert_eq!(xge(cmd, &account).await.unwrap(), wanted, "{cmd}");
+    }
+    // A change of address: the old data name the old one only.
+    let mut old = account.clone();
+    old["ip"] = json!("10.88.0.99");
+    old["addresses"] = json!(["10.88.0.99"]);
+    let gone = xge("user_del", &old).await.unwrap().join(" ");
+    assert!(
+        gone.contains("10.88.0.99") && !gone.contains("10.88.0.15"),
+        "{gone}"
+    );
+    for hostile in ["10.0.0.1 remove", "x; session 10.0.0.2 stop"] {
+        let mut params = account.clone();
+        params["addresses"] = json!([hostile]);
+        assert!(xge("user_drop", &params).await.is_err(), "{hostile:?}");
+        let mut params = account.clone();
+        params["ceil_in"] = json!(hostile);
+        assert!(xge("user_rate_set", &params).await.is_err(), "{hostile:?}");
     }
 }

@@ -10,14 +10,12 @@ use std::time::Duration;
 use minijinja::value::Value;
 
 use super::exec_telnet::Held;
-use super::names::{NAS_VERSION, Scope, Source};
+use super::names::{NAS_VERSION, Scope};
 use super::render::Template;
 use super::saved::{Saved, logged, reply_text};
 use super::step::{Answered, DriverName, Each, Kind, Pair, Step};
 use super::{NativeScheme, lines, ros};
-use crate::attempt::{
-    ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript, WAIT_MAX,
-};
+use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
 use crate::clock;
 use crate::driver::mikrotik::{Command, Mikrotik};
 use crate::driver::sessions::Sessions;
@@ -73,18 +71,18 @@ impl Halt {
 
 /// The walk of one attempt.
 pub(super) struct Walk<'a> {
-    scheme: &'a NativeScheme,
+    pub(super) scheme: &'a NativeScheme,
     pub(super) scope: Scope<'a>,
-    transcript: &'a mut Transcript,
-    via: Via<'a>,
+    pub(super) transcript: &'a mut Transcript,
+    pub(super) via: Via<'a>,
     /// The NAS's sessions, looked up at the first command.
     router: Option<Arc<Mikrotik>>,
     /// A session on the device's command line, kept to the end of the attempt.
     pub(super) telnet: Option<Held>,
     /// Spent waiting for turns, which does not count.
-    waited: Duration,
+    pub(super) waited: Duration,
     /// Tick at which the attempt began; not read on the silent way, which has no deadline.
-    started_ms: u64,
+    pub(super) started_ms: u64,
     depth: usize,
     commands: usize,
     answers: Vec<String>,
@@ -421,7 +419,7 @@ impl<'a> Walk<'a> {
     }
 
     /// What is left of the attempt's time.
-    fn left(&self) -> Result<Duration, Failure> {
+    pub(super) fn left(&self) -> Result<Duration, Failure> {
         let job = self.scope.job();
         let spent = Duration::from_millis(clock::tick_ms().saturating_sub(self.started_ms));
         match job.deadline.checked_sub(spent) {
@@ -430,64 +428,6 @@ impl<'a> Walk<'a> {
                 "the attempt used up its {} ms before this step",
                 job.deadline.as_millis()
             ))),
-        }
-    }
-
-    /// The NAS's sessions; none where nothing is sent.
-    pub(super) fn sessions(&self) -> Option<&'a Sessions> {
-        match self.via {
-            Via::Sessions(sessions) => Some(sessions),
-            Via::Silent => None,
-            #[cfg(test)]
-            Via::Table(_) => None,
-        }
-    }
-
-    /// The NAS's sessions and what is left of the time, when `nas.max_rate` lets the next
-    /// command go; none where nothing is sent. What has been noted is in the log before the
-    /// device is waited for.
-    pub(super) async fn way(&mut self) -> Result<Option<(&'a Sessions, Duration)>, Failure> {
-        let Some(sessions) = self.sessions() else {
-            return Ok(None);
-        };
-        self.transcript.flush();
-        let wait = sessions.pace(&self.scope.job().nas, clock::tick_ms());
-        if !wait.is_zero() {
-            if wait > self.patience() {
-                return Err(again(format!(
-                    "nas.max_rate: the next command may go in {} ms only",
-                    wait.as_millis()
-                )));
-            }
-            tokio::time::sleep(wait).await;
-            self.waited(wait);
-        }
-        Ok(Some((sessions, self.left()?)))
-    }
-
-    /// How long it may still wait for its turn on the NAS.
-    pub(super) fn patience(&self) -> Duration {
-        WAIT_MAX.saturating_sub(self.waited)
-    }
-
-    /// Time spent waiting for a turn does not count.
-    pub(super) fn waited(&mut self, wait: Duration) {
-        self.waited += wait;
-        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        self.started_ms = self.started_ms.saturating_add(ms);
-    }
-
-    /// A name of `[vars]`, which `nas.vars` overrides and adds to; none = not said.
-    pub(super) fn setting(&self, name: &str) -> Result<Option<serde_json::Value>, String> {
-        let at = self.scheme.vars.iter().position(|var| &*var.name == name);
-        match at {
-            Some(at) => {
-                let value = self.scope.value(name, Source::Var(at))?;
-                value
-                    .map(|v| serde_json::to_value(v).map_err(|e| format!("{name}: {e}")))
-                    .transpose()
-            }
-            None => Ok(self.scope.job().nas.vars.get(name).cloned()),
         }
     }
 

@@ -1,0 +1,70 @@
+//! When the next command of an attempt may go: the NAS's sessions, its commands per second, what
+//! is left of the time, and what the NAS's settings say of how it is spoken to.
+
+use std::time::Duration;
+
+use super::names::Source;
+use super::walk::{Via, Walk, again};
+use crate::attempt::{Failure, WAIT_MAX};
+use crate::clock;
+use crate::driver::sessions::Sessions;
+
+impl<'a> Walk<'a> {
+    /// The NAS's sessions; none where nothing is sent.
+    pub(super) fn sessions(&self) -> Option<&'a Sessions> {
+        match self.via {
+            Via::Sessions(sessions) => Some(sessions),
+            Via::Silent => None,
+            #[cfg(test)]
+            Via::Table(_) => None,
+        }
+    }
+
+    /// The NAS's sessions and what is left of the time, when `nas.max_rate` lets the next
+    /// command go; none where nothing is sent. What has been noted is in the log before the
+    /// device is waited for.
+    pub(super) async fn way(&mut self) -> Result<Option<(&'a Sessions, Duration)>, Failure> {
+        let Some(sessions) = self.sessions() else {
+            return Ok(None);
+        };
+        self.transcript.flush();
+        let wait = sessions.pace(&self.scope.job().nas, clock::tick_ms());
+        if !wait.is_zero() {
+            if wait > self.patience() {
+                return Err(again(format!(
+                    "nas.max_rate: the next command may go in {} ms only",
+                    wait.as_millis()
+                )));
+            }
+            tokio::time::sleep(wait).await;
+            self.waited(wait);
+        }
+        Ok(Some((sessions, self.left()?)))
+    }
+
+    /// How long it may still wait for its turn on the NAS.
+    pub(super) fn patience(&self) -> Duration {
+        WAIT_MAX.saturating_sub(self.waited)
+    }
+
+    /// Time spent waiting for a turn does not count.
+    pub(super) fn waited(&mut self, wait: Duration) {
+        self.waited += wait;
+        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.started_ms = self.started_ms.saturating_add(ms);
+    }
+
+    /// A name of `[vars]`, which `nas.vars` overrides and adds to; none = not said.
+    pub(super) fn setting(&self, name: &str) -> Result<Option<serde_json::Value>, String> {
+        let at = self.scheme.vars.iter().position(|var| &*var.name == name);
+        match at {
+            Some(at) => {
+                let value = self.scope.value(name, Source::Var(at))?;
+                value
+                    .map(|v| serde_json::to_value(v).map_err(|e| format!("{name}: {e}")))
+                    .transpose()
+            }
+            None => Ok(self.scope.job().nas.vars.get(name).cloned()),
+        }
+    }
+}
