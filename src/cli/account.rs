@@ -218,8 +218,11 @@ pub async fn log(path: &std::path::Path, lines: usize, follow: bool) -> Outcome 
         line.clear();
     }
     last.iter().for_each(|line| say(one_line(line)));
+    if !follow {
+        return Ok(DONE);
+    }
     let mut ours = inode(path);
-    while follow {
+    loop {
         if reader.read_until(b'\n', &mut line).map_err(missing)? > 0 {
             if line.ends_with(b"\n") {
                 say(one_line(String::from_utf8_lossy(&line).trim_end()));
@@ -235,7 +238,6 @@ pub async fn log(path: &std::path::Path, lines: usize, follow: bool) -> Outcome 
         }
         tokio::time::sleep(LOOK).await;
     }
-    Ok(DONE)
 }
 
 fn inode(path: &std::path::Path) -> Option<u64> {
