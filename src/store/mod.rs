@@ -3,6 +3,7 @@
 //! database is the log, not the scheduler: `dispatch::lanes` decides what may run, the store
 //! makes each transition a compare-and-set on (id, state, epoch, try).
 
+mod audit;
 mod billing;
 mod nas_row;
 pub mod postgres;
@@ -10,6 +11,7 @@ pub mod preview;
 pub mod query;
 pub mod rows;
 pub mod sqlite;
+mod statement;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
+pub use audit::{AuditRow, audit_rows};
 pub use rows::{AccountFlags, Counts, EventRow, Expansion, Filter, SqlAnswer, Token, WhereIs};
 
 use crate::attempt::DoneResult;

@@ -17,9 +17,12 @@ mod bad;
 mod classic;
 mod events;
 mod mikrotik;
+mod monitoring;
 mod nases;
+mod operators;
 mod schemes;
 mod tools;
+mod why;
 
 use std::process::Stdio;
 
