@@ -61,6 +61,7 @@ pub struct Sqlite {
 
 struct Writer {
     conn: SqliteConnection,
+    options: SqliteConnectOptions,
     stretch_from: u64,
     known_cmds: Vec<Cmd>,
     /// A transaction that was sent as one text may still be open: it broke off.
@@ -106,12 +107,18 @@ impl Sqlite {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .test_before_acquire(false)
-            .connect_with(options.create_if_missing(false).pragma("query_only", "on"))
+            .connect_with(
+                options
+                    .clone()
+                    .create_if_missing(false)
+                    .pragma("query_only", "on"),
+            )
             .await
             .map_err(fail)?;
         compact::create_catalogue(&mut conn).await?;
         let writer = Writer {
             conn,
+            options: options.create_if_missing(false),
             stretch_from: clock::tick_ms(),
             known_cmds: Vec::new(),
             open: false,
@@ -151,7 +158,32 @@ impl Writer {
         self.open = !matches!(answer, Ok(_) | Err(sqlx::Error::Database(_)));
     }
 
+    /// SQLite takes a transaction back by itself when the disk is full or fails (sqlite.org,
+    /// "Response To Errors Within A Transaction"). The rollback that follows is then an error, and
+    /// the library goes on counting a transaction that is none, for ever: the connection is opened
+    /// anew.
+    async fn mend(&mut self) -> Result<()> {
+        // What was under way when a transaction was dropped is waited for first.
+        let doing = "open the writing connection anew";
+        sqlx::query("select 1")
+            .execute(&mut self.conn)
+            .await
+            .map_err(sql(doing))?;
+        if self.conn.is_in_transaction() {
+            let mut conn = SqliteConnection::connect_with(&self.options)
+                .await
+                .map_err(sql(doing))?;
+            compact::create_catalogue(&mut conn).await?;
+            self.known_cmds.clear();
+            self.conn = conn;
+        }
+        Ok(())
+    }
+
     async fn begin(&mut self) -> Result<Transaction<'_, Db>> {
+        if self.conn.is_in_transaction() {
+            self.mend().await?;
+        }
         self.conn
             .begin_with("BEGIN IMMEDIATE")
             .await
