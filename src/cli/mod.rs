@@ -8,6 +8,7 @@ pub mod demo;
 pub mod event;
 pub mod exit;
 pub mod follow;
+pub mod guard;
 pub mod health;
 pub mod logs;
 pub mod nas;
@@ -74,6 +75,9 @@ enum Verb {
     /// NASes: look, pause, test, set right.
     #[command(subcommand)]
     Nas(nas::Verb),
+    /// The intent guard: held events, announced batches.
+    #[command(subcommand)]
+    Guard(guard::Verb),
     /// The event stacks in numbers.
     #[command(subcommand)]
     Stack(stack::Verb),
@@ -139,6 +143,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Event(verb) => runtime()?.block_on(event::run(&console, verb)),
         Verb::Account(verb) => runtime()?.block_on(resync::account(&console, verb)),
         Verb::Nas(verb) => runtime()?.block_on(nas::run(&console, verb)),
+        Verb::Guard(verb) => runtime()?.block_on(guard::run(&console, verb)),
         Verb::Stack(verb) => runtime()?.block_on(stack::run(&console, verb)),
         Verb::Scheme(verb) => runtime()?.block_on(scheme::run(&console, verb)),
         Verb::Config(verb) => runtime()?.block_on(config::run(&console, verb)),

@@ -5,6 +5,7 @@
 mod billing;
 mod compact;
 mod expand;
+mod guard;
 mod hot;
 mod look;
 mod model;
@@ -27,8 +28,9 @@ use sqlx::{
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
-    AccountFlags, After, Counts, Error, EventRow, Expansion, Filter, Idempotency, Owner, Posted,
-    Result, SqlAnswer, Store, Token, Turn, Turned, shown_url,
+    AccountFlags, After, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
+    Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
+    shown_url,
 };
 use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
@@ -192,11 +194,18 @@ impl Writer {
 }
 
 fn migrator() -> Migrator {
-    let files: [(i64, &str, &str); 1] = [(
-        1,
-        "events",
-        include_str!("../../../migrations/sqlite/0001_events.sql"),
-    )];
+    let files = [
+        (
+            1,
+            "events",
+            include_str!("../../../migrations/sqlite/0001_events.sql"),
+        ),
+        (
+            3,
+            "guard",
+            include_str!("../../../migrations/sqlite/0003_guard.sql"),
+        ),
+    ];
     Migrator::with_migrations(
         files
             .into_iter()
@@ -284,6 +293,26 @@ impl Store for Sqlite {
 
     async fn turn(&self, turn: &Turn) -> Result<Turned> {
         stack::turn(self, turn).await
+    }
+
+    async fn causes(&self, ids: &[EventId]) -> Result<Vec<Cause>> {
+        guard::causes(self, ids).await
+    }
+
+    async fn hold(&self, epoch: i64, events: &[(EventId, String)]) -> Result<Vec<EventId>> {
+        guard::hold(self, epoch, events).await
+    }
+
+    async fn guard_orders(&self) -> Result<Vec<GuardOrder>> {
+        guard::orders(self).await
+    }
+
+    async fn add_guard_order(&self, order: &GuardOrder) -> Result<i64> {
+        guard::add_order(self, order).await
+    }
+
+    async fn remove_guard_order(&self, id: i64, kind: OrderKind) -> Result<bool> {
+        guard::remove_order(self, id, kind).await
     }
 
     async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>> {
