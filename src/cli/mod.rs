@@ -11,6 +11,7 @@ pub mod demo;
 pub mod event;
 pub mod exit;
 pub mod follow;
+pub mod guard;
 pub mod health;
 pub mod logs;
 pub mod nas;
@@ -85,6 +86,9 @@ enum Verb {
     /// NASes: look, pause, test, set right.
     #[command(subcommand)]
     Nas(nas::Verb),
+    /// The intent guard: held events, announced batches.
+    #[command(subcommand)]
+    Guard(guard::Verb),
     /// The event stacks in numbers.
     #[command(subcommand)]
     Stack(stack::Verb),
@@ -153,6 +157,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Audit(args) => runtime()?.block_on(bulk::audit(&console, args)),
         Verb::Check(args) => runtime()?.block_on(check::check(&console, args)),
         Verb::Nas(verb) => runtime()?.block_on(nas::run(&console, verb)),
+        Verb::Guard(verb) => runtime()?.block_on(guard::run(&console, verb)),
         Verb::Stack(verb) => runtime()?.block_on(stack::run(&console, verb)),
         Verb::Scheme(verb) => runtime()?.block_on(scheme::run(&console, verb)),
         Verb::Config(verb) => runtime()?.block_on(config::run(&console, verb)),

@@ -29,6 +29,7 @@ use crate::dispatch::scheduler::Scheduler;
 use crate::dispatch::status::Status;
 use crate::dispatch::{MESSAGES, Message};
 use crate::driver::sessions::Sessions;
+use crate::expand::hold::Watch;
 use crate::expand::{BATCH_POSTGRES, BATCH_SQLITE, Expander};
 use crate::intake::{health, rest, serve};
 use crate::logs::Logs;
@@ -212,6 +213,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         batch: if sqlite { BATCH_SQLITE } else { BATCH_POSTGRES },
         cmds: cmds.clone(),
         moved,
+        watch: Watch::new(Arc::clone(&store), config.dispatch.guard, epoch),
     };
     let scheduler = Scheduler {
         store: Arc::clone(&store),

@@ -16,6 +16,7 @@ mod lab;
 mod bad;
 mod classic;
 mod events;
+mod guard;
 mod mikrotik;
 mod monitoring;
 mod nases;
