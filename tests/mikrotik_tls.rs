@@ -1,12 +1,7 @@
 //! The RouterOS API over TLS: whom the driver trusts, against our simulator and against OpenSSL;
 //! the way from the event to the router; the version of the router in a scheme.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failed step fails the test"
-)]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 #[path = "lab/mod.rs"]
 mod lab;

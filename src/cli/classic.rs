@@ -16,7 +16,7 @@ use crate::attempt::Failure;
 use crate::driver::Reply;
 use crate::nas::{Nas, NasId, NasSecret};
 use crate::scheme::ride::SOCKET;
-use crate::scheme::ride::words::{Ask, TOLD_MAX, To, Told, What, failure};
+use crate::scheme::ride::words::{Ask, TIMEOUT_MAX_MS, TOLD_MAX, To, Told, What, failure};
 
 /// Exit code: another refusal.
 pub const REFUSED: u8 = 1;
@@ -161,7 +161,9 @@ impl Ride {
         let ask = Ask {
             token: self.token.clone(),
             to: self.to.clone(),
-            timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            timeout_ms: u64::try_from(limit.as_millis())
+                .unwrap_or(TIMEOUT_MAX_MS)
+                .min(TIMEOUT_MAX_MS),
             what,
         };
         let mut line = serde_json::to_vec(&ask).map_err(|e| e.to_string())?;
