@@ -70,6 +70,14 @@ impl Refusal {
     }
 }
 
+/// A runtime for one command: a script may call hundreds, so it has no threads of its own.
+pub fn runtime() -> Result<tokio::runtime::Runtime, exit::Failed> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| exit::Failed::new(exit::FAILED, format!("cannot start the runtime: {e}")))
+}
+
 /// Says what went wrong, as the original does; the exit code.
 pub fn told(sent: Result<(), Refusal>) -> u8 {
     match sent {
@@ -222,6 +230,9 @@ fn places(config: Option<PathBuf>) -> Vec<PathBuf> {
         .filter_map(|dir| Some(dir.parent()?.join(SOCKET)))
         .filter(|socket| socket.exists());
     let mut places: Vec<PathBuf> = near.collect();
+    if !places.is_empty() {
+        return places;
+    }
     let console = Console {
         file: config,
         output: None,
