@@ -259,3 +259,81 @@ where = { list = "not_{{ nas_version }}", address = "{{ ip }}" }
     }
     daemon.stop().await;
 }
+
+/// `sim mikrotik` and `send_mikrotik_cmd` as commands, both over TLS.
+#[tokio::test]
+async fn the_commands_speak_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let (right, wrong) = (Pki::new(dir.path(), "right"), Pki::new(dir.path(), "wrong"));
+    let binary = |name: &str| {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the program under test is a program"
+        )]
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_nas_event_daemon"));
+        command
+            .arg0(name)
+            .env_remove("NED_CONFIG")
+            .env_remove("NED_ATTEMPT")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    };
+    let mut sim = binary("nas_event_daemon")
+        .args(["sim", "mikrotik", "--listen", "127.0.0.1:0"])
+        .arg("--tls-cert")
+        .arg(&right.identity.cert)
+        .arg("--tls-key")
+        .arg(&right.identity.key)
+        .env("NED_SIM_PASSWORD", "servicemode")
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(sim.stdout.take().unwrap()).lines();
+    let line = tokio::time::timeout(LONG, lines.next_line()).await;
+    let line = line.unwrap().unwrap().unwrap();
+    let port = line.rsplit(':').next().unwrap();
+    let send = async |flags: &[&str]| {
+        let output = binary("send_mikrotik_cmd")
+            .args(["--port", port])
+            .args(flags)
+            .args(["-s", "127.0.0.1", "admin", "servicemode"])
+            .arg("/system/identity/print")
+            .output();
+        let output = tokio::time::timeout(LONG, output).await.unwrap().unwrap();
+        let text =
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code().unwrap(), text)
+    };
+    let (ca, other) = (
+        right.ca.display().to_string(),
+        wrong.ca.display().to_string(),
+    );
+    for flags in [
+        &["--tls-ca", &ca][..],
+        &["--tls-pin", &right.pin],
+        &["--tls-insecure"],
+    ] {
+        let (code, text) = send(flags).await;
+        assert_eq!(code, 0, "{flags:?} {text}");
+        assert!(text.contains("name=simulated"), "{text}");
+    }
+    for (flags, code, part) in [
+        (&["--tls"][..], 254, right.pin.as_str()),
+        (&["--tls-ca", &other], 254, right.pin.as_str()),
+        (&["--tls-pin", &wrong.pin], 254, right.pin.as_str()),
+        (&["--tls-pin", "abc"], 249, "tls_pin"),
+        (
+            &["--tls-insecure", "--tls-pin", &right.pin],
+            249,
+            "leave one",
+        ),
+        (&[], 254, "exit code: 254"),
+    ] {
+        let (got, text) = send(flags).await;
+        assert_eq!(got, code, "{flags:?} {text}");
+        assert!(text.contains(part), "{flags:?} {text}");
+        assert!(!text.contains("servicemode"), "{text}");
+    }
+}
