@@ -257,6 +257,19 @@ where = { list = "not_{{ nas_version }}", address = "{{ ip }}" }
         assert_eq!(rows.iter().filter(|row| row["list"] == list).count(), 10);
         assert_eq!(sim.seen().sentences, 11, "the version is asked once");
     }
+    // An upgrade ends the sessions; the next event finds what runs now.
+    let upgraded = |refuse_connections: bool| Faults {
+        version: Some("7.20 (stable)".into()),
+        refuse_connections,
+        ..Faults::default()
+    };
+    six.set_faults(upgraded(true));
+    six.wait_until(|seen| seen.sessions == 0).await;
+    six.set_faults(upgraded(false));
+    lab.event(601, "user_add").await;
+    lab.drained().await;
+    let rows = six.rows("/ip/firewall/address-list");
+    assert_eq!(rows.iter().filter(|row| row["list"] == "seven").count(), 1);
     daemon.stop().await;
 }
 
