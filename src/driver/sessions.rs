@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::attempt::{Failure, Scope};
+use crate::driver::dialogue::Manners;
 use crate::driver::http::{self, Auth, Http};
 use crate::driver::mikrotik::{Limits, Mikrotik, Report, Target};
 use crate::driver::ssh::trust::Trust;
@@ -304,6 +306,8 @@ pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::
         login: secret.login.clone(),
         password: secret.password.clone(),
         key: secret.ssh_key.clone(),
+        enable_password: secret.enable_password.clone(),
+        manners: manners(nas)?,
         trust: Trust::default(),
         legacy,
     };
@@ -318,6 +322,33 @@ pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::
         logins_per_minute: logins,
     };
     Ok((target, limits))
+}
+
+/// How a dialogue with `nas` is led: `enable` (the command), `setup` (lines after the login),
+/// `prompt` (a regular expression) of `nas.vars`.
+fn manners(nas: &Nas) -> Result<Manners, Failure> {
+    let text = |name: &str| match nas.vars.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(other) => Err(wrong(format!("vars.{name} is {other}, expected a text"))),
+    };
+    let setup = match nas.vars.get("setup") {
+        None => Vec::new(),
+        Some(value) => serde_json::from_value(value.clone())
+            .map_err(|_| wrong(format!("vars.setup is {value}, expected a list of lines")))?,
+    };
+    let prompt = match text("prompt")? {
+        None => None,
+        Some(text) => Some(
+            regex::Regex::new(&text).map_err(|e| wrong(format!("vars.prompt {text:?}: {e}")))?,
+        ),
+    };
+    Ok(Manners {
+        enable: text("enable")?,
+        setup,
+        prompt,
+        ..Manners::default()
+    })
 }
 
 /// A setting of the NAS that a person has to correct.
