@@ -3,7 +3,6 @@
 
 use std::process::Stdio;
 
-use serde_json::json;
 use tokio::process::Child;
 
 use crate::lab::daemon::{Lab, wait_for};
@@ -198,12 +197,11 @@ async fn an_event_changes_a_route_of_frr_behind_sshd() {
         "{reason}"
     );
     // Many at once share few sessions and one login.
-    let ids = lab.post(json!(
-        (13..30)
-            .map(|user| json!({"cmd": "user_drop", "user_id": user}))
-            .collect::<Vec<_>>()
-    ));
-    for id in ids.await {
+    let mut ids = Vec::new();
+    for user in 13..30 {
+        ids.push(lab.event(user, "user_drop").await);
+    }
+    for id in ids {
         assert_eq!(lab.ended(id).await, done, "{:#?}", lab.nas_log(1));
     }
     frr.blocks(17).await;
