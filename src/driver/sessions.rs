@@ -365,8 +365,8 @@ fn http_target(nas: &Nas, secret: &NasSecret) -> Result<http::Target, String> {
     let url =
         url.ok_or("http_url of the NAS is not set, for example https://billing.example/hook")?;
     let wish = match nas.vars.get("http_auth") {
-        None | Some(serde_json::Value::Null) => "",
-        Some(serde_json::Value::String(wish)) => wish,
+        None | Some(Value::Null) => "",
+        Some(Value::String(wish)) => wish,
         Some(_) => return Err("http_auth in nas.vars is not a text".to_owned()),
     };
     Ok(http::Target {

@@ -146,7 +146,7 @@ pub(super) async fn dialogue(
         let (code, text, own) = match result {
             Ok(answer) => {
                 note_text(walk, &answer.text);
-                let own = not_understood(&answer.text).map(|said| Failure::permanent(said));
+                let own = not_understood(&answer.text).map(Failure::permanent);
                 let code = own.as_ref().map_or(0, |f| f.code);
                 told.rows.push(BTreeMap::from([
                     ("line".to_owned(), line.clone()),
