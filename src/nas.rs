@@ -133,6 +133,8 @@ pub struct Nas {
     pub ssh_port: Option<u16>,
     /// NULL = refused with a hint, `tofu` = learned, else the pinned key.
     pub ssh_host_key: Option<String>,
+    /// The key learned under `tofu`, from our `nas_state`; not a column of the billing.
+    pub ssh_known_key: Option<String>,
     /// Telnet, TCP; 23 if not set.
     pub telnet_port: Option<u16>,
     /// RADIUS CoA, UDP; 3799 if not set (RFC 5176 section 2).
@@ -171,6 +173,8 @@ pub struct NasState {
     pub pause_reason: String,
     /// Overrides `nas.forks`.
     pub forks: Option<i64>,
+    /// SSH host key learned under `ssh_host_key = 'tofu'`, an OpenSSH public key line.
+    pub ssh_host_key: Option<String>,
 }
 
 /// Credentials, joined at the start of an attempt; never stored with an event.

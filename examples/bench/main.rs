@@ -1,7 +1,7 @@
 //! Measures the daemon as a process: drain, order under a huge lane, sustained load, scripts,
-//! latency, idle NASes. Called by `scripts/bench`; prints Markdown, progress to stderr.
+//! latency, idle NASes, commands over SSH. Called by `scripts/bench`; prints Markdown, progress to stderr.
 //!
-//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|idle]… ; all if none is named.
+//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|idle|ssh]… ; all if none is named.
 //! `NED_BENCH_BIN` is the release binary, `NED_BENCH_PG` a throw-away PostgreSQL.
 
 #![allow(
@@ -21,6 +21,7 @@
 mod daemon;
 mod parts;
 mod riding;
+mod ssh;
 
 fn main() {
     let named: Vec<String> = std::env::args().skip(1).collect();
@@ -38,6 +39,7 @@ fn main() {
             "latency",
             "payer",
             "idle",
+            "ssh",
         ];
         for part in all {
             if !named.is_empty() && !named.iter().any(|n| n == part) {
@@ -52,6 +54,7 @@ fn main() {
                 "riding" => riding::riding().await,
                 "latency" => parts::latency().await,
                 "payer" => parts::payer().await,
+                "ssh" => ssh::ssh().await,
                 _ => parts::idle().await,
             }
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::ctl::Ctl;
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, remark};
 use super::table::Table;
-use super::{Console, nas_test, resync, who};
+use super::{Console, nas_test, rekey, resync, who};
 use crate::clock;
 use crate::config::{Config, parse_duration};
 use crate::daemon;
@@ -55,6 +55,8 @@ pub enum Verb {
         /// nas.id
         id: i64,
     },
+    /// Show the SSH host keys that are believed and presented, and take the new one.
+    Rekey(rekey::Rekey),
     /// Post the commands that the flags of its accounts call for.
     Resync(Resync),
 }
@@ -143,6 +145,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             .await
         }
         Verb::Test { id } => nas_test::test(&config, store.as_ref(), NasId(id)).await,
+        Verb::Rekey(args) => rekey::rekey(&config, store.as_ref(), args).await,
         Verb::Resync(args) => {
             let _ = find(store.as_ref(), NasId(args.id)).await?;
             let whom = resync::Whom::Nas(NasId(args.id));
@@ -154,7 +157,11 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
 /// The row of one NAS, good or bad.
 pub async fn find(store: &dyn Store, id: NasId) -> Result<Result<Nas, BadNas>, Failed> {
     let rows = store.nases().await?;
-    let found = rows.into_iter().find(|row| id_of(row) == id);
+    let mut found = rows.into_iter().find(|row| id_of(row) == id);
+    if let Some(Ok(nas)) = &mut found {
+        let mut states = store.nas_states().await?;
+        nas.ssh_known_key = states.remove(&id).and_then(|state| state.ssh_host_key);
+    }
     found.ok_or_else(|| {
         Failed::new(
             NOT_FOUND,
@@ -189,7 +196,7 @@ async fn change(
 }
 
 /// Makes a running daemon read its settings now; without one there is nobody to tell.
-async fn poke(config: &Config) {
+pub(super) async fn poke(config: &Config) {
     let told = match Ctl::new(config) {
         Ok(ctl) => ctl.post("/api/v1/reload", &json!({})).await,
         Err(failed) => Err(failed),
@@ -379,6 +386,8 @@ async fn show(console: &Console, config: &Config, store: &dyn Store, id: NasId) 
         ("api_port", json!(nas.api_port)),
         ("api_tls", json!(nas.api_tls)),
         ("ssh_port", json!(nas.ssh_port)),
+        ("ssh_host_key", json!(nas.ssh_host_key)),
+        ("ssh_known_key", json!(state.ssh_host_key)),
         ("telnet_port", json!(nas.telnet_port)),
         ("coa_port", json!(nas.coa_port)),
         ("http_url", json!(nas.http_url.as_deref().map(shown_url))),
@@ -394,10 +403,12 @@ async fn show(console: &Console, config: &Config, store: &dyn Store, id: NasId) 
         ("login_set", json!(set(&secret.login))),
         ("password_set", json!(set(&secret.password))),
         ("coa_secret_set", json!(set(&secret.coa_secret))),
+        ("ssh_key_set", json!(set(&secret.ssh_key))),
         ("running", field("running")),
         ("breaker", field("breaker")),
         ("breaker_reason", field("reason")),
         ("p95_ms", field("p95_ms")),
+        ("sessions", field("sessions")),
     ]);
     Ok(DONE)
 }

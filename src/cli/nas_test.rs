@@ -1,6 +1,7 @@
 //! `nas test ID`: can this NAS be reached, is the login right, how fast does it answer? For a
 //! native scheme by its own driver; a script logs in by itself, so only the script is looked at.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, UNHEALTHY, remark, say};
@@ -24,6 +25,9 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// Reads one row, changes nothing, and every login may ask it (MikroTik manual, "Identity").
 const HARMLESS: &str = "/system/identity/print";
 
+/// Does nothing on any Unix; another device at least says so.
+const HARMLESS_LINE: &str = "true";
+
 /// Runs the test.
 pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
     let nas = find(store, id).await?.map_err(|bad| {
@@ -36,7 +40,7 @@ pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
         Mode::Active | Mode::Observe => {}
         Mode::Off => remark("mode = off: the daemon does not serve this NAS"),
     }
-    let resolve = daemon::resolver(config, std::sync::Arc::default());
+    let resolve = daemon::resolver(config, Arc::default());
     let execute = resolve(&nas).map_err(|reason| {
         Failed::config(format!(
             "NAS {id} is skipped: {reason}\nhint: docs/schemes.md says where schemes are looked for"
@@ -56,6 +60,10 @@ pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
         "mikrotik" => {
             let secret = store.secret(id).await?;
             mikrotik(&nas, &secret).await
+        }
+        "ssh" => {
+            let secret = store.secret(id).await?;
+            ssh(store, &nas, &secret).await
         }
         "http" => {
             let secret = store.secret(id).await?;
@@ -113,6 +121,61 @@ async fn mikrotik(nas: &Nas, secret: &NasSecret) -> Outcome {
         return Ok(UNHEALTHY);
     }
     Ok(DONE)
+}
+
+async fn ssh(store: &dyn Store, nas: &Nas, secret: &NasSecret) -> Outcome {
+    let learned: Arc<Mutex<Option<String>>> = Arc::default();
+    let keep = Arc::clone(&learned);
+    let sessions = Sessions::learning(Arc::new(move |_, line| {
+        *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_owned());
+    }));
+    let what = format!("NAS {} {} ({})", nas.id, one_line(&nas.name), nas.ip);
+    let failed = |failure: Failure| ssh_refused(&what, &failure);
+    let ssh = sessions.ssh(nas, secret).map_err(&failed)?;
+    let command = crate::driver::ssh::Command {
+        line: HARMLESS_LINE.to_owned(),
+        stdin: None,
+    };
+    let began = clock::tick_ms();
+    ssh.exec(&command, LIMIT).await.map_err(&failed)?;
+    let login_ms = clock::tick_ms().saturating_sub(began);
+    let began = clock::tick_ms();
+    let output = ssh.exec(&command, LIMIT).await.map_err(&failed)?;
+    let ms = clock::tick_ms().saturating_sub(began);
+    say(format!(
+        "{what}: logged in, first answer after {login_ms} ms, `{HARMLESS_LINE}` took {ms} ms (norm {NORM_MS} ms), exit status {}",
+        output.status
+    ));
+    let learned = learned
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some(key) = learned {
+        store.set_host_key(nas.id, None, Some(&key)).await?;
+        remark(format!("host key learned: {}", one_line(&key)));
+    }
+    if ms > NORM_MS {
+        remark("slower than the norm: look at the CPU of the NAS and at its login shell");
+        return Ok(UNHEALTHY);
+    }
+    Ok(DONE)
+}
+
+fn ssh_refused(what: &str, failure: &Failure) -> Failed {
+    let (code, hint) = match (failure.scope, failure.class) {
+        (_, FailureClass::Transport | FailureClass::Unknown) => (
+            NOT_REACHABLE,
+            "check the address and nas.ssh_port, that the SSH server runs, and firewalls in between",
+        ),
+        (Scope::Nas, FailureClass::Refused | FailureClass::Permanent) => (
+            REFUSED,
+            "check nas_secret (login, password, ssh_key) and nas.ssh_host_key; docs/operate.md, \"SSH host keys\"",
+        ),
+        (Scope::Event, FailureClass::Refused | FailureClass::Permanent) => {
+            (FAILED, "the login works, the command does not")
+        }
+    };
+    Failed::new(code, format!("{what}: {failure}\nhint: {hint}"))
 }
 
 /// Any status but a refused login says that somebody is there who speaks HTTP: what a device

@@ -240,6 +240,7 @@ pub fn stand_in(oss_path: Option<String>) -> Nas {
         api_tls: false,
         ssh_port: None,
         ssh_host_key: None,
+        ssh_known_key: None,
         telnet_port: None,
         coa_port: None,
         http_url: None,

@@ -6,12 +6,15 @@ use super::exit::{DONE, FAILED, Failed, Outcome};
 use crate::daemon::shutdown::Signals;
 use crate::sim::http;
 use crate::sim::mikrotik::console;
+use crate::sim::ssh;
 
 /// What can be simulated.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// A MikroTik: the RouterOS API over TCP on loopback.
     Mikrotik(console::Args),
+    /// A device behind SSH: commands answered from a table.
+    Ssh(ssh::console::Args),
     /// An HTTP device: JSON documents, and a web hook.
     Http(http::Args),
 }
@@ -25,6 +28,12 @@ pub async fn run(verb: Verb) -> Outcome {
             Failed::new(
                 FAILED,
                 format!("the simulated MikroTik ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
+            )
+        })?,
+        Verb::Ssh(args) => ssh::console::serve(&args, signals.stop()).await.map_err(|e| {
+            Failed::new(
+                FAILED,
+                format!("the simulated SSH server ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
             )
         })?,
         Verb::Http(args) => http::run(&args, signals.stop()).await.map_err(|e| {

@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -33,6 +34,7 @@ use crate::expand::hold::Watch;
 use crate::expand::{BATCH_POSTGRES, BATCH_SQLITE, Expander};
 use crate::intake::{health, rest, serve};
 use crate::logs::Logs;
+use crate::nas::NasId;
 use crate::scheme::native::{NativeExecute, NativeScheme};
 use crate::scheme::ride::{self, Rides};
 use crate::scheme::{Execute, resolve};
@@ -189,12 +191,17 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     let dispatch = Arc::new(config.dispatch.clone());
     let sqlite = config.database.url.starts_with("sqlite:");
 
-    let sessions = Arc::new(Sessions::default());
+    let (learned, keys) = mpsc::channel(MESSAGES);
+    let sessions = Sessions::learning(Arc::new(move |nas, key| {
+        // A full queue loses one; the next start of the daemon learns it again.
+        let _ = learned.try_send((nas, key.to_owned()));
+    }));
+    let sessions = Arc::new(sessions);
     let rides = Rides::new(Arc::clone(&sessions), &config.paths.run);
     let mut parent = Parent::new(
         Arc::clone(&store),
         logs.clone(),
-        resolver_riding(&config, sessions, Some(Arc::clone(&rides))),
+        resolver_riding(&config, Arc::clone(&sessions), Some(Arc::clone(&rides))),
         sender.clone(),
         Arc::clone(&reload),
         cmds_sender,
@@ -266,6 +273,12 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     });
     tasks.spawn(sign_of_life(Arc::clone(&store), epoch, ended));
     tasks.spawn(prune(Arc::clone(&store), config.history.keep, stop.clone()));
+    tasks.spawn(keep_host_keys(
+        Arc::clone(&store),
+        keys,
+        Arc::clone(&reload),
+        stop.clone(),
+    ));
 
     let metrics = health::install_metrics();
     let doors = rest::Doors {
@@ -281,7 +294,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         high_water: 0,
         dispatch: Some({
             let status = status.clone();
-            Arc::new(move || serde_json::to_value(&*status.borrow()).unwrap_or_default())
+            Arc::new(move || with_sessions(&status.borrow(), &sessions))
         }),
     };
     let router = rest::router(doors);
@@ -444,6 +457,55 @@ async fn sign_of_life(
             Ok(false) => return Err(Error::Fenced { epoch }),
             Err(error) => {
                 tracing::warn!("the sign of life could not be written: {}", chain(&error))
+            }
+        }
+    }
+}
+
+/// The dispatcher's status, with the sessions of each NAS.
+fn with_sessions(status: &Status, sessions: &Sessions) -> Value {
+    let mut value = serde_json::to_value(status).unwrap_or_default();
+    let seen = sessions.seen();
+    let nases = value.get_mut("nases").and_then(Value::as_array_mut);
+    for nas in nases.into_iter().flatten() {
+        let id = nas.get("id").and_then(Value::as_i64).map(NasId);
+        if let (Some(of_nas), Some(nas)) = (id.and_then(|id| seen.get(&id)), nas.as_object_mut()) {
+            nas.insert(
+                "sessions".to_owned(),
+                serde_json::to_value(of_nas).unwrap_or_default(),
+            );
+        }
+    }
+    value
+}
+
+/// Writes down each SSH host key that was learned, once; one that is there stays.
+async fn keep_host_keys(
+    store: Arc<dyn Store>,
+    mut keys: mpsc::Receiver<(NasId, String)>,
+    reload: Arc<Notify>,
+    stop: Stop,
+) -> Result<&'static str, Error> {
+    loop {
+        let (nas, key) = tokio::select! {
+            () = stop.soft.cancelled() => return Ok("the keeping of host keys"),
+            Some(learned) = keys.recv() => learned,
+        };
+        loop {
+            match store.set_host_key(nas, None, Some(&key)).await {
+                Ok(true) => {
+                    tracing::info!("SSH host key learned nasid={nas} key={key:?}");
+                    reload.notify_one();
+                    break;
+                }
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!("a learned host key could not be written: {}", chain(&error));
+                }
+            }
+            tokio::select! {
+                () = stop.soft.cancelled() => return Ok("the keeping of host keys"),
+                () = tokio::time::sleep(SIGN_OF_LIFE) => {}
             }
         }
     }

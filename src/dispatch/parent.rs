@@ -140,6 +140,7 @@ impl Parent {
             if let Some(forks) = state.and_then(|s| s.forks) {
                 (nas.forks, nas.forks_warning) = Forks::clamped(forks);
             }
+            nas.ssh_known_key = state.and_then(|s| s.ssh_host_key.clone());
             let execute = match (self.resolve)(&nas) {
                 Ok(execute) => execute,
                 Err(reason) => {

@@ -1,9 +1,14 @@
 //! Device drivers: a closed set, one folder or file each. They own sessions and bytes, know
 //! nothing of events or schemes, and give back a reply or a `Failure` with scope and class.
 
+pub mod dialogue;
 pub mod http;
+pub mod leases;
 pub mod mikrotik;
+pub mod rate;
 pub mod sessions;
+pub mod ssh;
+pub mod telnet;
 pub mod tls;
 
 use std::collections::BTreeMap;

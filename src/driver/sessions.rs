@@ -5,8 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::attempt::{Failure, Scope};
+use crate::driver::dialogue::Manners;
 use crate::driver::http::{self, Auth, Http};
 use crate::driver::mikrotik::{Limits, Mikrotik, Report, Target};
+use crate::driver::ssh::trust::Trust;
+use crate::driver::ssh::{self, Ssh};
 use crate::driver::tls;
 use crate::nas::{Nas, NasId, NasSecret};
 
@@ -21,11 +28,55 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle connection is closed after this time.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// TCP port of SSH (RFC 4251 section 4).
+const SSH_PORT: u16 = 22;
+/// Channels on an SSH server that is not known: sshd allows 10 by default and counts a session
+/// until its process is reaped, so less than half of that is never refused.
+const SSH_CHANNELS: u16 = 4;
+/// Logins of one NAS in a minute, where it does not say otherwise: a kept connection needs one;
+/// a device that closes after each command needs one for each.
+const LOGINS_PER_MINUTE: usize = 60;
+/// For key exchange and login: an old device needs seconds for its arithmetic.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Told about a host key that was learned: the NAS, the key as an OpenSSH public key line.
+pub type Learned = Arc<dyn Fn(NasId, &str) + Send + Sync>;
+
 /// One per daemon.
 #[derive(Default)]
 pub struct Sessions {
     mikrotik: Mutex<BTreeMap<NasId, Kept>>,
+    ssh: Mutex<BTreeMap<NasId, KeptSsh>>,
+    /// Host keys learned since the settings were last read.
+    known: Arc<Mutex<BTreeMap<NasId, String>>>,
+    learned: Option<Learned>,
     http: Mutex<BTreeMap<NasId, KeptHttp>>,
+}
+
+/// Numbers of one NAS's sessions over one driver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Seen {
+    /// `mikrotik`, `ssh`.
+    pub driver: &'static str,
+    /// Connections that are logged in.
+    pub open: usize,
+    /// Commands under way on them.
+    pub leased: usize,
+    /// Commands that wait for a place.
+    pub waiting: usize,
+    /// Commands allowed at once now, where that is known.
+    pub window: Option<usize>,
+    /// Logins since the start, where they are counted.
+    pub logins: Option<u64>,
+    /// Why the last connection could not be opened, or ended.
+    pub last_error: Option<String>,
+}
+
+struct KeptSsh {
+    /// Without the trust, which changes by itself when a key is learned.
+    target: ssh::Target,
+    limits: ssh::Limits,
+    sessions: Arc<Ssh>,
 }
 
 struct Kept {
@@ -42,6 +93,85 @@ struct KeptHttp {
 }
 
 impl Sessions {
+    /// Sessions whose learned host keys are told to `learned`, which must not block.
+    pub fn learning(learned: Learned) -> Self {
+        Self {
+            learned: Some(learned),
+            ..Self::default()
+        }
+    }
+
+    /// TCP port of the SSH server of `nas`.
+    pub fn ssh_port(nas: &Nas) -> u16 {
+        nas.ssh_port.unwrap_or(SSH_PORT)
+    }
+
+    /// The SSH sessions of `nas`: the same object as long as address, limits, credentials and
+    /// believed keys stay the same. A setting that cannot be obeyed is a failure of the NAS.
+    pub fn ssh(&self, nas: &Nas, secret: &NasSecret) -> Result<Arc<Ssh>, Failure> {
+        let (mut target, limits) = ssh_settings(nas, secret)?;
+        let trust = {
+            let mut known = locked(&self.known);
+            if nas.ssh_known_key.is_some() {
+                known.remove(&nas.id);
+            }
+            let known = nas.ssh_known_key.as_ref().or_else(|| known.get(&nas.id));
+            Trust::of(nas.ssh_host_key.as_deref(), known.map(String::as_str)).map_err(wrong)?
+        };
+        let mut all = locked(&self.ssh);
+        if let Some(kept) = all.get(&nas.id)
+            && kept.target == target
+            && kept.limits == limits
+            && kept.sessions.trust() == trust
+        {
+            return Ok(Arc::clone(&kept.sessions));
+        }
+        let bare = target.clone();
+        target.trust = trust;
+        let (id, known, learned) = (nas.id, Arc::clone(&self.known), self.learned.clone());
+        let learn: ssh::Learn = Arc::new(move |line| {
+            locked(&known).insert(id, line.to_owned());
+            if let Some(learned) = &learned {
+                learned(id, line);
+            }
+        });
+        let kept = KeptSsh {
+            target: bare,
+            limits: limits.clone(),
+            sessions: Arc::new(Ssh::new(target, limits, learn)),
+        };
+        let sessions = Arc::clone(&kept.sessions);
+        all.insert(nas.id, kept);
+        Ok(sessions)
+    }
+
+    /// How the sessions of each NAS that has been spoken to stand, for status pages.
+    pub fn seen(&self) -> BTreeMap<NasId, Vec<Seen>> {
+        let mut seen: BTreeMap<NasId, Vec<Seen>> = BTreeMap::new();
+        for (id, kept) in self.all().iter() {
+            let report = kept.sessions.report();
+            seen.entry(*id).or_default().push(Seen {
+                driver: "mikrotik",
+                open: report.connections,
+                leased: report.in_flight,
+                ..Seen::default()
+            });
+        }
+        for (id, kept) in locked(&self.ssh).iter() {
+            let report = kept.sessions.report();
+            seen.entry(*id).or_default().push(Seen {
+                driver: "ssh",
+                open: report.open,
+                leased: report.leased,
+                waiting: report.waiting,
+                window: Some(report.window),
+                logins: Some(report.logins),
+                last_error: Some(report.last_error).filter(|e| !e.is_empty()),
+            });
+        }
+        seen
+    }
+
     /// The RouterOS sessions of `nas`: the same object as long as address, port, limits and
     /// credentials stay the same. A replaced one ends when its last command has ended.
     pub fn mikrotik(&self, nas: &Nas, secret: &NasSecret) -> Arc<Mikrotik> {
@@ -125,6 +255,7 @@ impl Sessions {
     /// Lets go of the sessions of every NAS that is not in `wanted`.
     pub fn keep_only(&self, wanted: &BTreeSet<NasId>) {
         self.all().retain(|id, _| wanted.contains(id));
+        locked(&self.ssh).retain(|id, _| wanted.contains(id));
         let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
         http.retain(|id, _| wanted.contains(id));
     }
@@ -138,7 +269,94 @@ impl Sessions {
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<NasId, Kept>> {
-        self.mikrotik.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.mikrotik)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How `nas` is reached over SSH, without the host key. `nas.vars` may say `ssh_legacy` (weak
+/// algorithms too) and `logins_per_minute`.
+pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::Limits), Failure> {
+    let legacy = match nas.vars.get("ssh_legacy") {
+        None => false,
+        Some(value) => value.as_bool().ok_or_else(|| {
+            wrong(format!(
+                "vars.ssh_legacy is {value}, expected true or false"
+            ))
+        })?,
+    };
+    let logins = match nas.vars.get("logins_per_minute") {
+        None => LOGINS_PER_MINUTE,
+        Some(value) => value
+            .as_u64()
+            .filter(|n| (1..=10_000).contains(n))
+            .and_then(|n| usize::try_from(n).ok())
+            .ok_or_else(|| {
+                wrong(format!(
+                    "vars.logins_per_minute is {value}, expected 1 to 10000"
+                ))
+            })?,
+    };
+    let target = ssh::Target {
+        host: nas.ip.clone(),
+        port: Sessions::ssh_port(nas),
+        login: secret.login.clone(),
+        password: secret.password.clone(),
+        key: secret.ssh_key.clone(),
+        enable_password: secret.enable_password.clone(),
+        manners: manners(nas)?,
+        trust: Trust::default(),
+        legacy,
+    };
+    let limits = ssh::Limits {
+        channels: usize::from(nas.max_sessions.unwrap_or(SSH_CHANNELS).clamp(1, 100)),
+        connect_timeout: nas
+            .timeout
+            .map_or(CONNECT_TIMEOUT, |t| t.min(CONNECT_TIMEOUT)),
+        // Not bound by the attempt: a login goes on for whoever comes next.
+        login_timeout: LOGIN_TIMEOUT,
+        linger: LINGER,
+        logins_per_minute: logins,
+    };
+    Ok((target, limits))
+}
+
+/// How a dialogue with `nas` is led: `enable` (the command), `setup` (lines after the login),
+/// `prompt` (a regular expression) of `nas.vars`.
+fn manners(nas: &Nas) -> Result<Manners, Failure> {
+    let text = |name: &str| match nas.vars.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(other) => Err(wrong(format!("vars.{name} is {other}, expected a text"))),
+    };
+    let setup = match nas.vars.get("setup") {
+        None => Vec::new(),
+        Some(value) => serde_json::from_value(value.clone())
+            .map_err(|_| wrong(format!("vars.setup is {value}, expected a list of lines")))?,
+    };
+    let prompt = match text("prompt")? {
+        None => None,
+        Some(text) => Some(
+            regex::Regex::new(&text).map_err(|e| wrong(format!("vars.prompt {text:?}: {e}")))?,
+        ),
+    };
+    Ok(Manners {
+        enable: text("enable")?,
+        setup,
+        prompt,
+        ..Manners::default()
+    })
+}
+
+/// A setting of the NAS that a person has to correct.
+fn wrong(text: String) -> Failure {
+    Failure {
+        scope: Scope::Nas,
+        parks: true,
+        ..Failure::permanent(text)
     }
 }
 
@@ -147,8 +365,8 @@ fn http_target(nas: &Nas, secret: &NasSecret) -> Result<http::Target, String> {
     let url =
         url.ok_or("http_url of the NAS is not set, for example https://billing.example/hook")?;
     let wish = match nas.vars.get("http_auth") {
-        None | Some(serde_json::Value::Null) => "",
-        Some(serde_json::Value::String(wish)) => wish,
+        None | Some(Value::Null) => "",
+        Some(Value::String(wish)) => wish,
         Some(_) => return Err("http_auth in nas.vars is not a text".to_owned()),
     };
     Ok(http::Target {
@@ -179,6 +397,7 @@ mod tests {
             api_tls: false,
             ssh_port: None,
             ssh_host_key: None,
+            ssh_known_key: None,
             telnet_port: None,
             coa_port: None,
             http_url: None,

@@ -314,6 +314,9 @@ pub trait Store: Send + Sync {
     /// Replaces the operator's settings of one NAS.
     async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()>;
 
+    /// Replaces the learned SSH host key, if it still is `was`; `false` = it is another one.
+    async fn set_host_key(&self, nas: NasId, was: Option<&str>, key: Option<&str>) -> Result<bool>;
+
     /// Credentials of one NAS; empty ones if there is no row.
     async fn secret(&self, nas: NasId) -> Result<NasSecret>;
 

@@ -115,6 +115,7 @@ pub(super) fn nas_from(id: i64, column: impl Fn(&str) -> Option<String>) -> Resu
         api_tls,
         ssh_port: port("ssh_port")?,
         ssh_host_key: text("ssh_host_key"),
+        ssh_known_key: None,
         telnet_port: port("telnet_port")?,
         coa_port: port("coa_port")?,
         http_url: text("http_url"),

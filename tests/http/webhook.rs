@@ -69,6 +69,7 @@ impl Hook {
                 api_tls: false,
                 ssh_port: None,
                 ssh_host_key: None,
+                ssh_known_key: None,
                 telnet_port: None,
                 coa_port: None,
                 http_url: Some(format!("http://{}/hook", self.sim.addr())),

@@ -19,6 +19,7 @@ pub mod db;
 pub mod journal;
 pub mod server;
 pub mod sim;
+pub mod sshd;
 pub mod tls;
 
 /// Writes each test twice, once per kind of database: `async fn name(kind: Kind)`.

@@ -241,6 +241,10 @@ impl Store for Fake {
         Ok(self.states.lock().unwrap().clone())
     }
 
+    async fn set_host_key(&self, _: NasId, _: Option<&str>, _: Option<&str>) -> Result<bool> {
+        Ok(true)
+    }
+
     async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()> {
         self.states.lock().unwrap().insert(nas, state.clone());
         Ok(())
@@ -374,6 +378,7 @@ fn test_nas() -> Nas {
         api_tls: false,
         ssh_port: None,
         ssh_host_key: None,
+        ssh_known_key: None,
         telnet_port: None,
         coa_port: None,
         http_url: Some("https://admin:servicemode@10.90.185.2/".to_owned()),

@@ -37,6 +37,7 @@ pub(crate) fn nas() -> Nas {
         api_tls: false,
         ssh_port: None,
         ssh_host_key: None,
+        ssh_known_key: None,
         telnet_port: None,
         coa_port: None,
         http_url: None,

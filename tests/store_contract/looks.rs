@@ -41,15 +41,38 @@ pub(super) async fn nas_rows_are_checked_one_by_one(db: Db) {
         paused_until_ms: Some(i64::MAX),
         pause_reason: "night".into(),
         forks: Some(2),
+        ssh_host_key: None,
     };
     db.store.set_nas_state(NasId(1), &state).await.unwrap();
     assert_eq!(db.store.nas_states().await.unwrap()[&NasId(1)], state);
     state.paused_until_ms = None;
     db.store.set_nas_state(NasId(1), &state).await.unwrap();
     assert_eq!(db.store.nas_states().await.unwrap()[&NasId(1)], state);
+    host_keys_are_replaced_only_by_who_knows_the_old_one(&db).await;
     let flags = db.store.account_flags(Some(NasId(1)), None).await.unwrap();
     assert_eq!(flags.len(), 9);
     assert!(flags[0].accept && !flags[0].redirect && !flags[0].deleted && flags[0].rated);
+}
+
+async fn host_keys_are_replaced_only_by_who_knows_the_old_one(db: &Db) {
+    // With a state row and without one.
+    for nas in [NasId(1), NasId(2)] {
+        for (was, key, done) in [
+            (Some("a"), Some("b"), false),
+            (None, Some("a"), true),
+            (None, Some("b"), false),
+            (Some("a"), Some("c"), true),
+        ] {
+            let told = db.store.set_host_key(nas, was, key).await.unwrap();
+            assert_eq!(told, done, "{nas} {was:?} {key:?}");
+        }
+        let state = db.store.nas_states().await.unwrap().remove(&nas).unwrap();
+        assert_eq!(state.ssh_host_key.as_deref(), Some("c"));
+        // The operator's settings and the key live side by side.
+        db.store.set_nas_state(nas, &state).await.unwrap();
+        assert_eq!(db.store.nas_states().await.unwrap()[&nas], state);
+        assert!(db.store.set_host_key(nas, Some("c"), None).await.unwrap());
+    }
 }
 
 pub(super) async fn secrets_are_never_readable_by_statements(db: Db) {

@@ -1,13 +1,16 @@
 //! Steps whose drivers speak lines, RADIUS or HTTP: `exec`, `coa`, `disconnect`, `request`.
-//! All are rendered and checked in full; sending lines and RADIUS waits for their drivers.
+//! All are rendered and checked in full; sending RADIUS and telnet waits for their drivers.
 
 use minijinja::value::ValueKind;
 use serde_json::Value as Json;
 
+use super::exec::Told;
 use super::expression::value_text;
-use super::step::{Attribute, DriverName, Exec, JsonTemplate, Request};
+use super::render::Template;
+use super::step::{Attribute, DriverName, Exec, JsonTemplate, Request, Step};
 use super::walk::{Halt, Walk, rendered};
 use crate::attempt::Failure;
+use crate::driver::ssh::Command;
 use crate::driver::{Reply, http};
 use crate::shell::quote;
 
@@ -33,7 +36,7 @@ pub(super) const SESSION_IDENTIFIERS: &[&str] = &[
 /// Not sent yet: says so, finally, so that nothing waits for it.
 fn later(driver: &str) -> Halt {
     Halt::Device(Failure::permanent(format!(
-        "driver {driver} comes later: this version sends RouterOS commands and HTTP requests only; set the NAS to mode observe, or use a session scheme"
+        "driver {driver} comes later: this version sends RouterOS commands, HTTP requests and lines over SSH only; set the NAS to mode observe, or use a session scheme"
     )))
 }
 
@@ -97,10 +100,10 @@ pub(super) fn radius(
     Err(later("radius"))
 }
 
-/// `exec`: the lines in order; `stdin` as one batch.
-pub(super) fn exec(walk: &mut Walk<'_>, driver: DriverName, step: &Exec) -> Result<Reply, Halt> {
-    let nas = walk.scope.job().nas.id;
-    let stdin = match &step.stdin {
+/// `exec`: the lines in order; `stdin` as one batch. What is not the first line of a driver that
+/// answers is noted when its turn comes.
+pub(super) async fn exec(walk: &mut Walk<'_>, step: &Step, exec: &Exec) -> Result<Told, Halt> {
+    let stdin = match &exec.stdin {
         Some(template) => Some(
             template
                 .render(&walk.scope)
@@ -108,35 +111,54 @@ pub(super) fn exec(walk: &mut Walk<'_>, driver: DriverName, step: &Exec) -> Resu
         ),
         None => None,
     };
-    for template in &step.lines {
-        let line = template
-            .render(&walk.scope)
-            .map_err(|e| format!("exec (line {}): {e}", template.line))?;
-        let helper = match driver {
-            DriverName::Telnet => "send_telnet_cmd",
-            DriverName::Ssh => "send_ssh_cmd",
-            DriverName::Record | DriverName::Mikrotik | DriverName::Radius | DriverName::Http => "",
-        };
-        walk.note_command(if helper.is_empty() {
-            line
-        } else {
-            let shown = format!("{helper} --nas {nas} {}", quote(&line));
-            match &stdin {
-                Some(batch) => format!("{shown} <<< {}", quote(batch.trim_end_matches('\n'))),
-                None => shown,
-            }
+    // All are rendered now, so that a mistake shows before anything has run.
+    let rendered = |key: &str, templates: &[Template]| -> Result<Vec<String>, String> {
+        let lines = templates.iter().map(|t| {
+            let line = t.render(&walk.scope);
+            line.map_err(|e| format!("{key} (line {}): {e}", t.line))
         });
-    }
-    // Rendered now, so that a mistake shows before the line that it would repair has run.
-    for template in &step.abort {
-        template
-            .render(&walk.scope)
-            .map_err(|e| format!("abort: {e}"))?;
+        lines.collect()
+    };
+    let lines = rendered("exec", &exec.lines)?;
+    let abort = rendered("abort", &exec.abort)?;
+    let speaks = walk.driver() == DriverName::Ssh && !walk.silent();
+    let shown = if speaks { 1 } else { lines.len() };
+    for line in lines.iter().take(shown) {
+        let line = pasteable(walk, line, stdin.as_deref());
+        walk.note_command(line);
     }
     if walk.silent() {
-        return Ok(Reply::default());
+        return Ok(Told::default());
     }
-    Err(later(driver.as_str()))
+    if !speaks {
+        return Err(later(walk.driver().as_str()));
+    }
+    if walk.is_plain() && stdin.is_none() {
+        return super::exec::dialogue(walk, step, lines, &exec.expect, abort).await;
+    }
+    let lines = lines.into_iter().map(|line| Command {
+        line,
+        stdin: stdin.clone(),
+    });
+    super::exec::ssh(walk, step, lines.collect(), abort).await
+}
+
+/// A line as a person can repeat it.
+pub(super) fn pasteable(walk: &Walk<'_>, line: &str, stdin: Option<&str>) -> String {
+    let nas = walk.scope.job().nas.id;
+    match walk.driver() {
+        DriverName::Ssh => {
+            let command = Command {
+                line: line.to_owned(),
+                stdin: stdin.map(str::to_owned),
+            };
+            command.pasteable(nas)
+        }
+        DriverName::Telnet => format!("send_telnet_cmd --nas {nas} {}", quote(line)),
+        DriverName::Record | DriverName::Mikrotik | DriverName::Radius | DriverName::Http => {
+            line.to_owned()
+        }
+    }
 }
 
 /// `request`.

@@ -185,10 +185,18 @@ impl Lint<'_, '_> {
                     self.notes
                         .error(line, "`exec` has no line", "write exec = [\"…\"]");
                 }
-                if !exec.expect.is_empty() && self.scheme.driver == DriverName::Ssh {
+                if exec.stdin.is_some() && exec.lines.len() > 1 {
+                    self.notes.error(
+                        line,
+                        "`stdin` with several lines: which one reads it?",
+                        "write one step for the line that reads the batch",
+                    );
+                }
+                let ssh = self.scheme.driver == DriverName::Ssh;
+                if !exec.expect.is_empty() && ssh && !self.scheme.plain {
                     self.notes.warning(
                         line,
-                        "`expect` is for prompts, a command over SSH has none",
+                        "`expect` is for prompts, a command of a shell has none",
                         "look at the answer with ok_on, retry_on and fail_on",
                     );
                 }

@@ -1,10 +1,11 @@
 //! Native schemes: a directory with a `scheme.toml`, whose steps speak to the NAS through a
 //! driver. Everything that can be known beforehand is compiled and checked at load (`load`,
 //! `lint`); an attempt only renders values (`render`, `expression`, `names`, `filters`) and runs steps
-//! (`walk`, `ros` for RouterOS, `lines` for the other kinds, `compare` for its values).
+//! (`walk`, `ros` for RouterOS, `exec` over SSH, `lines` for the other kinds, `compare` for values).
 
 pub mod beside;
 mod compare;
+mod exec;
 mod expression;
 mod file;
 mod filters;
@@ -22,6 +23,8 @@ mod steps;
 mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_linux;
 #[cfg(test)]
 mod tests_load;
 #[cfg(test)]
@@ -111,6 +114,8 @@ enum VarValue {
 pub struct NativeScheme {
     description: String,
     driver: DriverName,
+    /// `shell = "plain"`.
+    plain: bool,
     vars: Vec<Var>,
     own: Vec<Pair>,
     own_uses: Vec<expression::Use>,

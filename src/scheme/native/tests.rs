@@ -26,6 +26,7 @@ pub(super) fn nas(vars: &Json) -> Nas {
         api_tls: false,
         ssh_port: None,
         ssh_host_key: None,
+        ssh_known_key: None,
         telnet_port: None,
         coa_port: None,
         http_url: None,

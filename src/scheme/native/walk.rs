@@ -12,13 +12,14 @@ use minijinja::value::Value;
 use super::names::{NAS_VERSION, Scope};
 use super::render::Template;
 use super::saved::{Saved, logged, reply_text};
-use super::step::{Answered, Each, Kind, Pair, Step};
+use super::step::{Answered, DriverName, Each, Kind, Pair, Step};
 use super::{NativeScheme, lines, ros};
 use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
 use crate::clock;
 use crate::driver::mikrotik::{Command, Mikrotik};
 use crate::driver::sessions::Sessions;
 use crate::driver::{Reply, Row};
+use crate::scheme::ExitPolicy;
 
 /// Items of one `each`: an account has a handful of addresses and services.
 const EACH_MAX: usize = 1_000;
@@ -147,6 +148,31 @@ impl<'a> Walk<'a> {
     pub(super) fn note_command(&mut self, text: String) {
         self.commands += 1;
         self.transcript.command(text);
+    }
+
+    /// Notes a further line of a step.
+    pub(super) fn note_line(&mut self, line: &str) {
+        self.note_command(lines::pasteable(self, line, None));
+    }
+
+    /// What `exec` speaks to.
+    pub(super) fn driver(&self) -> DriverName {
+        self.scheme.driver
+    }
+
+    /// `shell = "plain"`: lines are a dialogue with a device.
+    pub(super) fn is_plain(&self) -> bool {
+        self.scheme.plain
+    }
+
+    /// What exit codes mean.
+    pub(super) fn policy(&self) -> &'a ExitPolicy {
+        &self.scheme.policy
+    }
+
+    /// A session answered; `opened` for this.
+    pub(super) fn heard_from(&mut self, opened: bool) {
+        self.new_session = Some(self.new_session.unwrap_or(false) || opened);
     }
 
     /// Notes something that an operator should see beside the answers.
@@ -298,7 +324,13 @@ impl<'a> Walk<'a> {
             Kind::Call(c) => ros::call(self, c).await,
             Kind::Coa(a) => lines::radius(self, "coa", a),
             Kind::Disconnect(a) => lines::radius(self, "disconnect", a),
-            Kind::Exec(e) => lines::exec(self, self.scheme.driver, e),
+            Kind::Exec(e) => {
+                return match lines::exec(self, step, e).await {
+                    Ok(told) => told.conclude(step),
+                    Err(Halt::Dead(reason)) => Err(dead(step, &reason)),
+                    Err(Halt::Device(failure)) => self.judge(step, Err(failure.into())),
+                };
+            }
             Kind::Request(r) => lines::request(self, r).await,
         };
         self.judge(step, result)
@@ -358,6 +390,26 @@ impl<'a> Walk<'a> {
         match failure {
             Some(failure) if !step.go_on => Err(failure.into()),
             _ => Ok(value),
+        }
+    }
+
+    /// One line of a step, judged in the same order.
+    pub(super) fn weigh(
+        &self,
+        step: &Step,
+        code: i32,
+        text: &str,
+        own: Option<Failure>,
+    ) -> Option<Failure> {
+        let says = |list: &[Answered]| list.iter().any(|a| fits(a, code, text));
+        if says(&step.verdicts.ok) {
+            None
+        } else if says(&step.verdicts.retry) {
+            Some(judged_as(own, FailureClass::Refused, text))
+        } else if says(&step.verdicts.fail) {
+            Some(judged_as(own, FailureClass::Permanent, text))
+        } else {
+            own
         }
     }
 

@@ -23,7 +23,7 @@ use super::native::logged;
 use crate::attempt::{Failure, Job, LineKind};
 use crate::clock;
 use crate::driver::sessions::Sessions;
-use crate::driver::{Reply, http, mikrotik};
+use crate::driver::{Reply, http, mikrotik, ssh};
 use crate::nas::{Nas, NasSecret};
 use words::{ASK_MAX, Ask, To, Told, What};
 
@@ -272,6 +272,28 @@ impl Rides {
                 let device = self.sessions.http(&rider.nas, &rider.secret);
                 device.talk(&request, limit).await
             }
+            What::Ssh { line, stdin } => {
+                let command = ssh::Command { line, stdin };
+                if let Err(why) = command.check() {
+                    return Told::Refused { text: why };
+                }
+                rider.note(LineKind::Command, command.pasteable(nas)).await;
+                if rider.record {
+                    return Told::Recorded;
+                }
+                let result = match self.sessions.ssh(&rider.nas, &rider.secret) {
+                    Ok(ssh) => ssh.exec(&command, limit).await,
+                    Err(failure) => Err(failure),
+                };
+                // The log has both outputs as a terminal shows them, the script has them apart.
+                let shown = result.as_ref().map_err(Clone::clone).map(|output| Reply {
+                    text: output.text(),
+                    code: output.status,
+                    ..Reply::default()
+                });
+                rider.note_result(&shown).await;
+                return Told::of(result.map(Reply::from));
+            }
         };
         rider.note_result(&result).await;
         Told::of(result)
@@ -316,6 +338,7 @@ fn whom(nas: &Nas, secret: &NasSecret, to: &To, what: &What) -> Whom {
     let (own_host, own_port) = match what {
         What::Mikrotik { .. } => (Some(nas.ip.as_str()), Sessions::api_port(nas)),
         What::Http { .. } => (nas.http_url.as_deref(), 0),
+        What::Ssh { .. } => (Some(nas.ip.as_str()), Sessions::ssh_port(nas)),
     };
     if let Some(host) = &to.host {
         let bare = |text: &str| text.trim_end_matches('/').to_ascii_lowercase();

@@ -40,6 +40,7 @@ fn job(nas: i64, port: u16) -> Job {
             api_tls: false,
             ssh_port: None,
             ssh_host_key: None,
+            ssh_known_key: None,
             telnet_port: None,
             coa_port: None,
             http_url: Some("http://127.0.0.1:1/hook".into()),

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::{Failure, FailureClass, Scope};
-use crate::driver::{Reply, Row, http, mikrotik};
+use crate::driver::{Reply, Row, http, mikrotik, ssh};
 
 /// Longest line that a helper may send, bytes: above the driver's largest body.
 pub const ASK_MAX: usize = 6 * 1024 * 1024;
@@ -68,6 +68,22 @@ pub enum What {
         /// Body.
         json: Option<String>,
     },
+    /// A command line over SSH.
+    Ssh {
+        /// The line; empty = the login shell, which reads the batch.
+        line: String,
+        /// What it reads.
+        stdin: Option<String>,
+    },
+}
+
+impl From<ssh::Command> for What {
+    fn from(command: ssh::Command) -> Self {
+        Self::Ssh {
+            line: command.line,
+            stdin: command.stdin,
+        }
+    }
 }
 
 impl From<mikrotik::Command> for What {

@@ -39,27 +39,31 @@ pub(super) async fn nases(store: &Postgres) -> Result<Vec<std::result::Result<Na
     Ok(nases)
 }
 
+/// NAS, end of its pause in ms, why, forks, learned SSH host key.
+type StateRow = (i64, Option<i64>, String, Option<i64>, Option<String>);
+
 pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>> {
     let text = format!(
-        "select nas_id, case when paused_until = 'infinity' then {} else {} end, pause_reason, forks
+        "select nas_id, case when paused_until = 'infinity' then {} else {} end, pause_reason, forks,
+           ssh_host_key
          from nas_state",
         i64::MAX,
         ms_of("paused_until")
     );
-    let rows: Vec<(i64, Option<i64>, String, Option<i64>)> =
-        sqlx::query_as(sqlx::AssertSqlSafe(text))
-            .fetch_all(&store.pool)
-            .await
-            .map_err(sql("read the NAS states"))?;
+    let rows: Vec<StateRow> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("read the NAS states"))?;
     Ok(rows
         .into_iter()
-        .map(|(id, paused_until_ms, pause_reason, forks)| {
+        .map(|(id, paused_until_ms, pause_reason, forks, ssh_host_key)| {
             (
                 NasId(id),
                 NasState {
                     paused_until_ms,
                     pause_reason,
                     forks,
+                    ssh_host_key,
                 },
             )
         })
@@ -82,6 +86,27 @@ pub(super) async fn set_state(store: &Postgres, nas: NasId, state: &NasState) ->
         .await
         .map_err(sql("write a NAS state"))?;
     Ok(())
+}
+
+pub(super) async fn set_host_key(
+    store: &Postgres,
+    nas: NasId,
+    was: Option<&str>,
+    key: Option<&str>,
+) -> Result<bool> {
+    let done = sqlx::query(
+        "insert into nas_state (nas_id, ssh_host_key) select $1, $3
+         where $2::text is null or exists (select 1 from nas_state where nas_id = $1)
+         on conflict (nas_id) do update set ssh_host_key = excluded.ssh_host_key
+         where nas_state.ssh_host_key is not distinct from $2",
+    )
+    .bind(nas.0)
+    .bind(was)
+    .bind(key)
+    .execute(&store.pool)
+    .await
+    .map_err(sql("write the host key of a NAS"))?;
+    Ok(done.rows_affected() == 1)
 }
 
 pub(super) async fn secret(store: &Postgres, nas: NasId) -> Result<NasSecret> {

@@ -323,6 +323,10 @@ impl Store for Sqlite {
         nas::states(self).await
     }
 
+    async fn set_host_key(&self, nas: NasId, was: Option<&str>, key: Option<&str>) -> Result<bool> {
+        nas::set_host_key(self, nas, was, key).await
+    }
+
     async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()> {
         nas::set_state(self, nas, state).await
     }

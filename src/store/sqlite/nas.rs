@@ -42,10 +42,14 @@ pub(super) async fn nases(store: &Sqlite) -> Result<Vec<std::result::Result<Nas,
     Ok(nases)
 }
 
+/// NAS, end of its pause in ms, why, forks, learned SSH host key.
+type StateRow = (i64, Option<i64>, String, Option<i64>, Option<String>);
+
 pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> {
-    let rows: Vec<(i64, Option<i64>, String, Option<i64>)> = sqlx::query_as(
+    let rows: Vec<StateRow> = sqlx::query_as(
         "select nas_id, case when paused_until = 'until resumed' then 9223372036854775807
-             else cast(round(unixepoch(paused_until, 'subsec') * 1000) as integer) end, pause_reason, forks
+             else cast(round(unixepoch(paused_until, 'subsec') * 1000) as integer) end, pause_reason, forks,
+           ssh_host_key
          from nas_state",
     )
     .fetch_all(&store.readers)
@@ -53,13 +57,14 @@ pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> 
     .map_err(sql("read the NAS states"))?;
     Ok(rows
         .into_iter()
-        .map(|(id, paused_until_ms, pause_reason, forks)| {
+        .map(|(id, paused_until_ms, pause_reason, forks, ssh_host_key)| {
             (
                 NasId(id),
                 NasState {
                     paused_until_ms,
                     pause_reason,
                     forks,
+                    ssh_host_key,
                 },
             )
         })
@@ -86,6 +91,28 @@ pub(super) async fn set_state(store: &Sqlite, nas: NasId, state: &NasState) -> R
     .await
     .map_err(sql("write a NAS state"))?;
     Ok(())
+}
+
+pub(super) async fn set_host_key(
+    store: &Sqlite,
+    nas: NasId,
+    was: Option<&str>,
+    key: Option<&str>,
+) -> Result<bool> {
+    let mut writer = store.write().await;
+    let done = sqlx::query(
+        "insert into nas_state (nas_id, ssh_host_key) select ?1, ?3
+         where ?2 is null or exists (select 1 from nas_state where nas_id = ?1)
+         on conflict (nas_id) do update set ssh_host_key = excluded.ssh_host_key
+         where nas_state.ssh_host_key is ?2",
+    )
+    .bind(nas.0)
+    .bind(was)
+    .bind(key)
+    .execute(&mut writer.conn)
+    .await
+    .map_err(sql("write the host key of a NAS"))?;
+    Ok(done.rows_affected() == 1)
 }
 
 pub(super) async fn secret(store: &Sqlite, nas: NasId) -> Result<NasSecret> {

@@ -1,0 +1,276 @@
+//! Telnet (RFC 854): command lines of devices that have nothing better. A session belongs to
+//! one attempt at a time and goes back only from the prompt at which it was found. Name,
+//! password and commands cross the network in plain text, which `status` says.
+
+pub mod options;
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::attempt::{Failure, FailureClass, Scope};
+use crate::clock;
+use crate::driver::dialogue::shell::Shell;
+use crate::driver::dialogue::{Answer, Credentials, Manners, Trouble};
+use crate::driver::leases::{Leases, Rules, Seen, Turn};
+use options::Options;
+
+/// Waits before the second, third and fourth try of a login that failed.
+const LOGIN_PAUSES_MS: [u64; 3] = [100, 500, 2_000];
+/// A session that was idle for so long is asked for its prompt before it is used: a device
+/// that was switched off does not close its connections.
+const ASK_AFTER_MS: u64 = 2_000;
+/// For the answer to that.
+const ASK_LIMIT: Duration = Duration::from_secs(3);
+
+/// Where and as whom to log in.
+#[derive(Clone, PartialEq)]
+pub struct Target {
+    /// Address or name.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Name and passwords.
+    pub credentials: Credentials,
+    /// How the device wants to be spoken to.
+    pub manners: Manners,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}:{}", self.credentials.login, self.host, self.port)
+    }
+}
+
+/// Bounds of one NAS.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Sessions at once, logins per minute, how long an idle session is kept.
+    pub rules: Rules,
+    /// For the TCP connection.
+    pub connect_timeout: Duration,
+    /// For the dialogue from the first byte to the prompt, `enable` included.
+    pub login_timeout: Duration,
+}
+
+/// The sessions of one NAS. Dropping it closes those that are idle.
+#[derive(Debug)]
+pub struct Telnet {
+    target: Target,
+    limits: Limits,
+    leases: Leases<Shell<TcpStream>>,
+}
+
+/// A session in the hands of one attempt.
+#[derive(Debug)]
+pub struct Leased {
+    turn: Turn<Shell<TcpStream>>,
+    shell: Shell<TcpStream>,
+    place: String,
+    /// It was opened for this attempt.
+    pub is_new: bool,
+    /// Ms spent waiting for a place and for the right to log in.
+    pub waited_ms: u64,
+}
+
+impl Telnet {
+    /// Nothing is connected before the first lease.
+    pub fn new(target: Target, limits: Limits) -> Self {
+        let leases = Leases::new(limits.rules.clone());
+        Self {
+            target,
+            limits,
+            leases,
+        }
+    }
+
+    /// A session at its prompt. `wait`: for a place; `limit`: for connection and login, which
+    /// is tried again after 0.1, 0.5 and 2 s.
+    pub async fn lease(&self, wait: Duration, limit: Duration) -> Result<Leased, Failure> {
+        let mut turn = self.leases.turn(wait).await.map_err(|f| self.placed(f))?;
+        let leased = |turn: Turn<_>, shell, is_new, paused: u64| Leased {
+            waited_ms: turn.waited_ms().saturating_add(paused),
+            turn,
+            shell,
+            place: self.place(),
+            is_new,
+        };
+        while let Some((mut shell, idle_ms)) = turn.take_idle() {
+            if shell.is_closed().await {
+                continue;
+            }
+            let asked =
+                idle_ms < ASK_AFTER_MS || shell.run("", &[], ASK_LIMIT.min(limit)).await.is_ok();
+            if asked && shell.is_home() {
+                return Ok(leased(turn, shell, false, 0));
+            }
+        }
+        if let Some(failure) = turn.failed_meanwhile() {
+            return Err(failure);
+        }
+        let pause = turn.login_wait_ms(clock::tick_ms());
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        match self.open(limit).await {
+            Ok(shell) => {
+                turn.opened();
+                Ok(leased(turn, shell, true, pause))
+            }
+            Err(failure) => {
+                turn.failed(&failure);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Gives a session back. One that is not at its prompt is closed; says so then.
+    pub fn give_back(&self, leased: Leased) -> Option<&'static str> {
+        if leased.shell.is_home() {
+            self.leases.keep(leased.turn, leased.shell);
+            return None;
+        }
+        Some("the session was left in another mode than it was found in, and is closed")
+    }
+
+    /// Numbers of this moment.
+    pub fn seen(&self) -> Seen {
+        self.leases.seen()
+    }
+
+    async fn open(&self, limit: Duration) -> Result<Shell<TcpStream>, Failure> {
+        let began = clock::tick_ms();
+        let mut pauses = LOGIN_PAUSES_MS.into_iter();
+        loop {
+            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+            let left = limit.saturating_sub(gone);
+            let trouble = match self.login(left).await {
+                Ok(shell) => return Ok(shell),
+                Err(Refusal::Final(failure)) => return Err(self.placed(failure)),
+                Err(Refusal::Again(failure)) => failure,
+            };
+            let pause = pauses.next().map(Duration::from_millis);
+            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+            match pause {
+                Some(pause) if gone + pause < limit => tokio::time::sleep(pause).await,
+                None => return Err(self.placed(trouble)),
+                // Not all tries have been made: too early to park the NAS.
+                Some(_) => {
+                    let early = Failure {
+                        parks: false,
+                        ..trouble
+                    };
+                    return Err(self.placed(early));
+                }
+            }
+        }
+    }
+
+    async fn login(&self, left: Duration) -> Result<Shell<TcpStream>, Refusal> {
+        let Target { host, port, .. } = &self.target;
+        let limit = self.limits.connect_timeout.min(left);
+        let connected = timeout(limit, TcpStream::connect((host.as_str(), *port))).await;
+        let stream = match connected {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(e)) => {
+                let why = format!("cannot connect: {e}; is the NAS up and its telnet on?");
+                return Err(Refusal::Final(Failure::transport(why)));
+            }
+            Err(_) => {
+                let ms = limit.as_millis();
+                let why = format!("cannot connect within {ms} ms; is a firewall in the way?");
+                return Err(Refusal::Final(Failure::transport(why)));
+            }
+        };
+        // Only slower without it.
+        let _ = stream.set_nodelay(true);
+        let logged_in = Shell::login(
+            stream,
+            Some(Options::new()),
+            self.target.manners.clone(),
+            self.target.credentials.clone(),
+            self.limits.login_timeout.min(left),
+        );
+        logged_in.await.map_err(|trouble| match trouble {
+            Trouble::Busy(text) => Refusal::Again(Failure::transport(format!("no place: {text}"))),
+            Trouble::Refused(text) => Refusal::Again(Failure {
+                scope: Scope::Nas,
+                class: FailureClass::Refused,
+                code: Failure::CODE_PERMANENT,
+                text: format!("login refused: {text}"),
+                parks: true,
+            }),
+            Trouble::Closed(text) => {
+                Refusal::Again(Failure::transport(format!("during the login: {text}")))
+            }
+            Trouble::Late(text) | Trouble::TooLong(text) | Trouble::Unfit(text) => {
+                Refusal::Final(Failure::transport(format!("during the login: {text}")))
+            }
+        })
+    }
+
+    fn place(&self) -> String {
+        format!("telnet {}:{}", self.target.host, self.target.port)
+    }
+
+    fn placed(&self, failure: Failure) -> Failure {
+        Failure {
+            text: format!("{}: {}", self.place(), failure.text),
+            ..failure
+        }
+    }
+}
+
+/// Why there is no session.
+enum Refusal {
+    /// To try again at once makes no sense.
+    Final(Failure),
+    /// A busy device does this now and then.
+    Again(Failure),
+}
+
+impl Leased {
+    /// Sends one line and waits for its answer, at most `limit`. After a failure of class
+    /// transport or unknown the session is not given back.
+    pub async fn run(
+        &mut self,
+        line: &str,
+        expect: &[fancy_regex::Regex],
+        limit: Duration,
+    ) -> Result<Answer, Failure> {
+        let trouble = match self.shell.run(line, expect, limit).await {
+            Ok(answer) => return Ok(answer),
+            Err(trouble) => trouble,
+        };
+        let place = &self.place;
+        Err(match trouble {
+            Trouble::Unfit(text) => Failure::permanent(format!("{place}: {text}")),
+            _ if !self.shell.was_sent() => {
+                Failure::transport(format!("{place}: not sent: {}", trouble.text()))
+            }
+            Trouble::Late(text) => Failure::timeout(format!(
+                "{place}: {text}; the line may have been carried out"
+            )),
+            Trouble::Busy(text)
+            | Trouble::Refused(text)
+            | Trouble::Closed(text)
+            | Trouble::TooLong(text) => Failure {
+                scope: Scope::Event,
+                class: FailureClass::Unknown,
+                code: Failure::CODE_TRANSPORT,
+                text: format!("{place}: {text}; the line may have been carried out"),
+                parks: false,
+            },
+        })
+    }
+
+    /// The prompt of the login.
+    pub fn prompt(&self) -> &str {
+        self.shell.prompt()
+    }
+
+    /// A line of `setup` that the device did not understand.
+    pub fn setup_said(&self) -> Option<&str> {
+        self.shell.setup_said()
+    }
+}
