@@ -4,11 +4,13 @@
 #
 #   postgres_bin                 prints the directory of the server's programs, or fails
 #   postgres_start [key=value…]  starts it; sets PG_URL, PG_PORT, PG_USER, PG_BIN, PG_HOME
+#   postgres_kill                kills it outright (SIGKILL), as a power cut would
+#   postgres_up                  starts it again on its port and data
 #   postgres_stop                stops it and removes its directory; call it from a trap
 #
 # Anybody on this machine can log in while it runs (trust on loopback): it holds test data only.
 
-PG_HOME='' PG_PID='' PG_PORT='' PG_USER='' PG_URL='' PG_BIN=''
+PG_AS=() PG_HOME='' PG_PID='' PG_PORT='' PG_USER='' PG_URL='' PG_BIN=''
 
 # Longest wait for the server to come up or to go down, in tenths of a second.
 PG_PATIENCE=900
@@ -40,14 +42,14 @@ postgres_start() {
         return 1
     }
     # The server refuses to run as root.
-    local as=()
+    PG_AS=()
     if [[ $(id -u) -eq 0 ]]; then
         PG_USER=postgres
         id -u "$PG_USER" >/dev/null 2>&1 || {
             echo "postgres_start: root needs the system user 'postgres' (the Debian package makes it)" >&2
             return 1
         }
-        as=(setpriv "--reuid=$PG_USER" "--regid=$(id -g "$PG_USER")" --init-groups)
+        PG_AS=(setpriv "--reuid=$PG_USER" "--regid=$(id -g "$PG_USER")" --init-groups)
     else
         PG_USER=$(id -un)
     fi
@@ -56,7 +58,7 @@ postgres_start() {
     if [[ $(id -u) -eq 0 ]]; then
         chown -R "$PG_USER" "$PG_HOME"
     fi
-    if ! (cd "$PG_HOME" && "${as[@]}" "$PG_BIN/initdb" --pgdata="$PG_HOME/data" --username="$PG_USER" \
+    if ! (cd "$PG_HOME" && "${PG_AS[@]}" "$PG_BIN/initdb" --pgdata="$PG_HOME/data" --username="$PG_USER" \
         --auth=trust --encoding=UTF8 --locale=C.UTF-8 --no-sync) >"$PG_HOME/initdb.log" 2>&1; then
         cat "$PG_HOME/initdb.log" >&2
         return 1
@@ -78,12 +80,7 @@ postgres_start() {
     local try
     for try in 1 2 3 4 5; do
         PG_PORT=$(postgres_free_port)
-        # setsid: Ctrl-C reaches the tests first, and the server only through our trap.
-        # pdeathsig: it goes down even if this script is killed outright.
-        (cd "$PG_HOME" && exec setsid setpriv "${as[@]:1}" --pdeathsig=INT \
-            "$PG_BIN/postgres" -D "$PG_HOME/data" -p "$PG_PORT") >"$PG_HOME/server.log" 2>&1 &
-        PG_PID=$!
-        if postgres_wait_until_ready; then
+        if postgres_up; then
             PG_URL="postgres://$PG_USER@127.0.0.1:$PG_PORT/postgres"
             return 0
         fi
@@ -92,6 +89,28 @@ postgres_start() {
     done
     echo "postgres_start: the server did not come up (try $try):" >&2
     tail -n 20 "$PG_HOME/server.log" >&2
+    return 1
+}
+
+postgres_up() {
+    # setsid: Ctrl-C reaches the tests first, and the server only through our trap.
+    # pdeathsig: it goes down even if this script is killed outright.
+    (cd "$PG_HOME" && exec setsid setpriv "${PG_AS[@]:1}" --pdeathsig=INT \
+        "$PG_BIN/postgres" -D "$PG_HOME/data" -p "$PG_PORT") >"$PG_HOME/server.log" 2>&1 &
+    PG_PID=$!
+    postgres_wait_until_ready
+}
+
+# Its children notice within moments that it is gone; the next one waits until they have.
+postgres_kill() {
+    kill -KILL "$PG_PID" 2>/dev/null || true
+    wait "$PG_PID" 2>/dev/null || true
+    PG_PID=''
+    local n
+    for ((n = 0; n < PG_PATIENCE; n++)); do
+        pgrep -f -- "-D $PG_HOME/data" >/dev/null || return 0
+        sleep 0.1
+    done
     return 1
 }
 

@@ -124,6 +124,21 @@ pub struct Dispatch {
     /// Time that running events get at SIGTERM, 0..1h.
     #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
     pub drain: Duration,
+    /// What the intent guard does about a burst of cutting commands.
+    pub guard: GuardMode,
+}
+
+/// `dispatch.guard`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum GuardMode {
+    /// Nothing is counted.
+    Off,
+    /// A burst is reported, and goes through.
+    #[default]
+    Warn,
+    /// What goes beyond the limit is held until an operator decides.
+    Hold,
 }
 
 impl Default for Dispatch {
@@ -138,6 +153,7 @@ impl Default for Dispatch {
             cross_nas_wait: Duration::from_secs(30),
             window: 200_000,
             drain: Duration::from_secs(30),
+            guard: GuardMode::Warn,
         }
     }
 }

@@ -1,11 +1,7 @@
 //! The shipped scheme Mikrotik-Hotspot against the simulated router: what a kick removes, that
 //! repetitions change nothing, and that nothing of an old address or MAC stays.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a failed step fails the test"
-)]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 #[path = "lab/mod.rs"]
 mod lab;

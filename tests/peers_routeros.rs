@@ -3,7 +3,6 @@
 //! `NED_TEST_PEERS` at DIR.
 #![expect(
     clippy::panic,
-    clippy::unwrap_used,
     clippy::disallowed_methods,
     reason = "helpers of tests; starting the peers is what this file is for"
 )]

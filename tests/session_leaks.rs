@@ -1,5 +1,6 @@
-//! Many runs leave nothing: no zombie, no descriptor. Alone in its process, because it counts
-//! what the whole process holds.
+//! Many runs leave nothing: no zombie, no orphan, no descriptor, no memory, however the scripts
+//! behave. Alone in its process, because it counts what the whole process holds. `NED_ZOO` changes
+//! the number of rounds; `scripts/faults zoo` runs until 10,000 scripts have ended.
 
 #[path = "session/bench.rs"]
 #[cfg(test)]
@@ -8,9 +9,112 @@ mod bench;
 
 #[cfg(test)]
 mod tests {
-    use nas_event_daemon::attempt::Verdict;
+    use std::time::Duration;
+
+    use nas_event_daemon::attempt::{FailureClass, Verdict};
+    use nas_event_daemon::clock::tick_ms;
 
     use super::bench;
+
+    /// How badly scripts can behave, and whether the attempt can end well.
+    const ZOO: &[(&str, &str, bool)] = &[
+        ("hangs", "sleep 1000", false),
+        (
+            "ignores_term",
+            "trap '' TERM; while :; do sleep 1; done",
+            false,
+        ),
+        (
+            "forks_twice",
+            "( setsid bash -c 'setsid sleep 1000 & sleep 1000' & ) & :",
+            true,
+        ),
+        ("floods", "yes 'a line that nobody reads' ", false),
+        ("floods_and_ends", "yes | head -c 600000", true),
+        ("holds_stdout", "( sleep 1000 ) & exit 0", true),
+        ("is_binary", "head -c 300000 /dev/urandom", true),
+        (
+            "closes_everything",
+            "exec 0<&- 1>&- 2>&-; sleep 1000",
+            false,
+        ),
+        (
+            "forks_many",
+            "for n in $(seq 40); do sleep 1000 & done; wait",
+            false,
+        ),
+        ("kills_its_shim", "kill -9 $PPID; sleep 1000", false),
+    ];
+    /// Rounds of the zoo: each runs every animal this many times at once, 100 forks in all.
+    const ROUNDS: usize = 1;
+    const AT_ONCE: usize = 10;
+    /// The deadline of each attempt, and what may pass after it on a machine that is busy with
+    /// other tests (the promise is 5 s on one that is not).
+    const DEADLINE: Duration = Duration::from_secs(8);
+    const AFTER: Duration = Duration::from_secs(25);
+
+    /// Each counts what the whole process holds: one at a time.
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    fn resident_kib() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_hundred_forks_of_bad_scripts_leave_nothing() {
+        let _alone = ALONE.lock().await;
+        let text: String = ZOO
+            .iter()
+            .map(|(name, body, _)| format!("{name}() {{ {body}; }}\n"))
+            .collect();
+        let scheme = std::sync::Arc::new(bench::session(text));
+        let rounds = std::env::var("NED_ZOO").map_or(ROUNDS, |n| n.parse().unwrap());
+        let mut measured = None;
+        for round in 0..rounds {
+            let mut runs = tokio::task::JoinSet::new();
+            for (name, _, well) in ZOO {
+                for _ in 0..AT_ONCE {
+                    let scheme = std::sync::Arc::clone(&scheme);
+                    let mut job = bench::job(name);
+                    job.deadline = DEADLINE;
+                    runs.spawn(async move {
+                        let began = tick_ms();
+                        let told = scheme.run(&job).await;
+                        let took = Duration::from_millis(tick_ms() - began);
+                        (*name, *well, took, told, job)
+                    });
+                }
+            }
+            while let Some(ended) = runs.join_next().await {
+                let (name, well, took, told, job) = ended.unwrap();
+                assert!(took < DEADLINE + AFTER, "{name} took {took:?}");
+                match &told.report.verdict {
+                    Verdict::Done => assert!(well, "{name} ended well"),
+                    Verdict::Failed(failure) => {
+                        assert!(!well, "{name}: {failure}");
+                        assert_eq!(failure.class, FailureClass::Unknown, "{name}: {failure}");
+                    }
+                    Verdict::Exit(code) => assert!(!well && *code > 128, "{name}: {code}"),
+                    other => panic!("{name}: {other:?}"),
+                }
+                let size: usize = told.lines.iter().map(String::len).sum();
+                assert!(size < 2_000_000, "{name} left {size} bytes of output");
+                bench::until(name, || bench::marked(&job).is_empty()).await;
+            }
+            assert_eq!(children(), 0);
+            // The first round fills pools and caches of the runtime.
+            let now = (descriptors(), resident_kib());
+            let (fds, kib) = *measured.get_or_insert(now);
+            assert_eq!(now.0, fds, "round {round}");
+            assert!(
+                now.1 < kib + kib / 20 + 20_000,
+                "{} KiB, at first {kib}",
+                now.1
+            );
+        }
+    }
 
     /// Runs that are looked at.
     const RUNS: usize = 200;
@@ -28,6 +132,7 @@ mod tests {
 
     #[tokio::test]
     async fn two_hundred_runs_leave_no_zombie_and_no_descriptor() {
+        let _alone = ALONE.lock().await;
         let scheme = bench::session("user_add() { (sleep 1000 &) ; echo $BASHPID; }");
         let first = scheme.run(&bench::job("user_add")).await;
         assert_eq!(first.report.verdict, Verdict::Done);

@@ -32,7 +32,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     // the pipeline
     ("intake", &["clock", "config", "event", "nas", "store"]),
-    ("expand", &["account", "clock", "event", "nas", "store"]),
+    // The guard settles what it held (attempt: the result word) and is told how strict it is.
+    (
+        "expand",
+        &[
+            "account", "attempt", "clock", "config", "event", "nas", "store",
+        ],
+    ),
     (
         "dispatch",
         &[

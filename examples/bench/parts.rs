@@ -193,7 +193,7 @@ pub async fn sustained() {
 /// Scripts against `xargs`.
 pub async fn scripts() {
     println!(
-        "### Scripts\n\nSession scheme, 20 forks, SQLite; against `xargs -P 20 bash -c …` of the same machine, in turn.\n"
+        "### Scripts\n\nSession scheme, 20 forks, SQLite; against `xargs -P 20 bash -c \". bin/session; user_rate_set\"`, the same file and function, in turn.\n"
     );
     println!("| script | ours, runs/s | xargs, runs/s | ratio |\n|---|---|---|---|");
     for (name, body, n) in [
@@ -220,8 +220,9 @@ pub async fn scripts() {
         let status = std::process::Command::new("sh")
             .arg("-c")
             .arg(format!(
-                "seq {n} | xargs -P 20 -I{{}} bash --norc --noprofile -c '{body}'"
+                "seq {n} | xargs -P 20 -I{{}} bash --norc --noprofile -c '. bin/session; user_rate_set'"
             ))
+            .current_dir(dir.parent().unwrap())
             .status()
             .unwrap();
         assert!(status.success());

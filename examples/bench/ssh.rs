@@ -104,16 +104,7 @@ pub async fn ssh() {
         "driver = \"ssh\"\n[[on.user_rate_set]]\nexec = [\"true\"]\n[[on.user_edit]]\nassert = \"1 == 1\"\n",
     )
     .unwrap();
-    let key = std::fs::read_to_string(dir.join("client")).unwrap();
-    let port = sshd.port;
-    bench
-        .sql
-        .run(&format!(
-            "update nas set ssh_port = {port}, ssh_host_key = 'tofu', max_sessions = {FORKS};
-             insert into nas_secret (nas_id, login, ssh_key) values (1, 'root', '{key}')"
-        ))
-        .await;
-    bench.warm(10_000).await;
+    prepare(&mut bench, &sshd).await;
     bench.insert(OURS, "user_rate_set", "i").await;
     let mut daemon = bench.start();
     let took = bench.drained(&mut daemon, Duration::from_secs(300)).await;
@@ -121,6 +112,7 @@ pub async fn ssh() {
     assert_eq!(bench.sql.number(done).await, OURS);
     daemon.stop();
     let ours = OURS as f64 / took.as_secs_f64();
+    let dialogue = dialogue(&sshd).await;
     let d = dir.display();
     let socket = format!("-S {d}/mux");
     let master = sshd.client(&format!("-M -N -f {socket}"));
@@ -134,10 +126,14 @@ pub async fn ssh() {
     println!(
         "### Commands over SSH\n\n`true` on an OpenSSH server of the same machine, {FORKS} at once, \
          SQLite, expansion, history and logs included; against `xargs -P {FORKS}` with OpenSSH's \
-         client, in turn. Goals: 2 × multiplexed, 20 × fresh.\n"
+         client, in turn. Goals: 2 × multiplexed, 20 × fresh; as a dialogue 10 × multiplexed.\n"
     );
     println!("| way | commands/s | ours is … times that |\n|---|---|---|");
     println!("| ours | {ours:.0} | |");
+    println!(
+        "| ours, as a dialogue with a shell | {dialogue:.0} | {:.1} |",
+        ours / dialogue
+    );
     for (name, rate) in [
         ("`ssh` over a ControlMaster socket", multiplexed),
         ("a fresh `ssh` for each", fresh),
@@ -146,4 +142,41 @@ pub async fn ssh() {
         println!("| {name} | {rate:.0} | {:.1} |", ours / rate);
     }
     println!();
+    println!(
+        "The dialogue is {:.1} times multiplexed.\n",
+        dialogue / multiplexed
+    );
+}
+
+/// Lines per second of a dialogue, where no process is started for a line.
+async fn dialogue(sshd: &Sshd) -> f64 {
+    std::fs::write(sshd.dir.join(".bashrc"), "PS1='nas# '\n").unwrap();
+    let mut bench = Bench::new(Kind::Sqlite, "Shell", 1, FORKS, 10_000).await;
+    let scheme = bench.dir.path().join("oss/core/Shell");
+    std::fs::create_dir_all(&scheme).unwrap();
+    std::fs::write(
+        scheme.join("scheme.toml"),
+        "driver = \"ssh\"\nshell = \"plain\"\n[[on.user_rate_set]]\nexec = [\"true\"]\n[[on.user_edit]]\nassert = \"1 == 1\"\n",
+    )
+    .unwrap();
+    prepare(&mut bench, sshd).await;
+    bench.insert(OURS, "user_rate_set", "i").await;
+    let mut daemon = bench.start();
+    let took = bench.drained(&mut daemon, Duration::from_secs(300)).await;
+    daemon.stop();
+    OURS as f64 / took.as_secs_f64()
+}
+
+/// Where the NAS is and how to log in; every account has its log.
+async fn prepare(bench: &mut Bench, sshd: &Sshd) {
+    let key = std::fs::read_to_string(sshd.dir.join("client")).unwrap();
+    let port = sshd.port;
+    bench
+        .sql
+        .run(&format!(
+            "update nas set ssh_port = {port}, ssh_host_key = 'tofu', max_sessions = {FORKS};
+             insert into nas_secret (nas_id, login, ssh_key) values (1, 'root', '{key}')"
+        ))
+        .await;
+    bench.warm(10_000).await;
 }

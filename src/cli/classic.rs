@@ -16,7 +16,7 @@ use crate::attempt::Failure;
 use crate::driver::Reply;
 use crate::nas::{Nas, NasId, NasSecret};
 use crate::scheme::ride::SOCKET;
-use crate::scheme::ride::words::{Ask, TOLD_MAX, To, Told, What, failure};
+use crate::scheme::ride::words::{Ask, TIMEOUT_MAX_MS, TOLD_MAX, To, Told, What, failure};
 
 /// Exit code: another refusal.
 pub const REFUSED: u8 = 1;
@@ -68,6 +68,14 @@ impl Refusal {
             },
         }
     }
+}
+
+/// A runtime for one command: a script may call hundreds, so it has no threads of its own.
+pub fn runtime() -> Result<tokio::runtime::Runtime, exit::Failed> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| exit::Failed::new(exit::FAILED, format!("cannot start the runtime: {e}")))
 }
 
 /// Says what went wrong, as the original does; the exit code.
@@ -161,7 +169,9 @@ impl Ride {
         let ask = Ask {
             token: self.token.clone(),
             to: self.to.clone(),
-            timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            timeout_ms: u64::try_from(limit.as_millis())
+                .unwrap_or(TIMEOUT_MAX_MS)
+                .min(TIMEOUT_MAX_MS),
             what,
         };
         let mut line = serde_json::to_vec(&ask).map_err(|e| e.to_string())?;
@@ -220,6 +230,9 @@ fn places(config: Option<PathBuf>) -> Vec<PathBuf> {
         .filter_map(|dir| Some(dir.parent()?.join(SOCKET)))
         .filter(|socket| socket.exists());
     let mut places: Vec<PathBuf> = near.collect();
+    if !places.is_empty() {
+        return places;
+    }
     let console = Console {
         file: config,
         output: None,

@@ -68,6 +68,27 @@ impl Ctl {
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.sent(request).await
+    }
+
+    /// The same with a body of text.
+    pub async fn text(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<Option<(StatusCode, String)>, Failed> {
+        if !self.socket.exists() {
+            return Ok(None);
+        }
+        let url = format!("http://localhost{path}");
+        self.sent(self.client.request(method, url).body(body)).await
+    }
+
+    async fn sent(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Option<(StatusCode, String)>, Failed> {
         let lost = |e: reqwest::Error| {
             let why = if e.is_timeout() {
                 format!("gave no answer within {REQUEST_TIMEOUT:?}")

@@ -13,7 +13,7 @@ use super::exit::{
 };
 use super::post::{Inbox, checked};
 use super::table::Table;
-use super::{Console, follow, scheme, waiting, who};
+use super::{Console, bulk, follow, scheme, waiting, who};
 use crate::clock;
 use crate::config::parse_duration;
 use crate::event::EventId;
@@ -27,6 +27,8 @@ const PAGE: usize = 1000;
 pub enum Verb {
     /// Post one event; prints its id.
     Post(Post),
+    /// Post many events from a file or a pipe.
+    Bulk(bulk::Bulk),
     /// List events, newest first.
     List(List),
     /// Everything about one event, and why it waits.
@@ -153,6 +155,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 pub async fn run(console: &Console, verb: Verb) -> Outcome {
     match verb {
         Verb::Post(args) => post(console, args).await,
+        Verb::Bulk(args) => bulk::bulk(console, args).await,
         Verb::List(args) => list(console, args).await,
         Verb::Show { id } => show(console, EventId(id)).await,
         Verb::Retry(args) => retry(console, args).await,

@@ -1,5 +1,7 @@
 //! `logs …`: removing what nobody will read any more.
 
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -22,6 +24,16 @@ pub enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+/// The end of a file, at most so many bytes; broken text is shown as far as it can be.
+pub fn tail(path: &Path, most: u64) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Runs one verb.

@@ -1,6 +1,9 @@
 //! The command line: one file per noun, each verb a call into the library. Bare call = `run`.
 //! Called by another name (link or copy) the binary behaves as that command.
 
+pub mod account;
+pub mod bulk;
+pub mod check;
 pub mod classic;
 pub mod config;
 pub mod ctl;
@@ -8,6 +11,7 @@ pub mod demo;
 pub mod event;
 pub mod exit;
 pub mod follow;
+pub mod guard;
 pub mod health;
 pub mod logs;
 pub mod nas;
@@ -30,7 +34,9 @@ pub mod sqlexec;
 pub mod stack;
 pub mod table;
 pub mod token;
+pub mod verdict;
 pub mod waiting;
+pub mod why;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -64,6 +70,8 @@ pub struct Cli {
 enum Verb {
     /// Run the daemon in the foreground (the default).
     Run,
+    /// Why an account is in the state it is in, and what to do: one screen.
+    Why(why::Why),
     /// Numbers of the stacks and of every NAS.
     Status,
     /// Ask the daemon whether its loops turn: exit code 0 well, 4 not reached, 9 not well.
@@ -71,12 +79,19 @@ enum Verb {
     /// Events: post, look, retry, drop.
     #[command(subcommand)]
     Event(event::Verb),
-    /// Accounts: set right what a NAS holds of one.
+    /// Accounts: look, log, history; set right what a NAS holds of one.
     #[command(subcommand)]
-    Account(resync::Verb),
+    Account(account::Verb),
+    /// Who changed what.
+    Audit(bulk::Audit),
+    /// One line for Nagios and its relatives, with their exit codes.
+    Check(check::Check),
     /// NASes: look, pause, test, set right.
     #[command(subcommand)]
     Nas(nas::Verb),
+    /// The intent guard: held events, announced batches.
+    #[command(subcommand)]
+    Guard(guard::Verb),
     /// The event stacks in numbers.
     #[command(subcommand)]
     Stack(stack::Verb),
@@ -137,11 +152,15 @@ fn dispatch(cli: Cli) -> Outcome {
     };
     match cli.verb.unwrap_or(Verb::Run) {
         Verb::Run => run::run(console.config()?),
+        Verb::Why(args) => runtime()?.block_on(why::why(&console, args)),
         Verb::Status => runtime()?.block_on(health::status(&console)),
         Verb::Health => runtime()?.block_on(health::health(&console)),
         Verb::Event(verb) => runtime()?.block_on(event::run(&console, verb)),
-        Verb::Account(verb) => runtime()?.block_on(resync::account(&console, verb)),
+        Verb::Account(verb) => runtime()?.block_on(account::run(&console, verb)),
+        Verb::Audit(args) => runtime()?.block_on(bulk::audit(&console, args)),
+        Verb::Check(args) => runtime()?.block_on(check::check(&console, args)),
         Verb::Nas(verb) => runtime()?.block_on(nas::run(&console, verb)),
+        Verb::Guard(verb) => runtime()?.block_on(guard::run(&console, verb)),
         Verb::Stack(verb) => runtime()?.block_on(stack::run(&console, verb)),
         Verb::Scheme(verb) => runtime()?.block_on(scheme::run(&console, verb)),
         Verb::Config(verb) => runtime()?.block_on(config::run(&console, verb)),

@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, remark};
@@ -35,19 +34,6 @@ const CHUNK: usize = 500;
 /// With `--rate`, a part is sent this often.
 const BEAT: Duration = Duration::from_millis(100);
 
-/// Verbs of accounts.
-#[derive(Debug, Subcommand)]
-pub enum Verb {
-    /// Post the commands that the account's flags call for.
-    Resync {
-        /// users.id
-        user: i64,
-        /// Say what would be posted
-        #[arg(long)]
-        dry_run: bool,
-    },
-}
-
 /// Whose accounts.
 #[derive(Debug, Clone, Copy)]
 pub enum Whom {
@@ -55,15 +41,6 @@ pub enum Whom {
     Nas(NasId),
     /// One.
     Account(UserId),
-}
-
-/// Runs one verb of accounts.
-pub async fn account(console: &Console, verb: Verb) -> Outcome {
-    let Verb::Resync { user, dry_run } = verb;
-    let config = console.config()?;
-    let store = console.store(&config).await?;
-    let whom = Whom::Account(UserId(user));
-    resync(console, &config, store, whom, None, dry_run).await
 }
 
 /// The commands that an account's flags call for, in the order in which they must run.

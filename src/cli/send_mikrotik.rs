@@ -18,11 +18,10 @@ use std::time::Duration;
 use clap::Parser;
 
 use super::classic::{
-    CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride, from_database, tls_vars,
-    told,
+    CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride, from_database, runtime,
+    tls_vars, told,
 };
 use super::exit::say;
-use super::runtime;
 use super::table::one_line;
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;

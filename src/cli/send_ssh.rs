@@ -25,6 +25,7 @@ use super::table::one_line;
 use super::{Console, runtime};
 use crate::attempt::{Failure, FailureClass};
 use crate::config::parse_duration;
+use crate::driver::dialogue::Manners;
 use crate::driver::sessions::Sessions;
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::{Command, Limits, Output, Ssh, Target};
@@ -237,6 +238,8 @@ async fn typed(args: &Args, host: Option<String>, command: &Command) -> Result<O
         login,
         password,
         key: String::new(),
+        enable_password: String::new(),
+        manners: Manners::default(),
         trust,
         legacy: args.legacy,
     };

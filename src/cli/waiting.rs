@@ -59,7 +59,8 @@ pub async fn why(
     Ok(sentence(row, &facts))
 }
 
-fn of_the_daemon(facts: &mut Facts, live: Option<&Value>, nas: i64) {
+/// What the daemon says of a NAS, into the facts.
+pub fn of_the_daemon(facts: &mut Facts, live: Option<&Value>, nas: i64) {
     let Some(dispatch) = live.and_then(|live| live.get("dispatch")) else {
         return;
     };

@@ -5,6 +5,7 @@
 //! loop, expansion, the hand-over from expansion to the scheduler, the scheduler (which owns
 //! the forks), one server per listener, the sign of life, the pruning of history.
 
+pub mod notify;
 pub mod process;
 pub mod shutdown;
 
@@ -29,6 +30,7 @@ use crate::dispatch::scheduler::Scheduler;
 use crate::dispatch::status::Status;
 use crate::dispatch::{MESSAGES, Message};
 use crate::driver::sessions::Sessions;
+use crate::expand::hold::Watch;
 use crate::expand::{BATCH_POSTGRES, BATCH_SQLITE, Expander};
 use crate::intake::{health, rest, serve};
 use crate::logs::Logs;
@@ -72,6 +74,8 @@ pub struct Running {
     pub reload: Arc<Notify>,
     /// All logs.
     pub logs: Logs,
+    /// [`clock::tick_ms`] of the settings loop's last turn.
+    pub parent_tick: Arc<AtomicU64>,
     /// Ends it.
     pub stop: Stop,
     tasks: JoinSet<Result<&'static str, Error>>,
@@ -91,10 +95,21 @@ pub async fn run_with_signals(config: Config) -> Result<(), Failed> {
         .map_err(|e| Failed::new(exit::USAGE, e.to_string()))?;
     // Fails only if a subscriber is set already, which then serves as well.
     let _ = tracing::subscriber::set_global_default(subscriber);
+    let settings_interval = config.dispatch.settings_interval;
     let running = start(config, logs.clone()).await.inspect_err(|failed| {
         tracing::error!("not started: {}", failed.text.replace('\n', "; "));
     })?;
     let mut following = JoinSet::new();
+    if let Some(manager) = notify::Manager::of_environment() {
+        let limit = health::live_limit_ms(settings_interval);
+        following.spawn(manager.follow(
+            Arc::clone(&running.store),
+            running.status.clone(),
+            Arc::clone(&running.parent_tick),
+            limit,
+            running.stop.soft.clone(),
+        ));
+    }
     following.spawn(signals.follow(running.stop.clone(), Arc::clone(&running.reload), logs));
     running.wait().await
 }
@@ -205,6 +220,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         batch: if sqlite { BATCH_SQLITE } else { BATCH_POSTGRES },
         cmds: cmds.clone(),
         moved,
+        watch: Watch::new(Arc::clone(&store), config.dispatch.guard, epoch),
     };
     let scheduler = Scheduler {
         store: Arc::clone(&store),
@@ -272,7 +288,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         dropped: Some(dropped),
         reload: Arc::clone(&reload),
         cmds,
-        parent_tick: tick,
+        parent_tick: Arc::clone(&tick),
         settings_interval: config.dispatch.settings_interval,
         metrics: Some(metrics.clone()),
         high_water: 0,
@@ -302,6 +318,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         status,
         reload,
         logs,
+        parent_tick: tick,
         stop,
         tasks,
         servers,

@@ -114,7 +114,7 @@ impl Scheduler {
                 SettleTo::Ready { .. } => {}
             }
         }
-        metrics::counter!("nas_event_daemon_attempts_total", "result" => result).increment(1);
+        super::status::count_attempt(f.nas, result, f.ms);
         let settle = Settle {
             id: f.id,
             try_count: Some(f.try_count),

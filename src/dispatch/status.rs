@@ -1,10 +1,13 @@
 //! What the dispatcher says of itself, for `status`, `nas list`, the demo and the metrics.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::breaker::Change;
 use super::scheduler::{Scheduler, State};
 use crate::clock;
+use crate::nas::NasId;
 
 /// How often `status` is renewed at most, ms.
 pub(super) const STATUS_MS: u64 = 200;
@@ -53,6 +56,21 @@ pub struct Status {
     pub nases: Vec<NasStatus>,
     /// NASes that are not served, with the reason.
     pub skipped: Vec<(i64, String)>,
+}
+
+/// Counts one ended attempt.
+pub(super) fn count_attempt(nas: NasId, result: &'static str, ms: i64) {
+    let nas = nas.to_string();
+    let took = Duration::from_millis(u64::try_from(ms).unwrap_or_default());
+    if result == "done" {
+        let now = Duration::from_millis(u64::try_from(clock::wall_ms()).unwrap_or_default());
+        metrics::gauge!("nas_event_daemon_nas_last_success_timestamp_seconds", "nas_id" => nas.clone())
+            .set(now.as_secs_f64());
+    }
+    metrics::histogram!("nas_event_daemon_attempt_duration_seconds", "nas_id" => nas.clone())
+        .record(took.as_secs_f64());
+    metrics::counter!("nas_event_daemon_dispatch_attempts_total", "nas_id" => nas, "result" => result)
+        .increment(1);
 }
 
 impl Scheduler {

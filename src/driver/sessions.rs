@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::attempt::{Failure, Scope};
-use crate::driver::dialogue::{Credentials, Manners};
+use crate::driver::dialogue::Manners;
 use crate::driver::http::{self, Auth, Http};
-use crate::driver::leases::Rules;
 use crate::driver::mikrotik::{Limits, Mikrotik, Report, Target};
 use crate::driver::rate::Bucket;
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::{self, Ssh};
-use crate::driver::telnet::{self, Telnet};
+use crate::driver::telnet::{self, Telnet, settings};
 use crate::driver::tls;
 use crate::nas::{Nas, NasId, NasSecret};
 
@@ -24,11 +24,11 @@ pub const API_PORT: u16 = 8728;
 /// The same over TLS.
 pub const API_TLS_PORT: u16 = 8729;
 /// Connections of a NAS that says nothing of `max_sessions`.
-const CONNECTIONS: u16 = 3;
+pub(super) const CONNECTIONS: u16 = 3;
 /// For TCP connect and login, unless the NAS's own time-out is shorter.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle connection is closed after this time.
-const LINGER: Duration = Duration::from_secs(60);
+pub(super) const LINGER: Duration = Duration::from_secs(60);
 
 /// TCP port of SSH (RFC 4251 section 4).
 const SSH_PORT: u16 = 22;
@@ -41,10 +41,6 @@ const LOGINS_PER_MINUTE: usize = 60;
 /// For key exchange and login: an old device needs seconds for its arithmetic.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// TCP port of telnet (RFC 854).
-const TELNET_PORT: u16 = 23;
-/// For the dialogue from the first byte to the prompt: some devices ask a RADIUS server first.
-const TELNET_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Seconds' worth of commands that attempts on a NAS with a `max_rate` may hold ready.
 const PACED_SECONDS: f64 = 2.0;
 
@@ -165,14 +161,14 @@ impl Sessions {
 
     /// TCP port of the telnet server of `nas`.
     pub fn telnet_port(nas: &Nas) -> u16 {
-        nas.telnet_port.unwrap_or(TELNET_PORT)
+        nas.telnet_port.unwrap_or(settings::PORT)
     }
 
     /// Attempts that the command line of `nas` serves side by side: twice its sessions, so
     /// that the next one stands ready while the last is written down. A place that
     /// `nas.vars.spare_sessions` keeps free for people does not count.
     pub fn telnet_places(nas: &Nas) -> usize {
-        2 * telnet_sessions(nas)
+        2 * settings::sessions(nas)
     }
 
     /// Attempts that a `max_rate` lets go on side by side, none of them waiting long for its
@@ -194,28 +190,7 @@ impl Sessions {
         secret: &NasSecret,
         manners: Manners,
     ) -> Result<Arc<Telnet>, Failure> {
-        let target = telnet::Target {
-            host: nas.ip.clone(),
-            port: Self::telnet_port(nas),
-            credentials: Credentials {
-                login: secret.login.clone(),
-                password: secret.password.clone(),
-                enable_password: secret.enable_password.clone(),
-            },
-            manners,
-        };
-        let logins = u32::try_from(logins_per_minute(nas)?).unwrap_or(u32::MAX);
-        let limits = telnet::Limits {
-            rules: Rules {
-                sessions: telnet_sessions(nas),
-                logins_per_minute: f64::from(logins),
-                linger: LINGER,
-            },
-            connect_timeout: nas
-                .timeout
-                .map_or(CONNECT_TIMEOUT, |t| (t / 2).min(CONNECT_TIMEOUT)),
-            login_timeout: TELNET_LOGIN_TIMEOUT,
-        };
+        let (target, limits) = settings::of(nas, secret, manners)?;
         let mut all = locked(&self.telnet);
         if let Some(kept) = all.get(&nas.id)
             && kept.target == target
@@ -416,6 +391,8 @@ pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::
         login: secret.login.clone(),
         password: secret.password.clone(),
         key: secret.ssh_key.clone(),
+        enable_password: secret.enable_password.clone(),
+        manners: manners(nas)?,
         trust: Trust::default(),
         legacy,
     };
@@ -432,7 +409,8 @@ pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::
     Ok((target, limits))
 }
 
-fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
+/// `nas.vars.logins_per_minute`, 1 to 10000.
+pub(super) fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
     match nas.vars.get("logins_per_minute") {
         None => Ok(LOGINS_PER_MINUTE),
         Some(value) => value
@@ -447,17 +425,10 @@ fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
     }
 }
 
-/// Sessions on a command line, those for people aside.
-fn telnet_sessions(nas: &Nas) -> usize {
-    let spare = match nas.vars.get("spare_sessions") {
-        Some(serde_json::Value::Number(n)) => n.as_u64().unwrap_or(0),
-        Some(serde_json::Value::Bool(set)) => u64::from(*set),
-        _ => 0,
-    };
-    let all = nas.max_sessions.unwrap_or(CONNECTIONS).clamp(1, 100);
-    usize::from(all)
-        .saturating_sub(usize::try_from(spare).unwrap_or(usize::MAX))
-        .max(1)
+/// How a dialogue with `nas` is led, by its `nas.vars`.
+fn manners(nas: &Nas) -> Result<Manners, Failure> {
+    Manners::of(|name| Ok(nas.vars.get(name).cloned()))
+        .map_err(|why| wrong(format!("nas.vars: {why}")))
 }
 
 /// A setting of the NAS that a person has to correct.
@@ -474,8 +445,8 @@ fn http_target(nas: &Nas, secret: &NasSecret) -> Result<http::Target, String> {
     let url =
         url.ok_or("http_url of the NAS is not set, for example https://billing.example/hook")?;
     let wish = match nas.vars.get("http_auth") {
-        None | Some(serde_json::Value::Null) => "",
-        Some(serde_json::Value::String(wish)) => wish,
+        None | Some(Value::Null) => "",
+        Some(Value::String(wish)) => wish,
         Some(_) => return Err("http_auth in nas.vars is not a text".to_owned()),
     };
     Ok(http::Target {
@@ -548,6 +519,30 @@ mod tests {
         assert_eq!(sessions.report().len(), 1);
         sessions.keep_only(&BTreeSet::new());
         assert!(sessions.report().is_empty());
+    }
+
+    #[test]
+    fn telnet_keeps_places_for_people_and_a_rate_bounds_all() {
+        let mut nas = nas();
+        nas.max_sessions = Some(4);
+        assert_eq!(Sessions::telnet_places(&nas), 8);
+        nas.vars.insert("spare_sessions".into(), 1.into());
+        assert_eq!(Sessions::telnet_places(&nas), 6);
+        nas.vars.insert("spare_sessions".into(), 9.into());
+        assert_eq!(Sessions::telnet_places(&nas), 2);
+        assert_eq!(Sessions::paced_places(&nas), usize::MAX);
+        let sessions = Sessions::default();
+        assert!((0..9).all(|_| sessions.pace(&nas, 0).is_zero()));
+        nas.max_rate = Some(4.0);
+        assert_eq!(Sessions::paced_places(&nas), 8);
+        let waits: Vec<_> = (0..3).map(|_| sessions.pace(&nas, 0).as_millis()).collect();
+        assert_eq!(waits, [0, 250, 500]);
+        // Another rate counts from now on.
+        nas.max_rate = Some(1000.0);
+        assert!(sessions.pace(&nas, 0).is_zero());
+        nas.vars.insert("logins_per_minute".into(), 0.into());
+        let told = sessions.telnet(&nas, &NasSecret::default(), Manners::default());
+        assert!(told.unwrap_err().parks);
     }
 
     #[tokio::test]

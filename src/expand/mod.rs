@@ -2,6 +2,9 @@
 //! transaction, and hands what was moved to dispatch. Rows that cannot be expanded keep their
 //! error, are tried again with back-off (1 → 60 s) and never stand in the way.
 
+pub mod guard;
+pub mod hold;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::event::{Cmd, Waiting};
 use crate::store::Store;
+use hold::Watch;
 
 /// Rows of one batch; SQLite's one writer also settles and starts, so it takes fewer.
 pub const BATCH_SQLITE: usize = 500;
@@ -33,13 +37,20 @@ pub struct Expander {
     pub cmds: watch::Receiver<Vec<Cmd>>,
     /// Moved events go here.
     pub moved: mpsc::Sender<Vec<Waiting>>,
+    /// The intent guard.
+    pub watch: Watch,
 }
 
 impl Expander {
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut wait = RETRY_FIRST;
+        self.watch.remember().await;
         while !stop.is_cancelled() {
+            let released = self.watch.orders().await;
+            if !released.is_empty() && self.moved.send(released).await.is_err() {
+                return;
+            }
             let cmds = self.cmds.borrow_and_update().clone();
             let pause = match self.store.expand(self.batch, &cmds).await {
                 Ok(out) => {
@@ -57,9 +68,11 @@ impl Expander {
                     if moved > 0 {
                         metrics::counter!("nas_event_daemon_events_expanded_total")
                             .increment(u64::try_from(moved).unwrap_or(0));
-                        if self.moved.send(out.moved).await.is_err() {
+                        let (go, seen) = self.watch.before(out.moved).await;
+                        if self.moved.send(go).await.is_err() {
                             return;
                         }
+                        self.watch.after(&seen).await;
                     }
                     if out.full { Duration::ZERO } else { self.poll }
                 }

@@ -39,9 +39,10 @@ const STATES: &[&str] = &[
 ];
 
 /// An extracted query, or the reason why it is none.
-type Asked<T> = Result<Query<T>, QueryRejection>;
+pub type Asked<T> = Result<Query<T>, QueryRejection>;
 
-fn asked<T>(query: Asked<T>) -> Result<T, Refusal> {
+/// The query of a call.
+pub fn asked<T>(query: Asked<T>) -> Result<T, Refusal> {
     match query {
         Ok(Query(query)) => Ok(query),
         Err(e) => Err(Refusal::malformed(format!(
@@ -251,7 +252,7 @@ pub async fn list(
 }
 
 /// A row for people; lists leave out what may be large.
-fn shown(row: &EventRow, whole: bool) -> Value {
+pub fn shown(row: &EventRow, whole: bool) -> Value {
     let mut value = serde_json::to_value(row).unwrap_or(Value::Null);
     if !whole && let Some(map) = value.as_object_mut() {
         map.remove("params");
@@ -272,7 +273,8 @@ pub async fn show(
     Ok(Json(shown(&row, true)))
 }
 
-fn number(text: &str) -> Result<i64, Refusal> {
+/// The number in a path.
+pub fn number(text: &str) -> Result<i64, Refusal> {
     text.parse()
         .map_err(|_| Refusal::malformed("the id in the path is not a whole number".to_owned()))
 }
@@ -380,7 +382,7 @@ pub(super) async fn told_of_drop(desk: &rest::Shared, id: EventId) {
 }
 
 /// The optional body of an order: an object with some of `known`.
-async fn order(request: Request, known: &[&str]) -> Result<Map<String, Value>, Refusal> {
+pub async fn order(request: Request, known: &[&str]) -> Result<Map<String, Value>, Refusal> {
     let (parts, body) = request.into_parts();
     let body = rest::whole_body(&parts.headers, body).await?;
     if body.trim_ascii().is_empty() {
@@ -510,7 +512,8 @@ pub async fn resume(
     .await
 }
 
-async fn change_nas(
+/// Changes the operator's settings of one NAS.
+pub async fn change_nas(
     desk: Desk,
     who: String,
     id: &str,

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::event::EventId;
 use crate::intake::form::Call;
 use crate::intake::lookup::{self, Columns};
-use crate::store::query::{Column, Group, Model, Query, Relation};
+use crate::store::query::{Group, Model, Query};
 
 /// Most objects of one answer; the original gives whole tables, which is what kills it.
 pub const LIST_MAX: usize = 1000;
@@ -383,77 +383,6 @@ pub fn methods(model: Model) -> Vec<&'static str> {
     all
 }
 
-/// Which fields of an object are wanted, and of those behind its relations.
-#[derive(Debug, Default)]
-pub struct Wanted {
-    /// Own fields, in their order.
-    pub names: Vec<String>,
-    /// Objects behind relations.
-    pub related: Vec<(&'static Relation, Wanted)>,
-}
-
-impl Wanted {
-    /// All that a model shows.
-    pub fn all(model: Model, columns: Columns<'_>) -> Self {
-        let shown = columns(model).into_iter().filter(|c| c.shown);
-        Self {
-            names: shown.map(|c| c.name).collect(),
-            related: Vec::new(),
-        }
-    }
-
-    /// Reads `["login", "abonent__name"]`.
-    pub fn read(model: Model, names: &[String], columns: Columns<'_>) -> Result<Self, Wrong> {
-        let mut wanted = Self::default();
-        for name in names {
-            let parts: Vec<&str> = name.split("__").collect();
-            wanted.add(model, &parts, 0, columns).map_err(|reason| {
-                format!("fields names {:?}, which {reason}", lookup::short(name))
-            })?;
-        }
-        Ok(wanted)
-    }
-
-    fn add(
-        &mut self,
-        model: Model,
-        parts: &[&str],
-        depth: usize,
-        columns: Columns<'_>,
-    ) -> Result<(), Wrong> {
-        let Some((word, rest)) = parts.split_first() else {
-            *self = Self::all(model, columns);
-            return Ok(());
-        };
-        if let Some(relation) = model.relations().iter().find(|r| r.name == *word) {
-            if depth >= lookup::STEPS_MAX {
-                return Err(format!(
-                    "goes over more than {} relations",
-                    lookup::STEPS_MAX
-                ));
-            }
-            let known = self.related.iter().position(|(r, _)| *r == relation);
-            let place = known.unwrap_or_else(|| {
-                self.related.push((relation, Self::default()));
-                self.related.len() - 1
-            });
-            return match self.related.get_mut(place) {
-                Some((_, wanted)) => wanted.add(relation.model, rest, depth + 1, columns),
-                None => Ok(()),
-            };
-        }
-        let known: Vec<Column> = columns(model);
-        let word = if *word == "pk" { "id" } else { *word };
-        if !rest.is_empty() || !known.iter().any(|c| c.name == word) {
-            return Err(lookup::no_field(model, word, &known));
-        }
-        if !self.names.iter().any(|name| name == word) {
-            self.names.push(word.to_owned());
-        }
-        Ok(())
-    }
-}
-
 /// What a stored compact event holds, in the form in which a producer gives it, with changes.
 pub fn merged(
     stored: &Map<String, Value>,
@@ -485,7 +414,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::store::query::Kind;
+    use crate::store::query::{Column, Kind};
 
     fn columns(_: Model) -> Vec<Column> {
         ["id", "cmd", "user_id", "limit_in"]

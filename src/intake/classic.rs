@@ -17,8 +17,9 @@ use serde_json::{Map, Value, json};
 use crate::clock;
 use crate::event::{CompactEvent, EventId};
 use crate::intake::access::{self, Caller, Openness, Scope};
-use crate::intake::chain::{self, LIST_MAX, Wanted, Wish};
+use crate::intake::chain::{self, LIST_MAX, Wish};
 use crate::intake::rest::{self, Desk, Refusal};
+use crate::intake::wanted::Wanted;
 use crate::intake::{api, compact, form, lookup};
 use crate::store::query::{Bound, Column, Condition, Group, Model, Query, Relation, Test};
 

@@ -3,9 +3,8 @@
 //! `/api/v1/status` and the high-water mark share, so that a busy poller costs one query a
 //! second at most.
 
-use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::intake::access::{self, Openness, Scope};
+use crate::intake::gauges;
 use crate::intake::rest::{Desk, Refusal};
 use crate::store::Counts;
 
@@ -35,10 +35,6 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const HTTP_REQUESTS: &str = "nas_event_daemon_http_requests_total";
 const HTTP_SECONDS: &str = "nas_event_daemon_http_request_duration_seconds";
 const RECEIVED: &str = "nas_event_daemon_events_received_total";
-const STACK: &str = "nas_event_daemon_stack_events";
-const DEAD: &str = "nas_event_daemon_dead_events";
-const UNEXPANDABLE: &str = "nas_event_daemon_unexpandable_events";
-const OLDEST: &str = "nas_event_daemon_stack_oldest_age_seconds";
 const BUILD: &str = "nas_event_daemon_build_info";
 
 /// Bounds of durations that people wait for, seconds.
@@ -94,13 +90,7 @@ pub fn describe() {
     describe_counter!(HTTP_REQUESTS, "Answered HTTP requests");
     describe_histogram!(HTTP_SECONDS, "From the request's head to the answer's head");
     describe_counter!(RECEIVED, "Events accepted by a door");
-    describe_gauge!(STACK, "Rows of the compact and the main stack");
-    describe_gauge!(DEAD, "Rows of events_dead");
-    describe_gauge!(
-        UNEXPANDABLE,
-        "Rows of the compact stack that carry an error"
-    );
-    describe_gauge!(OLDEST, "Age of the oldest waiting row");
+    gauges::describe();
     describe_gauge!(BUILD, "Always 1; the label says which version runs");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -129,7 +119,7 @@ pub struct Seen {
     counted_at: AtomicU64,
     counting: AtomicBool,
     last: tokio::sync::Mutex<Option<(u64, Counts)>>,
-    shown: Mutex<BTreeSet<String>>,
+    shown: gauges::Shown,
 }
 
 impl Seen {
@@ -220,7 +210,8 @@ pub async fn live(State(desk): State<Desk>) -> Response {
     .into_response()
 }
 
-fn live_limit_ms(settings_interval: Duration) -> u64 {
+/// Longest time between two turns of the parent loop, ms.
+pub fn live_limit_ms(settings_interval: Duration) -> u64 {
     u64::try_from(settings_interval.as_millis())
         .unwrap_or(u64::MAX)
         .saturating_mul(LIVE_INTERVALS)
@@ -251,35 +242,18 @@ pub async fn metrics(State(desk): State<Desk>, request: Request) -> Result<Respo
         ));
     };
     // Without the database the other numbers are wanted all the more.
+    if let Some(status) = &desk.doors.dispatch {
+        gauges::dispatch(&desk.seen.shown, &status());
+    }
+    gauges::parent(parent_age_ms(&desk));
     if let Ok(counts) = counts(&desk, Freshness::Second).await {
-        show(&desk, &counts);
+        gauges::stacks(&desk.seen.shown, &counts);
     }
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
     Ok((kind, handle.render()).into_response())
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "gauges are f64; exact up to 2^53 rows"
-)]
-fn show(desk: &Desk, counts: &Counts) {
-    gauge!(STACK, "stack" => "compact", "cmd" => "").set(counts.compact as f64);
-    gauge!(DEAD).set(counts.dead as f64);
-    gauge!(UNEXPANDABLE).set(counts.unexpandable as f64);
-    gauge!(OLDEST).set(counts.oldest_s as f64);
-    let shown = &desk.seen.shown;
-    let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
-    // A command without rows must show 0, not its last number.
-    for cmd in shown.iter() {
-        gauge!(STACK, "stack" => "main", "cmd" => cmd.clone()).set(0.0);
-    }
-    for (cmd, rows) in &counts.main {
-        gauge!(STACK, "stack" => "main", "cmd" => cmd.clone()).set(*rows as f64);
-        shown.insert(cmd.clone());
-    }
 }
 
 #[cfg(test)]

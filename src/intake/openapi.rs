@@ -87,6 +87,34 @@ fn paths() -> Value {
                 answered("Removes an event that is not running", "200", json!({ "type": "object" })),
                 json!({ "type": "object", "additionalProperties": false,
                     "properties": { "why": { "type": "string", "maxLength": 500 } } })) },
+        "/api/v1/events/retry": { "post": with_optional_body(
+            answered("Posts dead events that fit anew; dry_run counts, spread takes its time", "200",
+                json!({ "type": "object" })), crowd_body(&["spread"])) },
+        "/api/v1/events/drop": { "post": with_optional_body(
+            answered("Removes events that fit and do not run; dry_run counts", "200",
+                json!({ "type": "object" })), crowd_body(&["why"])) },
+        "/api/v1/batches/{batch}": {
+            "parameters": [{ "name": "batch", "in": "path", "required": true,
+                "schema": { "type": "string" } }],
+            "get": answered("Progress of a bulk call", "200", json!({ "type": "object" })) },
+        "/api/v1/accounts/{id}": { "parameters": [id.clone()],
+            "get": answered("What the billing wants of an account, and its events", "200",
+                json!({ "type": "object" })) },
+        "/api/v1/accounts/{id}/history": { "parameters": [id.clone()],
+            "get": { "summary": "Every event of an account that is kept, newest first",
+                "parameters": page_parameters(),
+                "responses": responses("200", reference("EventPage")) } },
+        "/api/v1/audit": { "get": { "summary": "Who changed what, newest first",
+            "parameters": page_parameters(),
+            "responses": responses("200", json!({ "type": "object" })) } },
+        "/api/v1/nas/{id}": { "parameters": [id.clone()],
+            "get": answered("One NAS, with what the dispatcher says of it", "200",
+                json!({ "type": "object" })) },
+        "/api/v1/nas/{id}/forks": { "parameters": [id.clone()],
+            "post": with_optional_body(
+                answered("Overrides the forks of a NAS; null ends it", "200", json!({ "type": "object" })),
+                json!({ "type": "object", "required": ["forks"], "additionalProperties": false,
+                    "properties": { "forks": { "type": ["integer", "null"], "minimum": 1, "maximum": 100 } } })) },
         "/api/v1/nas": { "get": answered("All NASes", "200", json!({ "type": "object" })) },
         "/api/v1/nas/{id}/pause": { "parameters": [id.clone()],
             "post": with_optional_body(
@@ -178,6 +206,28 @@ fn list_parameters() -> Vec<Value> {
         query("before", "integer", "next_before of the page before"),
         query("limit", "integer", "1..1000, default 100"),
     ]
+}
+
+fn page_parameters() -> Vec<Value> {
+    vec![
+        query("before", "integer", "next_before of the page before"),
+        query("limit", "integer", "1..1000, default 100"),
+    ]
+}
+
+/// The body of an order for all events that fit.
+fn crowd_body(more: &[&str]) -> Value {
+    let mut properties = json!({
+        "state": { "type": "string" }, "nas": whole(), "user": whole(),
+        "cmd": { "type": "string" }, "batch": { "type": "string" }, "dry_run": { "type": "boolean" },
+    });
+    if let Some(map) = properties.as_object_mut() {
+        for name in more {
+            map.insert((*name).to_owned(), json!({ "type": "string" }));
+        }
+    }
+    json!({ "type": "object", "required": ["state"], "additionalProperties": false,
+        "properties": properties })
 }
 
 fn idempotency_key() -> Value {

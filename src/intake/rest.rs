@@ -30,7 +30,7 @@ use crate::event::{Cmd, CompactEvent, EventId, UserId};
 use crate::intake::access::{self, Caller, Peer};
 use crate::intake::health::Seen;
 use crate::intake::trail::Trail;
-use crate::intake::{api, bulk, classic, form, health, openapi};
+use crate::intake::{api, bulk, classic, crowd, form, health, openapi};
 use crate::nas::NasId;
 use crate::store::{self, Idempotency, Posted, Store};
 
@@ -241,10 +241,18 @@ pub fn router(doors: Doors) -> Router {
         .route("/api/openapi.json", get(openapi::served))
         .route("/api/v1/events", get(api::list).post(api::post))
         .route("/api/v1/events/bulk", post(bulk::post))
+        .route("/api/v1/events/retry", post(crowd::retry))
+        .route("/api/v1/events/drop", post(crowd::drop_many))
+        .route("/api/v1/batches/{batch}", get(crowd::batch))
+        .route("/api/v1/accounts/{id}", get(crowd::account))
+        .route("/api/v1/accounts/{id}/history", get(crowd::history))
+        .route("/api/v1/audit", get(crowd::audit))
         .route("/api/v1/events/{id}", get(api::show))
         .route("/api/v1/events/{id}/retry", post(api::retry))
         .route("/api/v1/events/{id}/drop", post(api::give_up))
         .route("/api/v1/nas", get(api::nases))
+        .route("/api/v1/nas/{id}", get(crowd::nas))
+        .route("/api/v1/nas/{id}/forks", post(crowd::forks))
         .route("/api/v1/nas/{id}/pause", post(api::pause))
         .route("/api/v1/nas/{id}/resume", post(api::resume))
         .route("/api/v1/reload", post(api::reload))

@@ -112,7 +112,7 @@ impl<R: AsFd> Stream<R> {
 
     /// Takes what is there.
     pub(super) fn pump(&mut self, outbox: &mut Outbox) {
-        let mut buffer = [0; 16 * 1024];
+        let mut buffer = [0; 4 * 1024];
         let mut taken = 0;
         while let Some(pipe) = &self.pipe {
             match read(pipe, &mut buffer) {

@@ -125,7 +125,7 @@ pub fn shim_main() -> i32 {
 fn read_order() -> Result<Order, String> {
     let mut text = Vec::new();
     let mut stdin = std::io::stdin().lock().take(ORDER_MAX);
-    let mut buffer = [0; 64 * 1024];
+    let mut buffer = [0; 4 * 1024];
     while text.last() != Some(&b'\n') {
         match stdin.read(&mut buffer) {
             Ok(0) => return Err("the order ends too early".to_owned()),

@@ -3,6 +3,7 @@
 //! database is the log, not the scheduler: `dispatch::lanes` decides what may run, the store
 //! makes each transition a compare-and-set on (id, state, epoch, try).
 
+mod audit;
 mod billing;
 mod nas_row;
 pub mod postgres;
@@ -10,6 +11,7 @@ pub mod preview;
 pub mod query;
 pub mod rows;
 pub mod sqlite;
+mod statement;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +19,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
-pub use rows::{AccountFlags, Counts, EventRow, Expansion, Filter, SqlAnswer, Token, WhereIs};
+pub use audit::{AuditRow, audit_rows};
+pub use rows::{
+    AccountFlags, Cause, Counts, EventRow, Expansion, Filter, GuardOrder, OrderKind, SqlAnswer,
+    Token, WhereIs,
+};
 
 use crate::attempt::DoneResult;
 use crate::event::{Cmd, CompactEvent, EventId, Params, StoredParams, UserId, Waiting};
@@ -278,6 +284,24 @@ pub trait Store: Send + Sync {
 
     /// One writer turn.
     async fn turn(&self, turn: &Turn) -> Result<Turned>;
+
+    // -- the intent guard -------------------------------------------------------------------
+
+    /// Whose orders these events of the main stack are, in the order of their ids.
+    async fn causes(&self, ids: &[EventId]) -> Result<Vec<Cause>>;
+
+    /// Marks events `held`, with the reason of each, unless they were ever started or the epoch
+    /// is over; the ids that are held now.
+    async fn hold(&self, epoch: i64, events: &[(EventId, String)]) -> Result<Vec<EventId>>;
+
+    /// What operators have told the guard.
+    async fn guard_orders(&self) -> Result<Vec<GuardOrder>>;
+
+    /// Tells the guard something; the number of the order.
+    async fn add_guard_order(&self, order: &GuardOrder) -> Result<i64>;
+
+    /// Removes an order that was carried out or taken back; `false` = there is none.
+    async fn remove_guard_order(&self, id: i64, kind: OrderKind) -> Result<bool>;
 
     // -- settings ---------------------------------------------------------------------------
 

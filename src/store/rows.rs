@@ -168,6 +168,71 @@ pub struct Token {
     pub hash: String,
 }
 
+/// Whose order an expanded event is, for the intent guard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// Event.
+    pub id: EventId,
+    /// Command.
+    pub cmd: String,
+    /// The token, else the script that added it, else `sql`.
+    pub source: String,
+    /// Its `rate_*` and `ceil_*`, as far as there are any.
+    pub speeds: Vec<String>,
+}
+
+/// What an operator tells the intent guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OrderKind {
+    /// An announced batch.
+    Allow,
+    /// Held events shall run.
+    Approve,
+}
+
+impl OrderKind {
+    /// The word in `guard_order.kind`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Approve => "approve",
+        }
+    }
+
+    /// Reads the word; none if a later version wrote it.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Allow, Self::Approve]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+    }
+}
+
+/// A row of `guard_order`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GuardOrder {
+    /// Number; 0 before it is written.
+    pub id: i64,
+    /// What it is.
+    pub kind: OrderKind,
+    /// Whose events; none = whoever's (approve only).
+    pub source: Option<String>,
+    /// Only this command; none = any.
+    pub cmd: Option<String>,
+    /// Approve only this event.
+    pub event: Option<EventId>,
+    /// Allow: begin of the first window, wall ms.
+    pub from_ms: i64,
+    /// Allow: length of a window, ms.
+    pub for_ms: i64,
+    /// Allow: events in one window.
+    pub most: i64,
+    /// Allow: again each month.
+    pub monthly: bool,
+    /// Who said so.
+    pub who: String,
+}
+
 /// Answer of an operator's own statement.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct SqlAnswer {

@@ -16,10 +16,14 @@ mod lab;
 mod bad;
 mod classic;
 mod events;
+mod guard;
 mod mikrotik;
+mod monitoring;
 mod nases;
+mod operators;
 mod schemes;
 mod tools;
+mod why;
 
 use std::process::Stdio;
 

@@ -1,11 +1,13 @@
 //! `scheme new`, `test`, `vars` and `lint`: from an empty directory to a scheme that works, and
 //! what is said of one that does not.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use serde_json::{Value, json};
 
 use crate::lab::daemon::Lab;
 use crate::lab::db::Kind;
-use crate::ned;
+use crate::{command, finished, ned};
 
 async fn lab() -> Lab {
     Lab::new(Kind::Sqlite, "").await
@@ -200,4 +202,31 @@ async fn lint_finds_the_traps_of_bash_and_vars_the_names() {
     ned(&lab, &["scheme", "vars", "None-Such"])
         .await
         .failed(5, &["None-Such"]);
+}
+
+/// Where shellcheck is installed its errors are told; a stand-in answers in its format (json1).
+#[tokio::test]
+async fn lint_tells_what_shellcheck_calls_an_error() {
+    let lab = lab().await;
+    lab.session("Checked", "user_add() { :; }\n");
+    let bin = lab.path("tools");
+    std::fs::create_dir_all(&bin).unwrap();
+    let tool = bin.join("shellcheck");
+    let said = r#"{"comments":[{"file":"x","line":1,"endLine":1,"column":3,"endColumn":3,"level":"error","code":1073,"message":"Couldn't parse this.","fix":null}]}"#;
+    let text = format!("#!/bin/sh\n[ -f \"$5\" ] || exit 9\ncat <<'END'\n{said}\nEND\nexit 1\n");
+    std::fs::write(&tool, text).unwrap();
+    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let lint = async |path: String| {
+        let mut command = command("nas_event_daemon", &["scheme", "lint", "Checked"]);
+        command
+            .env("NED_CONFIG", lab.path("ned.toml"))
+            .env("PATH", path)
+            .current_dir(lab.root());
+        finished(command, "").await
+    };
+    let found = lint(format!("{}:/usr/bin:/bin", bin.display())).await;
+    let line = "bin/session:1: warning: Couldn't parse this.; shellcheck SC1073";
+    assert!(found.out.contains(line), "{found:?}");
+    let without = lint("/nonexistent".to_owned()).await;
+    assert!(without.fine().contains(": ok"));
 }

@@ -3,8 +3,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
+    clippy::expect_used,
     reason = "a failed step fails the test"
 )]
 
@@ -28,6 +27,10 @@ use nas_event_daemon::driver::tls::Trust;
 const LONG: Duration = Duration::from_secs(60);
 
 fn device(url: &str, trust: Trust) -> Arc<Http> {
+    device_within(url, trust, Duration::from_secs(20))
+}
+
+fn device_within(url: &str, trust: Trust, connect_timeout: Duration) -> Arc<Http> {
     let target = Target {
         url: url.to_owned(),
         auth: Auth::Bearer("t0ken-of-the-hook".into()),
@@ -35,7 +38,7 @@ fn device(url: &str, trust: Trust) -> Arc<Http> {
     };
     let limits = Limits {
         connections: 2,
-        connect_timeout: Duration::from_secs(20),
+        connect_timeout,
         linger: Duration::from_secs(20),
     };
     Arc::new(Http::new(&target, &limits))

@@ -1,5 +1,6 @@
 //! Servers that lie, stall, flood and break: each is told apart, in bounded time and memory.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nas_event_daemon::attempt::{Failure, FailureClass, Scope};
@@ -11,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::lab::tls::Pki;
-use crate::{LONG, device, get, talk};
+use crate::{LONG, device, device_within, get, talk};
 
 /// What a rude server does with each connection once a request has come.
 #[derive(Clone, Copy)]
@@ -27,6 +28,11 @@ enum Manners {
     /// Reads and says nothing.
     Silent,
 }
+
+/// Bytes that the endless server got rid of.
+static FLOODED: AtomicUsize = AtomicUsize::new(0);
+/// What the driver may take, and the buffers of the system.
+const FLOOD_MAX: usize = 64 * 1024 * 1024;
 
 async fn serve(manners: Manners) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -53,7 +59,10 @@ async fn one(mut stream: TcpStream, manners: Manners) {
         Manners::Endless => {
             let _ = stream.write_all(chunked).await;
             let much = vec![b'x'; 64 * 1024];
-            while stream.write_all(&much).await.is_ok() {}
+            while stream.write_all(&much).await.is_ok() {
+                let all = FLOODED.fetch_add(much.len(), Ordering::Relaxed);
+                assert!(all < FLOOD_MAX, "it reads on and on");
+            }
         }
         Manners::Heads => {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n").await;
@@ -112,6 +121,8 @@ async fn an_answer_without_end_is_cut() {
     assert_eq!(failure.class, FailureClass::Permanent);
     assert_eq!((failure.scope, failure.code), (Scope::Event, 200));
     assert!(failure.text.contains(&BODY_MAX.to_string()), "{failure}");
+    let flooded = FLOODED.load(Ordering::Relaxed);
+    assert!(flooded < FLOOD_MAX, "{flooded} bytes were taken");
     let big = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
     let failure = told(Manners::Says(big), LONG).await;
     assert_eq!(failure.class, FailureClass::Permanent);
@@ -128,6 +139,19 @@ async fn nobody_there_is_the_nas_own_failure() {
         (Scope::Nas, FailureClass::Transport, 254)
     );
     assert!(!failure.parks);
+}
+
+#[tokio::test]
+async fn who_never_finishes_connecting_has_been_sent_nothing() {
+    let (url, _tasks) = serve(Manners::Silent).await;
+    let url = url.replace("http:", "https:");
+    let device = device_within(&url, Trust::Insecure, Duration::from_millis(300));
+    let failure = talk(&device, "/").await.unwrap_err();
+    assert_eq!(
+        (failure.scope, failure.class, failure.code),
+        (Scope::Nas, FailureClass::Transport, 254),
+        "{failure}"
+    );
 }
 
 #[tokio::test]

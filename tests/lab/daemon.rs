@@ -59,7 +59,11 @@ impl Lab {
     /// `dispatch`: lines of `[dispatch]`. Settings are read again at SIGHUP, and otherwise so
     /// seldom that only a test that asks for it sees it.
     pub async fn new(kind: Kind, dispatch: &str) -> Self {
-        let db = Db::new(kind).await;
+        Self::with(Db::new(kind).await, dispatch).await
+    }
+
+    /// The same on a given database.
+    pub async fn with(db: Db, dispatch: &str) -> Self {
         let token = Token {
             name: "lab".to_owned(),
             scope: "admin".to_owned(),
@@ -180,8 +184,18 @@ impl Lab {
 
     // -- the process --------------------------------------------------------------------------
 
+    /// The daemons that are started from now on tell everything, wire included.
+    pub fn debug(&self) {
+        std::fs::write(self.path("debug"), "").unwrap();
+    }
+
     /// Starts a daemon without waiting for anything.
     pub fn spawn(&self) -> Daemon {
+        self.spawn_by(&[])
+    }
+
+    /// The same by a program that becomes the daemon: `unshare …`, `strace …`.
+    pub fn spawn_by(&self, by: &[&str]) -> Daemon {
         let stderr = std::fs::File::options()
             .create(true)
             .append(true)
@@ -191,12 +205,25 @@ impl Lab {
             clippy::disallowed_methods,
             reason = "the program under test is a program"
         )]
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nas_event_daemon"));
+        let mut command = match by {
+            [] => Command::new(env!("CARGO_BIN_EXE_nas_event_daemon")),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command
+                    .args(rest)
+                    .arg(env!("CARGO_BIN_EXE_nas_event_daemon"));
+                command
+            }
+        };
+        if self.path("debug").exists() {
+            command.env("NED_LOG", "debug");
+        } else {
+            command.env_remove("NED_LOG");
+        }
         let child = command
             .arg("--config")
             .arg(self.path("ned.toml"))
             .env_remove("NED_CONFIG")
-            .env_remove("NED_LOG")
             .current_dir(self.root())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -210,7 +237,12 @@ impl Lab {
 
     /// Starts a daemon whose doors are open and whose settings have been read.
     pub async fn start(&self) -> Daemon {
-        let mut daemon = self.spawn();
+        self.start_by(&[]).await
+    }
+
+    /// The same by a program that becomes the daemon.
+    pub async fn start_by(&self, by: &[&str]) -> Daemon {
+        let mut daemon = self.spawn_by(by);
         self.until("the doors are open", async || {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("the daemon ended: {status}\n{}", self.evidence());
@@ -262,6 +294,12 @@ impl Lab {
         let (status, answer) = self.try_post("/api/v1/events", &body, None).await.unwrap();
         assert_eq!(status, 201, "{answer}");
         ids(&answer)
+    }
+
+    /// What a path answers to the lab's token, as text.
+    pub async fn get(&self, path: &str) -> String {
+        let request = self.client.get(self.url(path)).bearer_auth(SECRET);
+        request.send().await.unwrap().text().await.unwrap()
     }
 
     /// One event of an account.

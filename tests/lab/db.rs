@@ -53,12 +53,20 @@ pub async fn fresh_url(kind: Kind) -> (String, Option<tempfile::TempDir>) {
 impl Db {
     pub async fn new(kind: Kind) -> Self {
         let (url, dir) = fresh_url(kind).await;
+        Self {
+            _dir: dir,
+            ..Self::at(url, kind).await
+        }
+    }
+
+    /// The database behind this URL, migrated.
+    pub async fn at(url: String, kind: Kind) -> Self {
         let store = connect(&url).await.unwrap();
         Self {
             store,
             url,
             kind,
-            _dir: dir,
+            _dir: None,
         }
     }
 

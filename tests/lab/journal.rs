@@ -56,6 +56,85 @@ pub enum Finding {
         times: usize,
         kills: usize,
     },
+    /// It reached the NAS and neither ended nor was cut by a kill.
+    Stuck { event: i64 },
+    /// The NAS was left by `found` although `wanted` was the account's last event there.
+    Diverged {
+        user: i64,
+        wanted: i64,
+        found: Option<i64>,
+    },
+    /// The database says that it is done, and nothing of it reached the NAS.
+    Unseen { event: i64 },
+    /// The database has it in this many places.
+    Misplaced { event: i64, places: usize },
+}
+
+/// What is compared beside the order of things, once everything has come to rest.
+#[derive(Debug, Default)]
+pub struct Rest {
+    /// Which event each account's state on the NAS comes from, by what the NAS itself holds.
+    pub state: BTreeMap<i64, i64>,
+    /// Done events, by the database.
+    pub done: BTreeSet<i64>,
+    /// In how many of the tables each event stands that is in any.
+    pub places: BTreeMap<i64, usize>,
+}
+
+/// Compares a NAS at rest, and the database, with what was accepted: every account is as its
+/// last event that was not `excused` left it, every event stands in one place, and none is done
+/// that never reached the NAS.
+pub fn check_rest(
+    accepted: &[Accepted],
+    excused: &BTreeSet<i64>,
+    entries: &[Entry],
+    rest: &Rest,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let started: BTreeSet<i64> = starts(entries).iter().map(|(event, ..)| *event).collect();
+    let mut last: BTreeMap<i64, i64> = BTreeMap::new();
+    for Accepted { event, user } in accepted {
+        let places = rest.places.get(event).copied().unwrap_or(0);
+        if places != 1 {
+            findings.push(Finding::Misplaced {
+                event: *event,
+                places,
+            });
+        }
+        if rest.done.contains(event) && !started.contains(event) {
+            findings.push(Finding::Unseen { event: *event });
+        }
+        if !excused.contains(event) {
+            last.insert(*user, *event);
+        }
+    }
+    for (user, wanted) in last {
+        let found = rest.state.get(&user).copied();
+        // What was buried after it may have been obeyed.
+        let later = found.is_some_and(|f| f > wanted && excused.contains(&f));
+        if found != Some(wanted) && !later {
+            findings.push(Finding::Diverged {
+                user,
+                wanted,
+                found,
+            });
+        }
+    }
+    let open = running(entries);
+    findings.extend(open.into_iter().map(|event| Finding::Stuck { event }));
+    findings
+}
+
+/// Which event each account's state comes from, by a script's journal: a script NAS is as the
+/// last script that ended, or that was cut, left it.
+pub fn state_of_script(entries: &[Entry]) -> BTreeMap<i64, i64> {
+    let mut state = BTreeMap::new();
+    for entry in entries {
+        if let Entry::Start { event, user, .. } = entry {
+            state.insert(*user, *event);
+        }
+    }
+    state
 }
 
 /// Checks the journal of one NAS. `accepted` holds its events only, each account's in the

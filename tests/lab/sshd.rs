@@ -227,6 +227,8 @@ impl Sshd {
             login: "root".to_owned(),
             password: String::new(),
             key: self.client_key(),
+            enable_password: String::new(),
+            manners: nas_event_daemon::driver::dialogue::Manners::default(),
             trust: Trust::of(Some(&self.read("host.pub")), None).unwrap(),
             legacy: false,
         }

@@ -17,8 +17,8 @@ use nas_event_daemon::intake::rest::{Doors, router};
 use nas_event_daemon::nas::{BadNas, Nas, NasId, NasSecret, NasState};
 use nas_event_daemon::store::query::{Column, Model, Query};
 use nas_event_daemon::store::{
-    AccountFlags, After, Counts, Error, EventRow, Expansion, Filter, Idempotency, Owner, Posted,
-    Result, SqlAnswer, Store, Token, Turn, Turned, WhereIs,
+    AccountFlags, After, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
+    Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned, WhereIs,
 };
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -208,6 +208,22 @@ impl Store for Fake {
         no()
     }
     async fn turn(&self, _: &Turn) -> Result<Turned> {
+        no()
+    }
+
+    async fn causes(&self, _: &[EventId]) -> Result<Vec<Cause>> {
+        no()
+    }
+    async fn hold(&self, _: i64, _: &[(EventId, String)]) -> Result<Vec<EventId>> {
+        no()
+    }
+    async fn guard_orders(&self) -> Result<Vec<GuardOrder>> {
+        no()
+    }
+    async fn add_guard_order(&self, _: &GuardOrder) -> Result<i64> {
+        no()
+    }
+    async fn remove_guard_order(&self, _: i64, _: OrderKind) -> Result<bool> {
         no()
     }
 

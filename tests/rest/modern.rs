@@ -486,7 +486,10 @@ async fn the_document_is_true_and_every_path_is_guarded() {
     let open = ["/healthz", "/readyz", "/api/openapi.json"];
     let mut seen = 0;
     for (path, item) in served["paths"].as_object().unwrap() {
-        let real = path.replace("{id}", "1").replace("{model}", "EventsStack");
+        let real = path
+            .replace("{id}", "1")
+            .replace("{batch}", "b")
+            .replace("{model}", "EventsStack");
         for method in ["get", "post", "put", "delete"] {
             let known = item.get(method).is_some();
             let request = Request::builder()
@@ -505,7 +508,7 @@ async fn the_document_is_true_and_every_path_is_guarded() {
         }
     }
     assert_eq!(
-        seen, 18,
+        seen, 26,
         "a path was added to the document or taken from it"
     );
     for (path, status) in [("/", 404), ("/api/v1/", 404), ("/api/v1/events/1/2", 404)] {

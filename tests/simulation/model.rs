@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use nas_event_daemon::attempt::DoneResult;
-use nas_event_daemon::event::{Class, EventId, Params, UserId, Waiting};
+use nas_event_daemon::event::{Class, EventId, StoredParams, UserId, Waiting};
 use nas_event_daemon::nas::NasId;
 use nas_event_daemon::store::{SettleTo, Started, Turn, Turned};
 
@@ -234,7 +234,7 @@ fn started(id: EventId, row: &Row) -> Started {
         user: Some(UserId(row.user)),
         abonent: None,
         usluga: None,
-        params: Params::default(),
+        params: StoredParams::default(),
         try_count: row.tries,
         possible_duplicate: row.dup,
     }

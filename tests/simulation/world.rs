@@ -385,7 +385,7 @@ impl World {
                 user: Some(UserId(row.user)),
                 abonent: None,
                 usluga: None,
-                params: nas_event_daemon::event::Params::default(),
+                params: nas_event_daemon::event::StoredParams::default(),
                 try_count: row.tries + 1,
                 possible_duplicate: row.dup,
             })

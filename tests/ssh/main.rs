@@ -9,6 +9,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod dialogues;
 mod events;
 mod linux_nas;
 mod logins;

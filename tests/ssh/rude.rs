@@ -49,6 +49,8 @@ fn target(port: u16, trust: Trust) -> Target {
         login: "admin".to_owned(),
         password: PASSWORD.to_owned(),
         key: String::new(),
+        enable_password: String::new(),
+        manners: nas_event_daemon::driver::dialogue::Manners::default(),
         trust,
         legacy: false,
     }

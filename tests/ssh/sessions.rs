@@ -113,7 +113,7 @@ async fn given_back(login: Option<&User>) {
     let ssh = sessions(target, 1);
     ran(&ssh, "true").await;
     let mark = sshd.path("open/pid");
-    let line = format!("echo $$ >{}; exec sleep 30", mark.display());
+    let line = format!("echo $$ >{}; exec sleep 200", mark.display());
     let limit = Duration::from_secs(3);
     let failure = ssh.exec(&command(&line), limit).await.unwrap_err();
     assert_eq!(

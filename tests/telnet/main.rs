@@ -2,7 +2,6 @@
 //! change routes, and the telnet servers of busybox and inetutils; and against rude devices.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::indexing_slicing,
     reason = "a failed step fails the test"
 )]

@@ -5,7 +5,7 @@ use regex::Regex;
 
 use super::phrases;
 use super::prompt::{Prompt, Seen};
-use super::words::Step;
+use super::terms::Step;
 use super::{ASK_QUIET_MS, Asked, Dialogue, GUESS_QUIET_MS, PAGER_QUIET_MS, Phase, not_understood};
 
 /// Names, passwords and empty lines that one login may take.

@@ -14,16 +14,16 @@ mod phrases;
 mod prompt;
 mod screen;
 pub mod shell;
+mod terms;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use phrases::Said;
 use prompt::{Prompt, Seen};
 use screen::Screen;
 
 pub(crate) use phrases::not_understood;
-pub use words::{Answer, Credentials, Manners, Step, Trouble};
+pub use terms::{Answer, Credentials, Manners, Step, Trouble};
 
 /// A row that asks for a name or a password counts after this much silence, ms.
 const ASK_QUIET_MS: u64 = 60;

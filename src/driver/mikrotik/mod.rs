@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -146,8 +146,8 @@ pub struct Mikrotik {
     tasks: Mutex<JoinSet<()>>,
     /// Settings with which nothing can be sent.
     broken: Option<Failure>,
-    /// What the router says that it runs; asked once.
-    version: OnceCell<String>,
+    /// What the router says that it runs, and how many connections had been opened then.
+    version: AsyncMutex<Option<(u64, String)>>,
 }
 
 impl Mikrotik {
@@ -169,7 +169,7 @@ impl Mikrotik {
             pool: Arc::new(Pool::new(target, limits, tls)),
             tasks: Mutex::default(),
             broken: None,
-            version: OnceCell::new(),
+            version: AsyncMutex::default(),
         }
     }
 
@@ -220,30 +220,35 @@ impl Mikrotik {
         Err(Failure::transport(format!("not sent: {why}")))
     }
 
-    /// The version of RouterOS, `7.16.2`, asked once for all sessions; empty if the router does
-    /// not tell it to this login. Fails only where any command would.
-    pub async fn version(&self, deadline: Duration) -> Result<&str, Failure> {
-        let ask = async || {
-            let command = Command {
-                path: "/system/resource/print".to_owned(),
-                proplist: vec!["version".to_owned()],
-                ..Command::default()
-            };
-            match self.talk(&command, deadline).await {
-                Ok(reply) => {
-                    let told = reply.rows.first().and_then(|row| row.get("version"));
-                    let word = told.and_then(|text| text.split_whitespace().next());
-                    Ok(word.unwrap_or_default().to_owned())
-                }
-                Err(failure) => match (failure.scope, failure.class) {
-                    (Scope::Event, FailureClass::Refused | FailureClass::Permanent) => {
-                        Ok(String::new())
-                    }
-                    _ => Err(failure),
-                },
-            }
+    /// The version of RouterOS, `7.16.2`; empty if the router does not tell it to this login.
+    /// Asked once for the sessions that are open, and again when they had to be opened anew: an
+    /// upgrade ends them all. Fails only where any command would.
+    pub async fn version(&self, deadline: Duration) -> Result<String, Failure> {
+        let mut known = self.version.lock().await;
+        if let Some((opened, version)) = &*known
+            && self.report().connections > 0
+            && *opened == self.pool.opened()
+        {
+            return Ok(version.clone());
+        }
+        let command = Command {
+            path: "/system/resource/print".to_owned(),
+            proplist: vec!["version".to_owned()],
+            ..Command::default()
         };
-        self.version.get_or_try_init(ask).await.map(String::as_str)
+        let version = match self.talk(&command, deadline).await {
+            Ok(reply) => {
+                let told = reply.rows.first().and_then(|row| row.get("version"));
+                let word = told.and_then(|text| text.split_whitespace().next());
+                word.unwrap_or_default().to_owned()
+            }
+            Err(failure) => match (failure.scope, failure.class) {
+                (Scope::Event, FailureClass::Refused | FailureClass::Permanent) => String::new(),
+                _ => return Err(failure),
+            },
+        };
+        *known = Some((self.pool.opened(), version.clone()));
+        Ok(version)
     }
 
     /// Connections and commands in flight now.

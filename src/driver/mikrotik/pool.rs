@@ -40,6 +40,8 @@ pub(crate) struct Pool {
 struct State {
     sessions: Vec<Arc<Session>>,
     opening: bool,
+    /// Connections opened so far.
+    opened: u64,
     /// Tries that failed for good, so that a waiter sees that one failed since it came.
     failures: u64,
     last: Option<Failure>,
@@ -131,6 +133,11 @@ impl Pool {
         ))
     }
 
+    /// Connections opened so far.
+    pub(crate) fn opened(&self) -> u64 {
+        self.state().opened
+    }
+
     pub(crate) fn report(&self) -> Report {
         let state = self.state();
         Report {
@@ -160,6 +167,7 @@ impl Pool {
                         let mut state = self.state();
                         state.sessions.push(Arc::clone(&session));
                         state.opening = false;
+                        state.opened += 1;
                         state.trouble = None;
                         state.streak = 0;
                     }

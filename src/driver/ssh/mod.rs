@@ -3,6 +3,7 @@
 //! second, channels of one connection 1,300.
 
 mod channel;
+mod dialogues;
 mod login;
 mod pool;
 mod terminal;
@@ -22,7 +23,9 @@ use tokio::time::timeout;
 use crate::attempt::Failure;
 use crate::clock;
 use crate::driver::Reply;
+use crate::driver::dialogue::Manners;
 use crate::driver::ssh::channel::Ended;
+use crate::driver::ssh::dialogues::{Dialogues, dialogues};
 use crate::driver::ssh::pool::{Pool, Used};
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::window::Place;
@@ -37,11 +40,13 @@ const BUSY_PAUSES_MS: [u64; 7] = [5, 10, 25, 60, 150, 300, 450];
 /// Wait after a refused channel while others of ours are open, ms.
 const CROWDED_PAUSE_MS: u64 = 10;
 
+pub use dialogues::Leased;
+
 /// Told about each host key that is seen for the first time, as an OpenSSH public key line.
 pub type Learn = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Where and as whom to log in.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct Target {
     /// Address or name.
     pub host: String,
@@ -55,6 +60,10 @@ pub struct Target {
     pub key: String,
     /// Which host keys are believed.
     pub trust: Trust,
+    /// For `enable` in a dialogue; empty = none.
+    pub enable_password: String,
+    /// How a dialogue is led.
+    pub manners: Manners,
     /// Also offer algorithms that are too weak today (SHA-1, CBC, 3DES, 1024-bit groups).
     pub legacy: bool,
 }
@@ -169,6 +178,8 @@ pub struct Report {
 
 /// The sessions of one NAS. Dropping it closes them.
 pub struct Ssh {
+    target: Target,
+    dialogues: Dialogues,
     pool: Arc<Pool>,
     /// One task per connection and one per running command; they end with this object.
     tasks: Mutex<JoinSet<()>>,
@@ -178,7 +189,9 @@ impl Ssh {
     /// Nothing is connected before the first command.
     pub fn new(target: Target, limits: Limits, learn: Learn) -> Self {
         Self {
-            pool: Arc::new(Pool::new(target, limits, learn)),
+            dialogues: dialogues(&limits),
+            pool: Arc::new(Pool::new(target.clone(), limits, learn)),
+            target,
             tasks: Mutex::default(),
         }
     }

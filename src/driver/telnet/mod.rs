@@ -3,6 +3,7 @@
 //! password and commands cross the network in plain text, which `status` says.
 
 pub mod options;
+pub mod settings;
 
 use std::fmt;
 use std::time::Duration;

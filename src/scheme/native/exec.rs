@@ -1,4 +1,4 @@
-//! `exec` over SSH: the lines of a step one after the other, each judged by itself, so that an
+//! `exec` over SSH, as commands or as a dialogue: the lines of a step one after the other, each judged by itself, so that an
 //! answer that is fine for one line (`No such file or directory`) never excuses another.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use super::step::Step;
 use super::walk::{Halt, Walk};
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::driver::Row;
+use crate::driver::dialogue::not_understood;
 use crate::driver::ssh::{Command, Output, Ssh};
 
 /// Lines of one answer that go to the log; the whole answer is at hand for later steps.
@@ -105,6 +106,106 @@ pub(super) async fn ssh(
         }
     }
     Ok(told)
+}
+
+/// The same as a dialogue with the device's command line: the lines share one session, with its
+/// modes; what the device does not understand is final.
+pub(super) async fn dialogue(
+    walk: &mut Walk<'_>,
+    step: &Step,
+    lines: Vec<String>,
+    expect: &[fancy_regex::Regex],
+    abort: Vec<String>,
+) -> Result<Told, Halt> {
+    let mut told = Told::default();
+    let (Some(sessions), left) = (walk.sessions(), walk.left()?) else {
+        return Ok(told);
+    };
+    let job = walk.scope.job();
+    let ssh = sessions.ssh(&job.nas, &job.secret)?;
+    let mut leased = match ssh.lease(left, left).await {
+        Ok(leased) => leased,
+        Err(failure) => {
+            walk.note(failure.to_string());
+            return Err(failure.into());
+        }
+    };
+    walk.heard_from(leased.new_session);
+    if let Some(said) = leased.setup_said() {
+        walk.note(format!("a line of setup was not understood: {said}"));
+    }
+    let mut usable = true;
+    for (n, line) in lines.iter().enumerate() {
+        if n > 0 {
+            walk.note_line(line);
+        }
+        let result = match walk.way().await? {
+            Some((_, left)) => leased.run(line, expect, left).await,
+            None => return Ok(told),
+        };
+        let (code, text, own) = match result {
+            Ok(answer) => {
+                note_text(walk, &answer.text);
+                let own = not_understood(&answer.text).map(Failure::permanent);
+                let code = own.as_ref().map_or(0, |f| f.code);
+                told.rows.push(BTreeMap::from([
+                    ("line".to_owned(), line.clone()),
+                    ("code".to_owned(), code.to_string()),
+                    ("out".to_owned(), answer.text.clone()),
+                    ("err".to_owned(), String::new()),
+                ]));
+                (code, answer.text, own)
+            }
+            Err(failure) => {
+                walk.note(failure.to_string());
+                usable = failure.class == FailureClass::Permanent;
+                (failure.code, failure.text.clone(), Some(failure))
+            }
+        };
+        told.add(&text);
+        let failure = walk.weigh(step, code, &text, own);
+        let failed = failure.is_some();
+        if told.failure.is_none() {
+            told.code = code;
+            told.failure = failure;
+        }
+        if !usable {
+            return Ok(told);
+        }
+        if failed && !step.go_on {
+            if n > 0 {
+                for line in &abort {
+                    walk.note_line(line);
+                    let left = walk.way().await?.map_or(Duration::ZERO, |(_, left)| left);
+                    match leased.run(line, expect, left).await {
+                        Ok(answer) => note_text(walk, &answer.text),
+                        Err(failure) => {
+                            walk.note(failure.to_string());
+                            return Ok(told);
+                        }
+                    }
+                }
+            }
+            break;
+        }
+    }
+    if let Some(why) = ssh.give_back(leased) {
+        walk.note(why);
+    }
+    Ok(told)
+}
+
+fn note_text(walk: &mut Walk<'_>, text: &str) {
+    let mut lines = text.lines();
+    for line in lines.by_ref().take(LOGGED_LINES) {
+        walk.note(line.to_owned());
+    }
+    let more = lines.count();
+    if more > 0 {
+        walk.note(format!("… {more} more lines"));
+    } else if text.trim().is_empty() {
+        walk.note("done");
+    }
 }
 
 /// `abort`: sent in order, whatever comes back.

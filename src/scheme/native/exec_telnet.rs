@@ -93,7 +93,7 @@ async fn lease(walk: &mut Walk<'_>) -> Result<(), Halt> {
         return Ok(());
     }
     let manners = Manners::of(|name| walk.setting(name)).map_err(Failure::setting)?;
-    let Some((sessions, left)) = walk.way().await? else {
+    let (Some(sessions), left) = (walk.sessions(), walk.left()?) else {
         return Ok(());
     };
     let job = walk.scope.job();

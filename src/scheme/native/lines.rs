@@ -140,6 +140,9 @@ pub(super) async fn exec(walk: &mut Walk<'_>, step: &Step, exec: &Exec) -> Resul
     if !speaks {
         return Err(later(walk.driver().as_str()));
     }
+    if walk.is_plain() && stdin.is_none() {
+        return super::exec::dialogue(walk, step, lines, &exec.expect, abort).await;
+    }
     let lines = lines.into_iter().map(|line| Command {
         line,
         stdin: stdin.clone(),

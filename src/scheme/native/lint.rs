@@ -199,10 +199,11 @@ impl Lint<'_, '_> {
                         "write its lines into `exec`",
                     );
                 }
-                if !exec.expect.is_empty() && self.scheme.driver == DriverName::Ssh {
+                let ssh = self.scheme.driver == DriverName::Ssh;
+                if !exec.expect.is_empty() && ssh && !self.scheme.plain {
                     self.notes.warning(
                         line,
-                        "`expect` is for prompts, a command over SSH has none",
+                        "`expect` is for prompts, a command of a shell has none",
                         "look at the answer with ok_on, retry_on and fail_on",
                     );
                 }

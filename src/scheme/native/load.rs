@@ -118,6 +118,7 @@ pub(super) fn scheme(
     Some(NativeScheme {
         description,
         driver: driver.unwrap_or(DriverName::Record),
+        plain: line_place == Place::Plain,
         vars,
         own,
         own_uses,

@@ -119,6 +119,8 @@ enum VarValue {
 pub struct NativeScheme {
     description: String,
     driver: DriverName,
+    /// `shell = "plain"`.
+    plain: bool,
     vars: Vec<Var>,
     own: Vec<Pair>,
     own_uses: Vec<expression::Use>,

@@ -170,6 +170,11 @@ impl<'a> Walk<'a> {
         self.scheme.driver
     }
 
+    /// `shell = "plain"`: lines are a dialogue with a device.
+    pub(super) fn is_plain(&self) -> bool {
+        self.scheme.plain
+    }
+
     /// What exit codes mean.
     pub(super) fn policy(&self) -> &'a ExitPolicy {
         &self.scheme.policy

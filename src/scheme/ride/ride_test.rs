@@ -246,6 +246,39 @@ async fn what_is_no_ask_is_refused_and_hurts_nobody() {
     assert!(nas && class == "transport");
 }
 
+#[tokio::test]
+async fn a_line_without_end_is_cut_and_idle_connections_keep_nobody_out() {
+    let place = Place::new();
+    let _ride = place.rides.begin(TOKEN, &place.job(), false);
+    let socket = place.dir.path().join(SOCKET);
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(UnixStream::connect(&socket).await.unwrap());
+    }
+    let (reader, mut writer) = UnixStream::connect(&socket).await.unwrap().into_split();
+    let flood = async {
+        let much = vec![b'x'; 64 * 1024];
+        let mut all = 0;
+        while writer.write_all(&much).await.is_ok() {
+            all += much.len();
+        }
+        all
+    };
+    let answer = async {
+        let mut told = Vec::new();
+        let mut reader = BufReader::new(reader);
+        // The daemon may have closed before its answer was read.
+        let _ = reader.read_until(b'\n', &mut told).await;
+        drop(reader);
+        told
+    };
+    let both = async { tokio::join!(flood, answer) };
+    let (all, _) = timeout(Duration::from_secs(60), both).await.unwrap();
+    assert!(all < ASK_MAX + 4 * 1024 * 1024, "{all} bytes were taken");
+    let told = place.ask(TOKEN, To::default()).await;
+    assert!(matches!(told, Told::Done { .. }), "{told:?}");
+}
+
 #[test]
 fn helpers_are_links_to_this_binary() {
     let dir = tempfile::tempdir().unwrap();

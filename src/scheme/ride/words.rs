@@ -12,7 +12,7 @@ pub const ASK_MAX: usize = 6 * 1024 * 1024;
 /// Longest line that the daemon answers, bytes; a helper's caller wants rows, not a dump.
 pub const TOLD_MAX: usize = 16 * 1024 * 1024;
 /// Longest time that a helper may ask for, ms (one hour); the attempt's own end comes first.
-const TIMEOUT_MAX_MS: u64 = 3_600_000;
+pub const TIMEOUT_MAX_MS: u64 = 3_600_000;
 
 /// One command for the NAS of the attempt whose token it carries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

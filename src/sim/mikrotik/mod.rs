@@ -110,6 +110,8 @@ pub struct Faults {
     pub deaf_to_cancel: bool,
     /// Addresses that `/ping` does not reach.
     pub unreachable: Vec<String>,
+    /// `/system/resource/print` tells this version, as after an upgrade.
+    pub version: Option<String>,
 }
 
 /// What the simulator has seen so far.

@@ -300,9 +300,11 @@ impl Connection {
         match request.path.as_str() {
             "/system/identity/print" => return one(&[("name", &options.identity)]),
             "/system/resource/print" => {
+                let upgraded = self.state.faults.borrow().version.clone();
+                let version = upgraded.unwrap_or_else(|| options.version.clone());
                 return one(&[
                     ("uptime", &values::duration_text(clock::tick_ms() / 1000)),
-                    ("version", &options.version),
+                    ("version", &version),
                     ("cpu-load", "1"),
                     ("architecture-name", "x86_64"),
                     ("board-name", "CHR"),

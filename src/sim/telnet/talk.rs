@@ -107,8 +107,10 @@ impl Talk {
             if faults.drop_after.is_some_and(|n| self.lines >= n) {
                 return self.put("half of an ans").await;
             }
-            while faults.garbage {
-                self.raw(b"\x00\xfe\x1b[9\x9b\xff\xff\x80\r").await?;
+            if faults.garbage {
+                loop {
+                    self.raw(b"\x00\xfe\x1b[9\x9b\xff\xff\x80\r").await?;
+                }
             }
             if !self.command(line).await? {
                 return Ok(());

@@ -7,6 +7,7 @@ mod compact;
 mod connection;
 mod decide;
 mod expand;
+mod guard;
 mod hot;
 mod look;
 mod model;
@@ -28,8 +29,9 @@ use sqlx::{ConnectOptions, PgPool, SqlSafeStr};
 
 use self::connection::{CONNECT_TIMEOUT, Reopening};
 use super::{
-    AccountFlags, After, Counts, Error, EventRow, Expansion, Filter, Idempotency, Owner, Posted,
-    Result, SqlAnswer, Store, Token, Turn, Turned, shown_url,
+    AccountFlags, After, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
+    Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
+    shown_url,
 };
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
@@ -175,11 +177,18 @@ async fn call<T>(doing: &'static str, work: impl Future<Output = Result<T>>) -> 
 }
 
 fn migrator() -> Migrator {
-    let files: [(i64, &str, &str); 1] = [(
-        1,
-        "events",
-        include_str!("../../../migrations/postgres/0001_events.sql"),
-    )];
+    let files = [
+        (
+            1,
+            "events",
+            include_str!("../../../migrations/postgres/0001_events.sql"),
+        ),
+        (
+            3,
+            "guard",
+            include_str!("../../../migrations/postgres/0003_guard.sql"),
+        ),
+    ];
     Migrator::with_migrations(
         files
             .into_iter()
@@ -263,6 +272,30 @@ impl Store for Postgres {
 
     async fn turn(&self, turn: &Turn) -> Result<Turned> {
         call("write a turn", stack::turn(self, turn)).await
+    }
+
+    async fn causes(&self, ids: &[EventId]) -> Result<Vec<Cause>> {
+        call("read whose orders events are", guard::causes(self, ids)).await
+    }
+
+    async fn hold(&self, epoch: i64, events: &[(EventId, String)]) -> Result<Vec<EventId>> {
+        call("hold events", guard::hold(self, epoch, events)).await
+    }
+
+    async fn guard_orders(&self) -> Result<Vec<GuardOrder>> {
+        call("read the orders to the guard", guard::orders(self)).await
+    }
+
+    async fn add_guard_order(&self, order: &GuardOrder) -> Result<i64> {
+        call("write an order to the guard", guard::add_order(self, order)).await
+    }
+
+    async fn remove_guard_order(&self, id: i64, kind: OrderKind) -> Result<bool> {
+        call(
+            "take an order to the guard back",
+            guard::remove_order(self, id, kind),
+        )
+        .await
     }
 
     async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>> {

@@ -7,7 +7,8 @@ use sqlx::{Row, SqlSafeStr};
 
 use super::{Postgres, billing, kept_ms, ms_of, sql};
 use crate::event::{CompactEvent, EventId};
-use crate::store::query::{self, Bound, Column, Dialect, Kind, Model, Query};
+use crate::store::query::{self, Bound, Column, Kind, Model, Query};
+use crate::store::statement::{self, Dialect};
 use crate::store::{Error, Result};
 
 fn column(name: &str, sql: &str, kind: Kind, shown: bool) -> Column {
@@ -80,7 +81,7 @@ pub(super) fn columns(store: &Postgres, model: Model) -> Vec<Column> {
 pub(super) async fn find(store: &Postgres, query: &Query) -> Result<Vec<Map<String, Value>>> {
     let shape = store.shape();
     let known = |model| of_model(&shape, model);
-    let (text, bound) = query::objects(Dialect::Postgres, &known, query)?;
+    let (text, bound) = statement::objects(Dialect::Postgres, &known, query)?;
     // Planned anew each time: only with the values at hand does a look-up find its index.
     let rows = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
         .persistent(false)
@@ -100,7 +101,7 @@ pub(super) async fn find(store: &Postgres, query: &Query) -> Result<Vec<Map<Stri
 pub(super) async fn count(store: &Postgres, query: &Query) -> Result<i64> {
     let shape = store.shape();
     let known = |model| of_model(&shape, model);
-    let (text, bound) = query::number(Dialect::Postgres, &known, query)?;
+    let (text, bound) = statement::number(Dialect::Postgres, &known, query)?;
     let row = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
         .persistent(false)
         .fetch_one(&store.pool)

@@ -5,6 +5,7 @@
 mod billing;
 mod compact;
 mod expand;
+mod guard;
 mod hot;
 mod look;
 mod model;
@@ -27,8 +28,9 @@ use sqlx::{
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
-    AccountFlags, After, Counts, Error, EventRow, Expansion, Filter, Idempotency, Owner, Posted,
-    Result, SqlAnswer, Store, Token, Turn, Turned, shown_url,
+    AccountFlags, After, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
+    Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
+    shown_url,
 };
 use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
@@ -61,6 +63,7 @@ pub struct Sqlite {
 
 struct Writer {
     conn: SqliteConnection,
+    options: SqliteConnectOptions,
     stretch_from: u64,
     known_cmds: Vec<Cmd>,
     /// A transaction that was sent as one text may still be open: it broke off.
@@ -106,12 +109,18 @@ impl Sqlite {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .test_before_acquire(false)
-            .connect_with(options.create_if_missing(false).pragma("query_only", "on"))
+            .connect_with(
+                options
+                    .clone()
+                    .create_if_missing(false)
+                    .pragma("query_only", "on"),
+            )
             .await
             .map_err(fail)?;
         compact::create_catalogue(&mut conn).await?;
         let writer = Writer {
             conn,
+            options: options.create_if_missing(false),
             stretch_from: clock::tick_ms(),
             known_cmds: Vec::new(),
             open: false,
@@ -151,7 +160,32 @@ impl Writer {
         self.open = !matches!(answer, Ok(_) | Err(sqlx::Error::Database(_)));
     }
 
+    /// SQLite takes a transaction back by itself when the disk is full or fails (sqlite.org,
+    /// "Response To Errors Within A Transaction"). The rollback that follows is then an error, and
+    /// the library goes on counting a transaction that is none, for ever: the connection is opened
+    /// anew.
+    async fn mend(&mut self) -> Result<()> {
+        // What was under way when a transaction was dropped is waited for first.
+        let doing = "open the writing connection anew";
+        sqlx::query("select 1")
+            .execute(&mut self.conn)
+            .await
+            .map_err(sql(doing))?;
+        if self.conn.is_in_transaction() {
+            let mut conn = SqliteConnection::connect_with(&self.options)
+                .await
+                .map_err(sql(doing))?;
+            compact::create_catalogue(&mut conn).await?;
+            self.known_cmds.clear();
+            self.conn = conn;
+        }
+        Ok(())
+    }
+
     async fn begin(&mut self) -> Result<Transaction<'_, Db>> {
+        if self.conn.is_in_transaction() {
+            self.mend().await?;
+        }
         self.conn
             .begin_with("BEGIN IMMEDIATE")
             .await
@@ -160,11 +194,18 @@ impl Writer {
 }
 
 fn migrator() -> Migrator {
-    let files: [(i64, &str, &str); 1] = [(
-        1,
-        "events",
-        include_str!("../../../migrations/sqlite/0001_events.sql"),
-    )];
+    let files = [
+        (
+            1,
+            "events",
+            include_str!("../../../migrations/sqlite/0001_events.sql"),
+        ),
+        (
+            3,
+            "guard",
+            include_str!("../../../migrations/sqlite/0003_guard.sql"),
+        ),
+    ];
     Migrator::with_migrations(
         files
             .into_iter()
@@ -252,6 +293,26 @@ impl Store for Sqlite {
 
     async fn turn(&self, turn: &Turn) -> Result<Turned> {
         stack::turn(self, turn).await
+    }
+
+    async fn causes(&self, ids: &[EventId]) -> Result<Vec<Cause>> {
+        guard::causes(self, ids).await
+    }
+
+    async fn hold(&self, epoch: i64, events: &[(EventId, String)]) -> Result<Vec<EventId>> {
+        guard::hold(self, epoch, events).await
+    }
+
+    async fn guard_orders(&self) -> Result<Vec<GuardOrder>> {
+        guard::orders(self).await
+    }
+
+    async fn add_guard_order(&self, order: &GuardOrder) -> Result<i64> {
+        guard::add_order(self, order).await
+    }
+
+    async fn remove_guard_order(&self, id: i64, kind: OrderKind) -> Result<bool> {
+        guard::remove_order(self, id, kind).await
     }
 
     async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>> {

@@ -8,7 +8,8 @@ use sqlx::{Row, SqlSafeStr};
 use super::{Sqlite, billing, sql};
 use crate::clock;
 use crate::event::{CompactEvent, EventId};
-use crate::store::query::{self, Bound, Column, Dialect, Kind, Model, Query};
+use crate::store::query::{self, Bound, Column, Kind, Model, Query};
+use crate::store::statement::{self, Dialect};
 use crate::store::{Error, Result};
 
 /// Wall time of a column, ms, whatever form of time it holds.
@@ -86,7 +87,7 @@ pub(super) fn columns(store: &Sqlite, model: Model) -> Vec<Column> {
 pub(super) async fn find(store: &Sqlite, query: &Query) -> Result<Vec<Map<String, Value>>> {
     let shape = store.shape();
     let known = |model| of_model(&shape, model);
-    let (text, bound) = query::objects(Dialect::Sqlite, &known, query)?;
+    let (text, bound) = statement::objects(Dialect::Sqlite, &known, query)?;
     let rows = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
         .fetch_all(&store.readers)
         .await
@@ -104,7 +105,7 @@ pub(super) async fn find(store: &Sqlite, query: &Query) -> Result<Vec<Map<String
 pub(super) async fn count(store: &Sqlite, query: &Query) -> Result<i64> {
     let shape = store.shape();
     let known = |model| of_model(&shape, model);
-    let (text, bound) = query::number(Dialect::Sqlite, &known, query)?;
+    let (text, bound) = statement::number(Dialect::Sqlite, &known, query)?;
     let row = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
         .fetch_one(&store.readers)
         .await

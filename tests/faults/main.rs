@@ -13,15 +13,20 @@
     reason = "a failed step fails the test"
 )]
 
+#[path = "../lab/mod.rs"]
 mod lab;
 
-use std::collections::BTreeSet;
+mod checker;
+mod database;
+mod disk;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::Duration;
 
 use lab::daemon::Lab;
 use lab::db::{Foreign, Kind};
-use lab::journal::{self, Accepted, Attempt, CMDS, Entry, Finding, check, peak, repeated};
+use lab::journal::{self, Accepted, CMDS, Rest, check, check_rest, peak, repeated};
 use lab::on_each_store;
 use lab::sim::Router;
 use nas_event_daemon::clock;
@@ -32,7 +37,7 @@ use tokio::sync::watch;
 on_each_store!(killed_at_random_it_loses_and_reorders_nothing);
 
 /// Kills of one run, unless `NED_KILLS` says otherwise.
-const KILLS: usize = 40;
+const KILLS: usize = 100;
 /// Producers that post by REST; one more inserts by SQL.
 const PRODUCERS: i64 = 4;
 /// Accounts of a producer on the router, and on the script NAS.
@@ -168,7 +173,7 @@ async fn kill_again_and_again(lab: &Lab, router: &Router, script: &std::path::Pa
         } else {
             lab.start().await
         };
-        tokio::time::sleep(Duration::from_millis(20 + dice.roll(580))).await;
+        tokio::time::sleep(Duration::from_millis(10 + dice.roll(240))).await;
         // A slow machine does so little between two kills that the same events are hit each
         // time; the fourth time would bury them.
         lab.until("suspects have ended", async || {
@@ -182,6 +187,37 @@ async fn kill_again_and_again(lab: &Lab, router: &Router, script: &std::path::Pa
         journal::note_kill(script, &running);
         journal::note_kill_of_router(&router.journal, &running, killed_us);
     }
+}
+
+/// The done events, and in how many tables each event stands.
+async fn places(lab: &Lab) -> (BTreeSet<i64>, BTreeMap<i64, usize>) {
+    let rows = lab
+        .rows(
+            "select id, max(done), count(*) from (
+               select id, 1 as done from events_done
+               union all select id, 0 from events_dead
+               union all select id, 0 from events_stack
+               union all select id, 0 from events_stack_compact) every_place group by id",
+        )
+        .await;
+    let id = |row: &Vec<String>| row[0].parse().unwrap();
+    let done = rows.iter().filter(|row| row[1] == "1").map(id).collect();
+    let places = rows
+        .iter()
+        .map(|row| (id(row), row[2].parse().unwrap()))
+        .collect();
+    (done, places)
+}
+
+/// Which event left each account as it is on the router, by the router's own tables.
+fn state_of_router(router: &Router) -> BTreeMap<i64, i64> {
+    let rows = router.sim.rows("/queue/simple");
+    rows.iter()
+        .map(|row| {
+            let words: Vec<&str> = row["comment"].split(' ').collect();
+            (words[1].parse().unwrap(), words[0].parse().unwrap())
+        })
+        .collect()
 }
 
 async fn killed_at_random_it_loses_and_reorders_nothing(kind: Kind) {
@@ -235,6 +271,7 @@ async fn killed_at_random_it_loses_and_reorders_nothing(kind: Kind) {
     }
     let excused: BTreeSet<i64> = dead.iter().map(|row| row[0].parse().unwrap()).collect();
     assert!(excused.len() <= 1 + accepted.len() / 100, "{dead:?}");
+    let (done, places) = places(&lab).await;
     let on_script = |a: &Accepted| a.user >= 2_000;
     for (name, mine, entries) in [
         (
@@ -258,6 +295,21 @@ async fn killed_at_random_it_loses_and_reorders_nothing(kind: Kind) {
             mine.len()
         ));
         assert_eq!(check(&mine, &excused, &entries), [], "{name}");
+        let state = if name == "router" {
+            state_of_router(&router)
+        } else {
+            journal::state_of_script(&entries)
+        };
+        let rest = Rest {
+            state,
+            done: done.clone(),
+            places: places.clone(),
+        };
+        assert_eq!(
+            check_rest(&mine, &excused, &entries, &rest),
+            [],
+            "{name} at rest"
+        );
         assert!(peak(&entries) <= FORKS, "{name}");
         assert!(again > 0, "{name}: no kill hit anything");
     }
@@ -270,158 +322,4 @@ async fn killed_at_random_it_loses_and_reorders_nothing(kind: Kind) {
             [["ok"]]
         );
     }
-}
-
-// -- negative controls: the checker finds what is planted ---------------------------------------
-
-fn start(event: i64, user: i64, try_count: u32, dup: bool) -> Entry {
-    Entry::Start {
-        event,
-        user,
-        try_count,
-        dup,
-    }
-}
-
-fn end(event: i64, try_count: u32) -> Entry {
-    Entry::End { event, try_count }
-}
-
-fn kill(running: &[Attempt]) -> Entry {
-    Entry::Kill {
-        running: running.iter().copied().collect(),
-    }
-}
-
-/// Two accounts, 7 with the events 1 and 3, 8 with 2; a kill while 1 runs, which runs again.
-fn sound() -> (Vec<Accepted>, Vec<Entry>) {
-    let accepted = [(1, 7), (2, 8), (3, 7)].map(|(event, user)| Accepted { event, user });
-    let entries = vec![
-        start(1, 7, 1, false),
-        start(2, 8, 1, false),
-        end(2, 1),
-        kill(&[(1, 1)]),
-        start(1, 7, 2, true),
-        end(1, 2),
-        start(3, 7, 1, false),
-        end(3, 1),
-    ];
-    (accepted.to_vec(), entries)
-}
-
-fn found(change: impl FnOnce(&mut Vec<Accepted>, &mut Vec<Entry>)) -> Vec<Finding> {
-    let (mut accepted, mut entries) = sound();
-    change(&mut accepted, &mut entries);
-    check(&accepted, &BTreeSet::new(), &entries)
-}
-
-#[test]
-fn a_sound_journal_has_no_findings() {
-    assert_eq!(found(|_, _| {}), []);
-    let (_, entries) = sound();
-    assert_eq!((peak(&entries), repeated(&entries)), (2, 1));
-}
-
-#[test]
-fn a_lost_event_is_found() {
-    let lost = found(|_, entries| entries.truncate(6));
-    assert_eq!(lost, [Finding::Lost { event: 3 }]);
-    let (accepted, entries) = sound();
-    assert_eq!(check(&accepted, &BTreeSet::from([3]), &entries[..6]), []);
-    let alien = found(|accepted, _| {
-        accepted.pop();
-    });
-    assert_eq!(alien, [Finding::Alien { event: 3 }]);
-}
-
-#[test]
-fn a_reordered_event_is_found() {
-    let findings = found(|accepted, _| accepted.swap(0, 2));
-    let expected = Finding::Reordered {
-        earlier: 3,
-        later: 1,
-    };
-    assert_eq!(findings, [expected]);
-}
-
-#[test]
-fn overlapping_events_are_found() {
-    let both = Finding::Overlap {
-        first: 1,
-        second: 3,
-    };
-    let findings = found(|_, entries| entries.swap(5, 6));
-    assert_eq!(findings, [both]);
-    // The first attempt outlives its daemon, until after it was started again.
-    let same = Finding::Overlap {
-        first: 1,
-        second: 1,
-    };
-    let findings = found(|_, entries| entries.insert(5, end(1, 1)));
-    assert_eq!(findings, std::slice::from_ref(&same));
-    // Or it even starts after that; in time it would have been only late.
-    let findings = found(|_, entries| {
-        let late = entries.remove(0);
-        entries.insert(4, late);
-        entries[4] = start(1, 7, 1, true);
-    });
-    assert_eq!(findings, [same]);
-    let findings = found(|_, entries| {
-        let late = entries.remove(0);
-        entries.insert(3, late);
-    });
-    assert_eq!(findings, []);
-}
-
-#[test]
-fn an_unannounced_repetition_is_found() {
-    let findings = found(|_, entries| entries[4] = start(1, 7, 2, false));
-    let expected = Finding::Unflagged {
-        event: 1,
-        try_count: 2,
-    };
-    assert_eq!(findings, [expected]);
-}
-
-#[test]
-fn a_repetition_without_a_kill_is_found() {
-    let findings = found(|_, entries| entries[3] = kill(&[(2, 1)]));
-    let expected = Finding::Repeated {
-        event: 1,
-        times: 2,
-        kills: 0,
-    };
-    assert_eq!(findings, [expected]);
-}
-
-#[test]
-fn journals_are_read_as_they_are_written() {
-    let text = "start 1 7 1 0\nend 1 1\nkill 1/1 2/3\nkill\n";
-    let expected = [
-        start(1, 7, 1, false),
-        end(1, 1),
-        kill(&[(1, 1), (2, 3)]),
-        kill(&[]),
-    ];
-    assert_eq!(journal::of_script(text), expected);
-    let record = |from: i64, to: i64, comment: &str, trap: Option<&str>| {
-        json!({"at_us": from, "path": "/queue/simple/add", "args": {"comment": comment},
-            "rows": [], "trap": trap, "done_at_us": to})
-    };
-    let lines = [
-        record(10, 20, "1 7 1 0", Some("failure: already have such name")),
-        record(21, 30, "1 7 1 0", None),
-        record(25, 26, "2 8 1 0", Some("failure: already have such name")),
-        json!({"killed_at_us": 31, "running": [[2, 1]]}),
-        record(40, 40, "2 8 2 1", None),
-    ];
-    let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
-    let expected = [
-        start(1, 7, 1, false),
-        end(1, 1),
-        kill(&[(2, 1)]),
-        start(2, 8, 2, true),
-        end(2, 2),
-    ];
-    assert_eq!(journal::of_router(&text), expected);
 }

@@ -1,5 +1,5 @@
-//! The words of a dialogue: who logs in and how a device wants to be spoken to, what comes
-//! next, what was answered, why it cannot go on.
+//! What goes into a dialogue and what comes out of it: manners and credentials of a NAS, steps,
+//! answers, troubles.
 
 use std::fmt;
 

@@ -1,0 +1,251 @@
+//! `event bulk`: many events from a file or a pipe through the daemon's bulk door, in parts with
+//! one batch; and `audit`: who changed what.
+
+use std::io::{IsTerminal, Read};
+
+use clap::{Args, ValueEnum};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::Console;
+use super::ctl::{Ctl, refusal};
+use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, PART_FAILED, USAGE, remark};
+use super::table::Table;
+use crate::store::audit_rows;
+
+/// Largest file that is taken, bytes: the door's own limit.
+const FILE_MAX: u64 = 256 * 1024 * 1024;
+/// Lines of one part: enough for speed, few enough for a bar that moves.
+const PART: usize = 20_000;
+
+/// From where.
+#[derive(Debug, Args)]
+pub struct Bulk {
+    /// A file, or - for standard input
+    #[arg(default_value = "-")]
+    file: String,
+    /// How it is written; default: by its first line
+    #[arg(long, value_enum)]
+    format: Option<Form>,
+    /// The command of all of them; needed with --format ids
+    #[arg(long, required_if_eq("format", "ids"))]
+    cmd: Option<String>,
+    /// Name of the batch; default: a new one
+    #[arg(long, value_name = "NAME")]
+    batch: Option<String>,
+    /// Count and check the lines, post nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Forms of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// One JSON object per line.
+    Jsonl,
+    /// Columns under a header.
+    Csv,
+    /// One account per line.
+    Ids,
+}
+
+/// Posts them.
+pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
+    let text = read(&args.file)?;
+    let form = args.format.unwrap_or_else(|| form_of(&text));
+    let (header, lines) = lines(&text, form, args.cmd.as_deref())?;
+    if args.dry_run {
+        console.record(&[("events", json!(lines.len()))]);
+        remark("dry run: nothing was posted; each line is checked when it is");
+        return Ok(DONE);
+    }
+    let config = console.config()?;
+    let ctl = Ctl::new(&config)?;
+    let mut batch = args.batch;
+    let (mut accepted, mut rejected) = (0, 0);
+    let mut table = Table::new(&["line", "error"]);
+    let bar = std::io::stderr().is_terminal();
+    for (index, part) in lines.chunks(PART).enumerate() {
+        let mut body = header.clone().map(|h| h + "\n").unwrap_or_default();
+        body.push_str(&part.join("\n"));
+        let path = match &batch {
+            Some(name) => format!("/api/v1/events/bulk?batch_id={}", encoded(name)),
+            None => "/api/v1/events/bulk".to_owned(),
+        };
+        let answer = ctl.text(Method::POST, &path, body).await?;
+        let Some((status, text)) = answer else {
+            return Err(Failed::new(
+                NOT_REACHABLE,
+                format!(
+                    "no daemon listens on {}\nhint: bulk goes through the daemon; {accepted} events are stored",
+                    ctl.socket()
+                ),
+            ));
+        };
+        let value: Value = serde_json::from_str(&text).unwrap_or_default();
+        let number = |name: &str| value.get(name).and_then(Value::as_u64).unwrap_or(0);
+        if !status.is_success() && number("rejected_total") == 0 {
+            return Err(refusal(status, &text));
+        }
+        accepted += number("accepted");
+        rejected += number("rejected_total");
+        let before = index * PART;
+        for wrong in value
+            .get("rejected")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            let line = wrong.get("line").and_then(Value::as_u64).unwrap_or(0);
+            let error = wrong.get("error").cloned().unwrap_or_default();
+            table.push(vec![json!(line + before as u64), error]);
+        }
+        batch = batch.or_else(|| value.get("batch_id")?.as_str().map(str::to_owned));
+        if bar {
+            remark(format!("{} of {} lines", before + part.len(), lines.len()));
+        }
+    }
+    console.record(&[
+        ("batch_id", json!(batch)),
+        ("accepted", json!(accepted)),
+        ("rejected", json!(rejected)),
+    ]);
+    if rejected > 0 {
+        console.list(&table);
+        return Ok(PART_FAILED);
+    }
+    Ok(DONE)
+}
+
+fn read(file: &str) -> Result<String, Failed> {
+    let failed = |e: std::io::Error| Failed::new(USAGE, format!("{file} cannot be read: {e}"));
+    let mut text = String::new();
+    let read = if file == "-" {
+        if std::io::stdin().is_terminal() {
+            return Err(Failed::new(
+                USAGE,
+                "nothing to read\nhint: name a file, or send one: event bulk < events.jsonl",
+            ));
+        }
+        std::io::stdin().take(FILE_MAX).read_to_string(&mut text)
+    } else {
+        let file = std::fs::File::open(file).map_err(failed)?;
+        file.take(FILE_MAX).read_to_string(&mut text)
+    };
+    read.map_err(failed)?;
+    if text.len() as u64 >= FILE_MAX {
+        return Err(Failed::new(
+            FAILED,
+            "the file is larger than 256 MiB\nhint: split it",
+        ));
+    }
+    Ok(text)
+}
+
+fn form_of(text: &str) -> Form {
+    let first = text.trim_start_matches('\u{feff}').trim_start();
+    if first.starts_with('{') {
+        Form::Jsonl
+    } else if first
+        .lines()
+        .next()
+        .is_some_and(|l| l.trim().parse::<i64>().is_ok())
+    {
+        Form::Ids
+    } else {
+        Form::Csv
+    }
+}
+
+/// A header, if there is one, and the lines of events.
+type Lines = (Option<String>, Vec<String>);
+
+fn lines(text: &str, form: Form, cmd: Option<&str>) -> Result<Lines, Failed> {
+    let mut all = text
+        .trim_start_matches('\u{feff}')
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned);
+    let (header, lines): Lines = match form {
+        Form::Jsonl => (None, all.collect()),
+        Form::Csv => (all.next(), all.collect()),
+        Form::Ids => {
+            let cmd = cmd.ok_or_else(|| {
+                Failed::new(
+                    USAGE,
+                    "lines of accounts need --cmd\nhint: event bulk ids.txt --cmd user_add",
+                )
+            })?;
+            let events = all.map(|id| json!({ "user_id": id, "cmd": cmd }).to_string());
+            (None, events.collect())
+        }
+    };
+    if lines.is_empty() {
+        return Err(Failed::new(USAGE, "there is no event in it"));
+    }
+    Ok((header, lines))
+}
+
+/// For a query string (RFC 3986 section 2.1).
+fn encoded(text: &str) -> String {
+    text.bytes()
+        .map(|b| match b {
+            b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => char::from(b).to_string(),
+            b => format!("%{b:02X}"),
+        })
+        .collect()
+}
+
+/// Which rows of the audit.
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// Only older ones than this number: the next page
+    #[arg(long, value_name = "ID")]
+    before: Option<i64>,
+    /// At most this many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    limit: u16,
+}
+
+/// Who changed what, newest first.
+pub async fn audit(console: &Console, args: Audit) -> Outcome {
+    let store = console.store(&console.config()?).await?;
+    let rows = audit_rows(store.as_ref(), args.before, usize::from(args.limit)).await?;
+    let mut table = Table::new(&["id", "at", "who", "what", "detail"]);
+    for row in rows {
+        table.push(vec![
+            json!(row.id),
+            json!(row.at),
+            json!(row.who),
+            json!(row.what),
+            json!(row.detail),
+        ]);
+    }
+    console.list(&table);
+    Ok(DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_is_seen_and_ids_become_events() {
+        assert_eq!(form_of("\u{feff}{\"cmd\":1}"), Form::Jsonl);
+        assert_eq!(form_of("user_id,cmd\n"), Form::Csv);
+        assert_eq!(form_of("1424\n7\n"), Form::Ids);
+        let (header, lines) = lines("1\r\n\n2\n", Form::Ids, Some("user_add")).unwrap();
+        assert_eq!(header, None);
+        assert_eq!(
+            lines,
+            [
+                r#"{"user_id":"1","cmd":"user_add"}"#,
+                r#"{"user_id":"2","cmd":"user_add"}"#
+            ]
+        );
+        assert!(super::lines("1\n", Form::Ids, None).is_err());
+        assert!(super::lines("a,b\n", Form::Csv, None).is_err());
+        assert_eq!(encoded("a b/&"), "a%20b%2F%26");
+    }
+}

@@ -1,0 +1,181 @@
+//! `check`: one line and an exit code as Nagios and its relatives expect of a plugin (0 OK,
+//! 1 WARNING, 2 CRITICAL, 3 UNKNOWN), with the numbers behind the bar. The only verb whose codes
+//! are not those of the others.
+
+use clap::Args;
+use serde_json::Value;
+
+use super::Console;
+use super::ctl::Ctl;
+use super::exit::{Outcome, say};
+use super::table::one_line;
+
+/// Levels; the defaults are the norms of the original's documentation.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Waiting events from which on it warns
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    warn: i64,
+    /// Waiting events from which on it is critical
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    crit: i64,
+    /// Age of the oldest waiting event from which on it is critical, seconds
+    #[arg(long, default_value_t = 600, value_name = "S")]
+    age: i64,
+}
+
+/// What the line is made of.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Numbers {
+    waiting: i64,
+    oldest_s: i64,
+    dead: i64,
+    unexpandable: i64,
+    nases: usize,
+    open: Vec<String>,
+    skipped: usize,
+}
+
+/// Prints the line.
+pub async fn check(console: &Console, args: Check) -> Outcome {
+    let asked = async {
+        let config = console.config()?;
+        Ctl::new(&config)?.get("/api/v1/status").await
+    };
+    match asked.await {
+        Ok(Some(status)) => {
+            let (code, text) = judged(&numbers(&status), &args);
+            say(one_line(&text));
+            Ok(code)
+        }
+        Ok(None) => {
+            say("CRITICAL - no daemon is running");
+            Ok(2)
+        }
+        Err(failed) => {
+            say(format!("UNKNOWN - {}", one_line(&failed.text)));
+            Ok(3)
+        }
+    }
+}
+
+fn numbers(status: &Value) -> Numbers {
+    let number = |name: &str| status.get(name).and_then(Value::as_i64).unwrap_or(0);
+    let main = status.get("main").and_then(Value::as_object);
+    let main: i64 = main
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, n)| n.as_i64())
+        .sum();
+    let list = |name: &str| {
+        let list = status
+            .get("dispatch")
+            .and_then(|d| d.get(name))
+            .and_then(Value::as_array);
+        list.map(Vec::as_slice).unwrap_or_default()
+    };
+    let text = |nas: &Value, name: &str| {
+        let text = nas.get(name).and_then(Value::as_str);
+        text.unwrap_or_default().to_owned()
+    };
+    let open = list("nases")
+        .iter()
+        .filter(|nas| text(nas, "breaker") != "closed");
+    Numbers {
+        waiting: number("compact") + main,
+        oldest_s: number("oldest_s"),
+        dead: number("dead"),
+        unexpandable: number("unexpandable"),
+        nases: list("nases").len(),
+        open: open
+            .map(|nas| format!("{} {}", text(nas, "name"), text(nas, "breaker")))
+            .collect(),
+        skipped: list("skipped").len(),
+    }
+}
+
+fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
+    let mut critical = Vec::new();
+    let mut warning = Vec::new();
+    if n.waiting >= levels.crit {
+        critical.push(format!("{} events wait", n.waiting));
+    } else if n.waiting >= levels.warn {
+        warning.push(format!("{} events wait", n.waiting));
+    }
+    if n.oldest_s >= levels.age {
+        critical.push(format!("the oldest waits for {} s", n.oldest_s));
+    }
+    if !n.open.is_empty() {
+        critical.push(format!("not obeying: {}", n.open.join(", ")));
+    }
+    if n.skipped > 0 {
+        warning.push(format!("{} NASes are not served", n.skipped));
+    }
+    if n.unexpandable > 0 {
+        warning.push(format!("{} events cannot be expanded", n.unexpandable));
+    }
+    let (code, word) = match (critical.is_empty(), warning.is_empty()) {
+        (false, _) => (2, "CRITICAL"),
+        (true, false) => (1, "WARNING"),
+        (true, true) => (0, "OK"),
+    };
+    let mut said: Vec<String> = critical.into_iter().chain(warning).collect();
+    if said.is_empty() {
+        said.push(format!("{} NASes, {} events wait", n.nases, n.waiting));
+    }
+    // A bar would begin the numbers.
+    let said = said.join("; ").replace('|', "/");
+    let text = format!(
+        "{word} - {said} | waiting={};{};{};0 oldest={}s;;{};0 dead={};;;0 not_obeying={};;1;0 not_served={};1;;0",
+        n.waiting,
+        levels.warn,
+        levels.crit,
+        n.oldest_s,
+        levels.age,
+        n.dead,
+        n.open.len(),
+        n.skipped
+    );
+    (code, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_level_has_its_word() {
+        let levels = Check {
+            warn: 200,
+            crit: 1000,
+            age: 600,
+        };
+        let of = |n: Numbers| judged(&n, &levels);
+        let (code, text) = of(Numbers::default());
+        assert_eq!(code, 0);
+        assert!(text.starts_with("OK - 0 NASes"), "{text}");
+        assert!(
+            text.contains("| waiting=0;200;1000;0 oldest=0s;;600;0"),
+            "{text}"
+        );
+        let waiting = |waiting| Numbers {
+            waiting,
+            ..Numbers::default()
+        };
+        assert_eq!(of(waiting(199)).0, 0);
+        assert_eq!(of(waiting(200)).0, 1);
+        assert_eq!(of(waiting(1000)).0, 2);
+        let open = Numbers {
+            open: vec!["a|b open".to_owned()],
+            skipped: 1,
+            ..Numbers::default()
+        };
+        let (code, text) = of(open);
+        assert_eq!(code, 2);
+        assert!(
+            text.starts_with("CRITICAL - not obeying: a/b open; 1 NASes"),
+            "{text}"
+        );
+        assert_eq!(text.matches('|').count(), 1);
+    }
+}

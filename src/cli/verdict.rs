@@ -1,0 +1,529 @@
+//! What `why` concludes: from the facts about an account one cause, one sentence, one next step.
+//! Pure, and in one order: what keeps everybody from working comes before what keeps this NAS,
+//! that before what became of this account's own events.
+
+use super::waiting::{self, Facts};
+use crate::event::{Class, Cmd};
+use crate::store::{AccountFlags, EventRow, WhereIs};
+
+/// The conclusion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// A word for programs; part of the interface.
+    pub cause: &'static str,
+    /// For people.
+    pub text: String,
+    /// What to do now.
+    pub next: String,
+}
+
+/// All that is known.
+#[derive(Debug, Default)]
+pub struct Case {
+    /// What the billing wants of the account; none = it does not know the account.
+    pub flags: Option<AccountFlags>,
+    /// `users.id`.
+    pub user: i64,
+    /// The account's NAS is in the table `nas`.
+    pub nas_known: bool,
+    /// Its row cannot be used, and why.
+    pub nas_bad: Option<String>,
+    /// Nothing is sent there.
+    pub observed: bool,
+    /// What the daemon says of the NAS.
+    pub facts: Facts,
+    /// A live daemon that is not ours owns the database.
+    pub foreign_owner: Option<String>,
+    /// A file system of the daemon has no room, and which.
+    pub full_disk: Option<String>,
+    /// Waiting and running events, oldest first.
+    pub waiting: Vec<EventRow>,
+    /// Dead ones that were not retried, newest first.
+    pub dead: Vec<EventRow>,
+    /// Done ones, newest first.
+    pub done: Vec<EventRow>,
+    /// What the device itself says, if it was asked.
+    pub device: Option<Device>,
+}
+
+/// The answer of the device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Why it could not be asked.
+    pub failed: Option<String>,
+    /// Its answer to `user_info`.
+    pub answer: String,
+    /// The account's addresses.
+    pub addresses: Vec<String>,
+    /// Another NAS that holds a session of this account.
+    pub elsewhere: Option<String>,
+}
+
+fn say(cause: &'static str, text: impl Into<String>, next: impl Into<String>) -> Verdict {
+    Verdict {
+        cause,
+        text: text.into(),
+        next: next.into(),
+    }
+}
+
+/// The conclusion of a case.
+pub fn verdict(case: &Case) -> Verdict {
+    let user = case.user;
+    let Some(flags) = &case.flags else {
+        return say(
+            "unknown_account",
+            format!("the billing's table users has no account {user}"),
+            "give users.id, not the number of the abonent; event list --user shows what was posted for it",
+        );
+    };
+    everybody(case)
+        .or_else(|| of_the_nas(case, flags))
+        .or_else(|| of_the_lane(case))
+        .or_else(|| ended(case))
+        .or_else(|| not_sent(case, flags))
+        .or_else(|| of_the_device(case, flags))
+        .unwrap_or_else(|| fine(case))
+}
+
+/// What stops all accounts.
+fn everybody(case: &Case) -> Option<Verdict> {
+    if let Some(owner) = &case.foreign_owner {
+        return Some(say(
+            "other_daemon",
+            format!("the database is owned by another daemon: {owner}"),
+            "ask that one (with its configuration), or stop it: only one may work on a database",
+        ));
+    }
+    if let Some(full) = &case.full_disk {
+        return Some(say(
+            "disk_full",
+            format!("there is no room left on {full}"),
+            "make room: logs prune --older-than 90d, and look at what else lies there",
+        ));
+    }
+    if !case.facts.daemon && !case.waiting.is_empty() {
+        return Some(say(
+            "no_daemon",
+            format!(
+                "no daemon is running: {} events of this account wait",
+                case.waiting.len()
+            ),
+            "systemctl start nas_event_daemon, then look at the end of nas_event_daemon.log",
+        ));
+    }
+    None
+}
+
+/// What keeps its NAS from working.
+fn of_the_nas(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
+    if let Some(row) = case
+        .waiting
+        .iter()
+        .find(|row| row.place == WhereIs::Compact)
+        && let Some(error) = row.error.as_deref().filter(|e| !e.is_empty())
+    {
+        return Some(say(
+            "not_expandable",
+            format!("event {} {} cannot be expanded: {error}", row.id, row.cmd),
+            "correct that in the billing; the event is tried again by itself, or event drop it",
+        ));
+    }
+    let Some(nas) = flags.nas_id else {
+        return Some(say(
+            "no_nas",
+            "the account has no NAS (users.nas_id is empty)",
+            "set it in the billing; then account resync",
+        ));
+    };
+    if !case.nas_known {
+        return Some(say(
+            "nas_unknown",
+            format!("the account's NAS {nas} is not in the table nas"),
+            "correct users.nas_id, or add the NAS in the billing",
+        ));
+    }
+    if let Some(reason) = &case.nas_bad {
+        return Some(say(
+            "nas_row_wrong",
+            format!("NAS {nas} is not served, its row is wrong: {reason}"),
+            "correct the row in the billing; it is read again within a minute",
+        ));
+    }
+    if let Some(reason) = &case.facts.skipped {
+        return Some(if reason.contains("mode=off") {
+            say(
+                "nas_off",
+                format!("NAS {nas} is switched off (mode=off)"),
+                "set nas.mode to active in the billing when it shall work",
+            )
+        } else {
+            say(
+                "scheme_wrong",
+                format!("NAS {nas} is not served: {reason}"),
+                format!("correct nas.oss_path or the scheme: nas show {nas}, scheme lint"),
+            )
+        });
+    }
+    if case.waiting.is_empty() {
+        return None;
+    }
+    if let Some(paused) = &case.facts.paused {
+        return Some(say(
+            "nas_paused",
+            format!("NAS {nas} is {paused}"),
+            format!("nas resume {nas}, when what it was paused for is over"),
+        ));
+    }
+    let (state, reason) = case.facts.breaker.as_ref()?;
+    let lower = reason.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    let test = format!("nas test {nas}");
+    Some(if has(&["session limit", "too many", "max sessions"]) {
+        say(
+            "session_limit",
+            format!("NAS {nas} takes no further session: {reason}"),
+            format!("lower nas.max_sessions or end other programs' sessions; then {test}"),
+        )
+    } else if has(&[
+        "password",
+        "login",
+        "denied",
+        "authentication",
+        "not allowed",
+    ]) {
+        say(
+            "login_refused",
+            format!("NAS {nas} refuses the login (breaker {state}): {reason}"),
+            format!("correct nas_secret in the billing; then {test}"),
+        )
+    } else if has(&["authenticator", "secret"]) {
+        say(
+            "wrong_secret",
+            format!("NAS {nas} answers with another RADIUS secret (breaker {state}): {reason}"),
+            format!("correct nas_secret.coa_secret in the billing; then {test}"),
+        )
+    } else {
+        say(
+            "nas_down",
+            format!("NAS {nas} fails for everybody (breaker {state}): {reason}"),
+            format!("look at the NAS and the way to it; {test}; its events wait and burn no try"),
+        )
+    })
+}
+
+/// What its own events wait for.
+fn of_the_lane(case: &Case) -> Option<Verdict> {
+    let find = |state: &str| case.waiting.iter().find(|row| row.state == state);
+    if let Some(row) = find("held") {
+        return Some(say(
+            "held",
+            format!("event {} {} is held by the guard", row.id, row.cmd),
+            format!("release it, or event drop {}", row.id),
+        ));
+    }
+    if let Some(row) = find("running") {
+        return Some(say(
+            "running",
+            format!("event {} {} is being executed now", row.id, row.cmd),
+            format!("wait; event show {}", row.id),
+        ));
+    }
+    if let Some(row) = find("deferred") {
+        let error = row.error.as_deref().unwrap_or("no error kept");
+        let text = waiting::sentence(row, &case.facts).unwrap_or_default();
+        let timed = [
+            "deadline",
+            "timed out",
+            "did not end within",
+            "no answer within",
+        ]
+        .iter()
+        .any(|word| error.contains(word));
+        return Some(say(
+            if timed { "timed_out" } else { "deferred" },
+            format!("event {} {}: {text}", row.id, row.cmd),
+            "correct what the error names; a new event for the account starts the waiting one at once",
+        ));
+    }
+    let first = case.waiting.first()?;
+    let text = waiting::sentence(first, &case.facts).unwrap_or_default();
+    let busy = case
+        .facts
+        .slots
+        .is_some_and(|(running, forks)| running >= forks);
+    Some(if busy {
+        say(
+            "forks_busy",
+            format!("event {} {}: {text}", first.id, first.cmd),
+            "wait, or raise nas forks if the NAS can do more at once",
+        )
+    } else {
+        say(
+            "waiting",
+            format!("event {} {}: {text}", first.id, first.cmd),
+            "wait a moment and ask again",
+        )
+    })
+}
+
+/// What became of its last state-changing event.
+fn ended(case: &Case) -> Option<Verdict> {
+    let changes =
+        |row: &&EventRow| Cmd::parse(&row.cmd).is_ok_and(|cmd| cmd.class() != Class::Interactive);
+    let done = case.done.iter().find(changes);
+    let dead = case.dead.iter().find(changes);
+    if let Some(dead) = dead
+        && done.is_none_or(|done| done.id < dead.id)
+    {
+        let error = dead.error.as_deref().unwrap_or("no reason kept");
+        return Some(say(
+            "dead",
+            format!("event {} {} failed for good: {error}", dead.id, dead.cmd),
+            format!("correct the cause, then event retry {}", dead.id),
+        ));
+    }
+    let done = done?;
+    let (id, cmd) = (done.id, &done.cmd);
+    match done.state.as_str() {
+        "not_implemented" => Some(say(
+            "missing_function",
+            format!("event {id} {cmd} did nothing: the NAS's scheme has no {cmd}"),
+            format!("add {cmd} to the scheme, then account resync {}", case.user),
+        )),
+        "expired" => Some(say(
+            "expired",
+            format!("event {id} {cmd} expired before it could run"),
+            "post it again if it is still wanted",
+        )),
+        "dropped" => Some(say(
+            "dropped",
+            format!(
+                "event {id} {cmd} was dropped: {}",
+                done.error.as_deref().unwrap_or("no reason kept")
+            ),
+            format!("account resync {}, if it is wanted after all", case.user),
+        )),
+        "observed" => Some(say(
+            "observed",
+            format!(
+                "event {id} {cmd} was only observed: its NAS is in the mode observe, nothing is sent"
+            ),
+            "set nas.mode to active in the billing when it shall work",
+        )),
+        _ => None,
+    }
+}
+
+/// Whether the last command of each kind is what the flags call for now.
+fn not_sent(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
+    let last = |names: &[&str]| {
+        let of = |row: &&EventRow| names.contains(&row.cmd.as_str());
+        case.done.iter().find(of).map(|row| row.cmd.as_str())
+    };
+    let wants = |yes: bool, on: &'static str, off: &'static str| if yes { on } else { off };
+    let pairs: [(&[&str], &str); 3] = [
+        (
+            &["user_add", "user_del"],
+            wants(flags.deleted, "user_del", "user_add"),
+        ),
+        (
+            &["user_accept", "user_drop"],
+            wants(flags.accept, "user_accept", "user_drop"),
+        ),
+        (
+            &["user_redirect", "user_redirect_cancel"],
+            wants(flags.redirect, "user_redirect", "user_redirect_cancel"),
+        ),
+    ];
+    let used = if flags.deleted { 1 } else { pairs.len() };
+    for (names, wanted) in pairs.iter().take(used) {
+        if let Some(sent) = last(names)
+            && sent != *wanted
+        {
+            return Some(say(
+                "not_sent",
+                format!(
+                    "the flags call for {wanted}, but the last command was {sent}: the billing sent nothing since they changed"
+                ),
+                format!(
+                    "account resync {} sets it right; then look why the billing was silent",
+                    case.user
+                ),
+            ));
+        }
+    }
+    None
+}
+
+/// Whether the device holds what was confirmed.
+fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
+    let device = case.device.as_ref()?;
+    let resync = format!("account resync {}", case.user);
+    if let Some(failed) = &device.failed {
+        return Some(say(
+            "device_silent",
+            format!("everything was confirmed, but the device could not be asked: {failed}"),
+            "nas test, then ask again",
+        ));
+    }
+    if let Some(other) = &device.elsewhere {
+        return Some(say(
+            "session_elsewhere",
+            format!("the subscriber's session is on another NAS: {other}"),
+            "correct users.nas_id in the billing, or end that session; then account resync",
+        ));
+    }
+    let answer = device.answer.to_ascii_lowercase();
+    let listed = |word: &str| {
+        let mut lines = answer.lines();
+        lines.any(|line| line.starts_with("list ") && line.contains(word))
+    };
+    if !answer
+        .lines()
+        .any(|l| l.starts_with("list ") || l.starts_with("queue"))
+    {
+        return None; // another scheme's words: only a person can read them
+    }
+    let differs = |text: &str| {
+        say(
+            "device_differs",
+            format!("everything was confirmed, but {text}"),
+            resync.clone(),
+        )
+    };
+    if listed("negbal") != flags.redirect {
+        return Some(differs(if flags.redirect {
+            "the device does not redirect the account"
+        } else {
+            "the device still redirects the account to the \"no money\" page"
+        }));
+    }
+    if listed("blocked") == flags.accept {
+        return Some(differs(if flags.accept {
+            "the device still blocks the account"
+        } else {
+            "the device does not block the account"
+        }));
+    }
+    if answer.contains("queue: none") && flags.rated {
+        return Some(differs("the device has no queue for the account"));
+    }
+    session_address(&device.answer)
+        .filter(|address| !device.addresses.is_empty() && !device.addresses.contains(address))
+        .map(|address| {
+            say(
+                "other_address",
+                format!(
+                    "the subscriber's session has the address {address}, the billing says {}",
+                    device.addresses.join(", ")
+                ),
+                "correct the address in the billing, or end the session so that he gets his own",
+            )
+        })
+}
+
+/// The address in `ppp: 10.0.0.1 for 1h from …`.
+fn session_address(answer: &str) -> Option<String> {
+    let line = answer.lines().find_map(|line| line.strip_prefix("ppp: "))?;
+    let word = line.split_whitespace().next()?;
+    word.parse::<std::net::IpAddr>()
+        .ok()
+        .map(|ip| ip.to_string())
+}
+
+fn fine(case: &Case) -> Verdict {
+    match &case.device {
+        Some(_) => say(
+            "open",
+            "the device holds what the billing wants: nothing is in the way here",
+            "look at the subscriber's side: his router, DNS, the browser's cache",
+        ),
+        None if case.observed => say(
+            "observed",
+            "the NAS is in the mode observe: nothing is sent",
+            "set nas.mode to active in the billing when it shall work",
+        ),
+        None if case.done.is_empty() => say(
+            "never_sent",
+            "nothing was ever posted for this account, as far as history is kept",
+            format!("account resync {} posts what its flags call for", case.user),
+        ),
+        None => say(
+            "confirmed",
+            "every command was confirmed by the NAS, nothing waits",
+            format!("why {} --live asks the device itself", case.user),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(redirect: bool) -> AccountFlags {
+        AccountFlags {
+            user_id: 7,
+            nas_id: Some(5),
+            deleted: false,
+            accept: true,
+            redirect,
+            rated: true,
+        }
+    }
+
+    fn well() -> Case {
+        Case {
+            flags: Some(flags(false)),
+            user: 7,
+            nas_known: true,
+            facts: Facts {
+                daemon: true,
+                ..Facts::default()
+            },
+            ..Case::default()
+        }
+    }
+
+    #[test]
+    fn what_stops_everybody_comes_first() {
+        let mut case = well();
+        case.full_disk = Some("/var/log".to_owned());
+        case.facts.paused = Some("paused".to_owned());
+        assert_eq!(verdict(&case).cause, "disk_full");
+        case.foreign_owner = Some("b pid=1".to_owned());
+        assert_eq!(verdict(&case).cause, "other_daemon");
+        case.flags = None;
+        assert_eq!(verdict(&case).cause, "unknown_account");
+    }
+
+    #[test]
+    fn the_device_is_read() {
+        let of = |answer: &str, redirect: bool| {
+            let mut case = well();
+            case.flags = Some(flags(redirect));
+            case.device = Some(Device {
+                answer: answer.to_owned(),
+                addresses: vec!["10.0.0.1".to_owned(), "2001:db8::1".to_owned()],
+                ..Device::default()
+            });
+            verdict(&case).cause
+        };
+        let open = "queue: 1M/2M, now 0/0\nppp: 10.0.0.1 for 1h from x";
+        assert_eq!(of(open, false), "open");
+        assert_eq!(of(open, true), "device_differs");
+        let stub = format!("list crb_negbal: 10.0.0.1\n{open}");
+        assert_eq!(of(&stub, false), "device_differs");
+        assert_eq!(of(&stub, true), "open");
+        assert_eq!(of("queue: none\nppp: no session", false), "device_differs");
+        assert_eq!(
+            of(&open.replace("10.0.0.1", "10.9.9.9"), false),
+            "other_address"
+        );
+        assert_eq!(of(&open.replace("10.0.0.1", "2001:db8::1"), false), "open");
+        assert_eq!(
+            of(&open.replace("10.0.0.1", "2001:db8::9"), false),
+            "other_address"
+        );
+    }
+}

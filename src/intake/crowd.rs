@@ -1,0 +1,432 @@
+//! `/api/v1/` for many events, one account, one NAS, and the audit: retry and drop by filter
+//! (counted first, spread over time), progress of a bulk call, what an account had.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::config;
+use crate::event::{EventId, UserId};
+use crate::intake::access::{At, Operator, Viewer};
+use crate::intake::api::{self, Asked, asked};
+use crate::intake::rest::{self, Desk, Refusal};
+use crate::nas::Forks;
+use crate::store::query::{self, Bound, Condition, Group, Model, Test};
+use crate::store::{Filter, audit_rows};
+
+/// Most events of one order by filter.
+const CROWD_MAX: usize = 10_000;
+/// Events read at once.
+const PAGE: usize = 1_000;
+/// Longest time over which a retry is spread.
+const SPREAD_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Keys of an order by filter.
+const KEYS: &[&str] = &[
+    "state", "nas", "user", "cmd", "batch", "dry_run", "spread", "why",
+];
+
+/// An order for all events that fit.
+struct Order {
+    filter: Filter,
+    dry_run: bool,
+    spread: Duration,
+    why: String,
+}
+
+impl Order {
+    async fn read(request: Request, states: &[&str]) -> Result<Self, Refusal> {
+        let map = api::order(request, KEYS).await?;
+        let bad = |key: &str, what: &str| Refusal::malformed(format!("{key} is not {what}"));
+        let number = |key: &str| match map.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_i64() {
+                Some(n) => Ok(Some(n)),
+                None => Err(bad(key, "a whole number")),
+            },
+        };
+        let text = |key: &str| match map.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if text.len() <= 500 && !text.contains('\0') => {
+                Ok(Some(text.clone()))
+            }
+            Some(_) => Err(bad(key, "a text of at most 500 bytes")),
+        };
+        let state = text("state")?.ok_or_else(|| bad("state", &states.join(" or ")))?;
+        if !states.contains(&state.as_str()) {
+            return Err(bad("state", &states.join(" or ")));
+        }
+        let filter = Filter {
+            state: Some(state),
+            nas: number("nas")?,
+            user: number("user")?,
+            cmd: text("cmd")?,
+            batch: text("batch")?,
+            before: None,
+            limit: PAGE,
+        };
+        let spread = match text("spread")? {
+            None => Duration::ZERO,
+            Some(text) => config::parse_duration(&text)
+                .map_err(|e| Refusal::malformed(format!("spread: {e}")))?,
+        };
+        if spread > SPREAD_MAX {
+            return Err(bad("spread", "at most 24h"));
+        }
+        let dry_run = match map.get("dry_run") {
+            None | Some(Value::Null) => false,
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| bad("dry_run", "true or false"))?,
+        };
+        Ok(Self {
+            filter,
+            dry_run,
+            spread,
+            why: text("why")?.unwrap_or_default(),
+        })
+    }
+
+    /// The events that fit, newest first: of two dead events of one lane the later one counts.
+    async fn ids(&self, desk: &Desk) -> Result<Vec<EventId>, Refusal> {
+        let mut filter = self.filter.clone();
+        let mut ids = Vec::new();
+        loop {
+            let rows = desk.doors.store.events(&filter).await;
+            let rows = rows.map_err(Refusal::store)?;
+            filter.before = rows.last().map(|row| row.id.0);
+            let fresh = rows.iter().filter(|row| row.retried_as.is_none());
+            ids.extend(fresh.map(|row| row.id));
+            if ids.len() > CROWD_MAX {
+                return Err(Refusal::new(
+                    400,
+                    "too_many",
+                    format!("more than {CROWD_MAX} events fit"),
+                    "nothing was done; narrow the filter, for example to one NAS or one command",
+                ));
+            }
+            if rows.len() < PAGE {
+                return Ok(ids);
+            }
+        }
+    }
+}
+
+/// `POST /api/v1/events/retry`: dead events that fit, anew. `dry_run` only counts, `spread` does it
+/// over that time (the rest of it stays dead if the daemon stops meanwhile).
+pub async fn retry(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let order = Order::read(request, &["dead"]).await?;
+    let ids = order.ids(&desk).await?;
+    if order.dry_run {
+        return Ok(Json(json!({ "dry_run": true, "events": ids.len() })).into_response());
+    }
+    let (count, spread) = (ids.len(), order.spread);
+    let detail = format!("n={count} spread={spread:?} filter={:?}", order.filter);
+    let work = async move |desk: Desk| -> Result<(usize, usize), Refusal> {
+        let store = &desk.doors.store;
+        desk.trail
+            .note(store.as_ref(), &caller.who, "retry_many", detail)
+            .await;
+        let pause = spread
+            .checked_div(u32::try_from(count).unwrap_or(1))
+            .unwrap_or_default();
+        let (mut retried, mut skipped) = (0, 0);
+        for id in ids {
+            match store.retry_dead(id).await.map_err(Refusal::store)? {
+                Some(_) => retried += 1,
+                None => skipped += 1,
+            }
+            desk.doors.wake.notify_one();
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Ok((retried, skipped))
+    };
+    if spread.is_zero() {
+        let (retried, skipped) = rest::to_the_end(&desk, work).await?;
+        return Ok(Json(json!({ "retried": retried, "skipped": skipped })).into_response());
+    }
+    let again = std::sync::Arc::clone(&desk);
+    desk.beside(async move {
+        if let Err(refusal) = work(again).await {
+            tracing::warn!("a spread retry stopped: {}", refusal.message);
+        }
+    });
+    let answer = json!({ "events": count, "spread_s": spread.as_secs() });
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+/// `POST /api/v1/events/drop`: events that fit and do not run. `dry_run` only counts.
+pub async fn drop_many(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    request: Request,
+) -> Result<Json<Value>, Refusal> {
+    let order = Order::read(request, &["compact", "ready", "deferred", "held", "dead"]).await?;
+    let ids = order.ids(&desk).await?;
+    if order.dry_run {
+        return Ok(Json(json!({ "dry_run": true, "events": ids.len() })));
+    }
+    let detail = format!(
+        "n={} why={:?} filter={:?}",
+        ids.len(),
+        order.why,
+        order.filter
+    );
+    let reason = format!("{}: {}", caller.who, order.why);
+    let dropped = rest::to_the_end(&desk, move |desk| async move {
+        let store = &desk.doors.store;
+        desk.trail
+            .note(store.as_ref(), &caller.who, "drop_many", detail)
+            .await;
+        let mut dropped = 0;
+        for id in ids {
+            if store
+                .drop_event(id, &reason)
+                .await
+                .map_err(Refusal::store)?
+            {
+                dropped += 1;
+                api::told_of_drop(&desk, id).await;
+            }
+        }
+        Ok(dropped)
+    })
+    .await?;
+    Ok(Json(json!({ "dropped": dropped })))
+}
+
+fn of_batch(model: Model, batch: &str, state: Option<&str>) -> query::Query {
+    let is = |column: &str, value: &str| Condition {
+        path: Vec::new(),
+        column: column.to_owned(),
+        test: Test::In(vec![Bound::Text(value.to_owned())]),
+    };
+    let mut all = vec![is("batch_id", batch)];
+    all.extend(state.map(|state| is("state", state)));
+    query::Query {
+        groups: vec![Group {
+            negated: false,
+            all,
+        }],
+        ..query::Query::all(model)
+    }
+}
+
+/// `GET /api/v1/batches/{batch}`: how far a bulk call has come.
+pub async fn batch(
+    State(desk): State<Desk>,
+    At(_): Viewer,
+    Path(batch): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    if batch.contains('\0') {
+        return Err(Refusal::malformed(
+            "the batch holds a NUL character".to_owned(),
+        ));
+    }
+    let store = &desk.doors.store;
+    let mut numbers = Map::new();
+    let mut total = 0;
+    for (name, model, state) in [
+        ("compact", Model::Compact, None),
+        ("ready", Model::Stack, Some("ready")),
+        ("running", Model::Stack, Some("running")),
+        ("deferred", Model::Stack, Some("deferred")),
+        ("held", Model::Stack, Some("held")),
+        ("dead", Model::Dead, None),
+        ("done", Model::Done, None),
+    ] {
+        let query = of_batch(model, &batch, state);
+        let count = store.count(&query).await.map_err(Refusal::store)?;
+        numbers.insert(name.to_owned(), Value::from(count));
+        total += count;
+    }
+    if total == 0 {
+        return Err(Refusal::not_found(
+            "there is no event of this batch".to_owned(),
+            "done events are kept for history.keep",
+        ));
+    }
+    let ended: i64 = ["dead", "done"]
+        .iter()
+        .filter_map(|name| numbers.get(*name).and_then(Value::as_i64))
+        .sum();
+    Ok(Json(json!({
+        "batch_id": batch, "events": total, "ended": ended,
+        "finished": ended == total, "states": numbers,
+    })))
+}
+
+/// `GET /api/v1/accounts/{id}`: what the billing wants of an account, and its events.
+pub async fn account(
+    State(desk): State<Desk>,
+    At(_): Viewer,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    let user = api::number(&id)?;
+    let store = &desk.doors.store;
+    let flags = store.account_flags(None, Some(UserId(user))).await;
+    let flags = flags.map_err(Refusal::store)?.into_iter().next();
+    let flags = flags.ok_or_else(|| {
+        Refusal::not_found(
+            format!("there is no account {user}"),
+            "users.id of the billing is asked for, not the abonent",
+        )
+    })?;
+    let mut answer = json!({ "account": flags });
+    for (name, state) in [
+        ("waiting", None),
+        ("dead", Some("dead")),
+        ("done", Some("done")),
+    ] {
+        let filter = Filter {
+            state: state.map(str::to_owned),
+            user: Some(user),
+            limit: 20,
+            ..Filter::default()
+        };
+        let rows = store.events(&filter).await.map_err(Refusal::store)?;
+        let shown: Vec<Value> = rows.iter().map(|row| api::shown(row, false)).collect();
+        if let Some(map) = answer.as_object_mut() {
+            map.insert(name.to_owned(), Value::from(shown));
+        }
+    }
+    Ok(Json(answer))
+}
+
+/// Query of pages.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageQuery {
+    before: Option<i64>,
+    limit: Option<usize>,
+}
+
+impl PageQuery {
+    fn limit(&self) -> Result<usize, Refusal> {
+        let limit = self.limit.unwrap_or(100);
+        if (1..=PAGE).contains(&limit) {
+            Ok(limit)
+        } else {
+            Err(Refusal::malformed(format!("limit is outside 1..{PAGE}")))
+        }
+    }
+}
+
+/// `GET /api/v1/accounts/{id}/history`: every event of an account that is still kept, newest first.
+pub async fn history(
+    State(desk): State<Desk>,
+    At(_): Viewer,
+    Path(id): Path<String>,
+    query: Asked<PageQuery>,
+) -> Result<Json<Value>, Refusal> {
+    let page = asked(query)?;
+    let limit = page.limit()?;
+    let filter = Filter {
+        state: Some("all".to_owned()),
+        user: Some(api::number(&id)?),
+        before: page.before,
+        limit,
+        ..Filter::default()
+    };
+    let rows = desk
+        .doors
+        .store
+        .events(&filter)
+        .await
+        .map_err(Refusal::store)?;
+    let next = rows
+        .last()
+        .filter(|_| rows.len() >= limit)
+        .map(|row| row.id);
+    let events: Vec<Value> = rows.iter().map(|row| api::shown(row, false)).collect();
+    Ok(Json(json!({ "events": events, "next_before": next })))
+}
+
+/// `GET /api/v1/audit`: who changed what, newest first.
+pub async fn audit(
+    State(desk): State<Desk>,
+    At(_): Operator,
+    query: Asked<PageQuery>,
+) -> Result<Json<Value>, Refusal> {
+    let page = asked(query)?;
+    let limit = page.limit()?;
+    let rows = audit_rows(desk.doors.store.as_ref(), page.before, limit).await;
+    let rows = rows.map_err(Refusal::store)?;
+    let next = rows
+        .last()
+        .filter(|_| rows.len() >= limit)
+        .map(|row| row.id);
+    Ok(Json(json!({ "audit": rows, "next_before": next })))
+}
+
+/// `GET /api/v1/nas/{id}`: one NAS, with what the dispatcher says of it.
+pub async fn nas(
+    State(desk): State<Desk>,
+    At(caller): Viewer,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    let wanted = api::number(&id)?;
+    let Json(all) = api::nases(State(std::sync::Arc::clone(&desk)), At(caller)).await?;
+    let list = all.get("nas").and_then(Value::as_array);
+    let found = list
+        .into_iter()
+        .flatten()
+        .find(|nas| nas.get("id") == Some(&json!(wanted)));
+    let mut nas = found.cloned().ok_or_else(|| {
+        Refusal::not_found(
+            format!("there is no NAS {wanted}"),
+            "GET /api/v1/nas lists them",
+        )
+    })?;
+    let status = desk
+        .doors
+        .dispatch
+        .as_ref()
+        .map(|say| say())
+        .unwrap_or_default();
+    let live = status.get("nases").and_then(Value::as_array);
+    let live = live
+        .into_iter()
+        .flatten()
+        .find(|nas| nas.get("id") == Some(&json!(wanted)));
+    if let Some(map) = nas.as_object_mut() {
+        map.insert("dispatch".to_owned(), live.cloned().unwrap_or_default());
+    }
+    Ok(Json(nas))
+}
+
+/// `POST /api/v1/nas/{id}/forks`, body `{"forks": 10}`; null for what the billing says.
+pub async fn forks(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, Refusal> {
+    let order = api::order(request, &["forks"]).await?;
+    let wrong = || Refusal::malformed(format!("forks is not 1..{}, or null", Forks::MAX));
+    let forks = match order.get("forks") {
+        None => return Err(wrong()),
+        Some(Value::Null) => None,
+        Some(value) => {
+            let number = value
+                .as_i64()
+                .filter(|n| (1..=i64::from(Forks::MAX)).contains(n));
+            Some(number.ok_or_else(wrong)?)
+        }
+    };
+    let detail = format!("forks={forks:?}");
+    api::change_nas(desk, caller.who, &id, "nas_forks", detail, move |state| {
+        state.forks = forks;
+    })
+    .await
+}

@@ -1,0 +1,167 @@
+//! The gauges of `/metrics` that are read when somebody asks: the stacks from the database's
+//! counts, each NAS from what the dispatcher says of itself. What is gone shows 0, not its last
+//! number.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use metrics::{describe_counter, describe_gauge, describe_histogram, gauge};
+use serde_json::Value;
+
+use crate::store::Counts;
+
+const STACK: &str = "nas_event_daemon_stack_events";
+const DEAD: &str = "nas_event_daemon_dead_events";
+const UNEXPANDABLE: &str = "nas_event_daemon_unexpandable_events";
+const OLDEST: &str = "nas_event_daemon_stack_oldest_age_seconds";
+const QUEUE: &str = "nas_event_daemon_queue_events";
+const FORKS: &str = "nas_event_daemon_forks_configured";
+const BUSY: &str = "nas_event_daemon_forks_busy";
+const BREAKER: &str = "nas_event_daemon_breaker_state";
+const PAUSED: &str = "nas_event_daemon_nas_paused";
+const SERVED: &str = "nas_event_daemon_nas_served";
+const PARENT: &str = "nas_event_daemon_settings_age_seconds";
+
+/// States of a breaker, as its label.
+const BREAKERS: [&str; 4] = ["closed", "open", "half-open", "parked"];
+/// States of an event on the main stack, as its label.
+const STATES: [&str; 4] = ["ready", "running", "deferred", "held"];
+
+/// What was shown before.
+#[derive(Debug, Default)]
+pub struct Shown {
+    cmds: Mutex<BTreeSet<String>>,
+    nases: Mutex<BTreeMap<i64, String>>,
+}
+
+/// Help texts of all metrics, also of those that other parts count.
+pub fn describe() {
+    describe_gauge!(STACK, "Rows of the compact and the main stack");
+    describe_gauge!(DEAD, "Rows of events_dead that were not retried");
+    describe_gauge!(
+        UNEXPANDABLE,
+        "Rows of the compact stack that carry an error"
+    );
+    describe_gauge!(OLDEST, "Age of the oldest waiting row");
+    describe_gauge!(QUEUE, "Rows of the main stack by NAS and state");
+    describe_gauge!(FORKS, "Slots of a NAS");
+    describe_gauge!(BUSY, "Slots of a NAS that are taken");
+    describe_gauge!(BREAKER, "1 for the state in which the NAS's breaker is");
+    describe_gauge!(PAUSED, "1 while an operator has paused the NAS");
+    describe_gauge!(SERVED, "0 for a NAS that is skipped, off, or gone");
+    describe_gauge!(PARENT, "Time since the settings loop turned");
+    describe_counter!(
+        "nas_event_daemon_dispatch_attempts_total",
+        "Ended attempts by NAS and result"
+    );
+    describe_histogram!(
+        "nas_event_daemon_attempt_duration_seconds",
+        "Duration of attempts by NAS"
+    );
+    describe_gauge!(
+        "nas_event_daemon_nas_last_success_timestamp_seconds",
+        "When an event was last done on the NAS"
+    );
+    describe_counter!(
+        "nas_event_daemon_events_expanded_total",
+        "Events moved to the main stack"
+    );
+    describe_counter!(
+        "nas_event_daemon_log_write_errors_total",
+        "Log records that could not be written"
+    );
+    describe_counter!("nas_event_daemon_turns_total", "Writer turns");
+    describe_counter!(
+        "nas_event_daemon_turn_errors_total",
+        "Writer turns that failed and are tried again"
+    );
+    describe_counter!(
+        "nas_event_daemon_turns_retaken_total",
+        "Writer turns that were taken step by step"
+    );
+    describe_counter!(
+        "nas_event_daemon_fenced_settles_total",
+        "Settlements that another owner's epoch refused"
+    );
+}
+
+/// Shows the counts of the stacks.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "gauges are f64; exact up to 2^53 rows"
+)]
+pub fn stacks(shown: &Shown, counts: &Counts) {
+    gauge!(STACK, "stack" => "compact", "cmd" => "").set(counts.compact as f64);
+    gauge!(DEAD).set(counts.dead as f64);
+    gauge!(UNEXPANDABLE).set(counts.unexpandable as f64);
+    gauge!(OLDEST).set(counts.oldest_s as f64);
+    let mut cmds = shown.cmds.lock().unwrap_or_else(PoisonError::into_inner);
+    for cmd in cmds.iter() {
+        gauge!(STACK, "stack" => "main", "cmd" => cmd.clone()).set(0.0);
+    }
+    for (cmd, rows) in &counts.main {
+        gauge!(STACK, "stack" => "main", "cmd" => cmd.clone()).set(*rows as f64);
+        cmds.insert(cmd.clone());
+    }
+    let nases = shown.nases.lock().unwrap_or_else(PoisonError::into_inner);
+    for (id, name) in nases.iter() {
+        for state in STATES {
+            let rows = counts
+                .by_nas
+                .iter()
+                .filter(|(nas, s, _)| nas == id && s == state);
+            let rows: i64 = rows.map(|(_, _, n)| *n).sum();
+            gauge!(QUEUE, "nas_id" => id.to_string(), "nas" => name.clone(), "state" => state)
+                .set(rows as f64);
+        }
+    }
+}
+
+/// Shows how long ago the settings loop turned.
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 ms")]
+pub fn parent(age_ms: u64) {
+    gauge!(PARENT).set(age_ms as f64 / 1000.0);
+}
+
+/// Shows each NAS as the dispatcher's status has it.
+pub fn dispatch(shown: &Shown, status: &Value) {
+    let list = |name: &str| {
+        let list = status.get(name).and_then(Value::as_array);
+        list.map(Vec::as_slice).unwrap_or_default()
+    };
+    let mut nases = shown.nases.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut served = BTreeSet::new();
+    for nas in list("nases") {
+        let Some(id) = nas.get("id").and_then(Value::as_i64) else {
+            continue;
+        };
+        let text = |name: &str| nas.get(name).and_then(Value::as_str).unwrap_or_default();
+        let number = |name: &str| nas.get(name).and_then(Value::as_f64).unwrap_or_default();
+        let (label, name) = (id.to_string(), text("name").to_owned());
+        served.insert(id);
+        nases.insert(id, name.clone());
+        let of = |metric: &'static str, value: f64| {
+            gauge!(metric, "nas_id" => label.clone(), "nas" => name.clone()).set(value);
+        };
+        of(FORKS, number("forks"));
+        of(BUSY, number("running"));
+        let paused = nas.get("paused").and_then(Value::as_bool) == Some(true);
+        of(PAUSED, f64::from(u8::from(paused)));
+        of(SERVED, 1.0);
+        for state in BREAKERS {
+            let is = f64::from(u8::from(text("breaker") == state));
+            gauge!(BREAKER, "nas_id" => label.clone(), "nas" => name.clone(), "state" => state)
+                .set(is);
+        }
+    }
+    for pair in list("skipped") {
+        if let Some(id) = pair.get(0).and_then(Value::as_i64) {
+            nases.entry(id).or_default();
+        }
+    }
+    for (id, name) in nases.iter().filter(|(id, _)| !served.contains(id)) {
+        for metric in [BUSY, SERVED] {
+            gauge!(metric, "nas_id" => id.to_string(), "nas" => name.clone()).set(0.0);
+        }
+    }
+}

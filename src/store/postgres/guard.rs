@@ -1,0 +1,134 @@
+//! What the intent guard asks of the database: whose order an event is, holding it, and what
+//! operators have told the guard. It looks only at commands that can cut an account off.
+
+use super::{Postgres, sql, storable};
+use crate::event::EventId;
+use crate::store::{Cause, GuardOrder, OrderKind, Result};
+
+pub(super) async fn causes(store: &Postgres, ids: &[EventId]) -> Result<Vec<Cause>> {
+    type Values = (
+        i64,
+        String,
+        String,
+        Option<String>,
+        Option<String>,
+        Option<String>,
+        Option<String>,
+    );
+    let rows: Vec<Values> = sqlx::query_as(
+        "select id, event_type, coalesce(source, owner_script, 'sql'),
+           params ->> 'rate_in', params ->> 'rate_out', params ->> 'ceil_in', params ->> 'ceil_out'
+         from events_stack where id = any($1) order by id",
+    )
+    .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("read whose orders events are"))?;
+    Ok(rows
+        .into_iter()
+        .map(|(id, cmd, source, a, b, c, d)| Cause {
+            id: EventId(id),
+            cmd,
+            source,
+            speeds: [a, b, c, d].into_iter().flatten().collect(),
+        })
+        .collect())
+}
+
+pub(super) async fn hold(
+    store: &Postgres,
+    epoch: i64,
+    events: &[(EventId, String)],
+) -> Result<Vec<EventId>> {
+    let ids: Vec<i64> = events.iter().map(|(id, _)| id.0).collect();
+    let reasons: Vec<String> = events
+        .iter()
+        .map(|(_, reason)| storable(reason).into_owned())
+        .collect();
+    // Only what has never been started, and only by the owner.
+    let rows: Vec<(i64,)> = sqlx::query_as(
+        "update events_stack e set state = 'held', last_error = o.reason
+         from unnest($1::bigint[], $2::text[]) o(id, reason)
+         where e.id = o.id and e.id = any($1) and e.state = 'ready' and e.epoch = 0
+           and exists (select 1 from owner where scope = 'all' and epoch = $3)
+         returning e.id",
+    )
+    .bind(ids)
+    .bind(reasons)
+    .bind(epoch)
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("hold events"))?;
+    Ok(rows.into_iter().map(|(id,)| EventId(id)).collect())
+}
+
+pub(super) async fn orders(store: &Postgres) -> Result<Vec<GuardOrder>> {
+    type Values = (
+        i64,
+        String,
+        Option<String>,
+        Option<String>,
+        Option<i64>,
+        i64,
+        i64,
+        i64,
+        bool,
+        String,
+    );
+    let rows: Vec<Values> = sqlx::query_as(
+        "select id, kind, source, cmd, event_id, from_ms, for_ms, most, monthly, who
+         from guard_order order by id",
+    )
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("read the orders to the guard"))?;
+    Ok(rows
+        .into_iter()
+        .filter_map(
+            |(id, kind, source, cmd, event, from_ms, for_ms, most, monthly, who)| {
+                Some(GuardOrder {
+                    id,
+                    kind: OrderKind::parse(&kind)?,
+                    source,
+                    cmd,
+                    event: event.map(EventId),
+                    from_ms,
+                    for_ms,
+                    most,
+                    monthly,
+                    who,
+                })
+            },
+        )
+        .collect())
+}
+
+pub(super) async fn add_order(store: &Postgres, order: &GuardOrder) -> Result<i64> {
+    let (id,): (i64,) = sqlx::query_as(
+        "insert into guard_order (kind, source, cmd, event_id, from_ms, for_ms, most, monthly, who)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9) returning id",
+    )
+    .bind(order.kind.as_str())
+    .bind(&order.source)
+    .bind(&order.cmd)
+    .bind(order.event.map(|e| e.0))
+    .bind(order.from_ms)
+    .bind(order.for_ms)
+    .bind(order.most)
+    .bind(order.monthly)
+    .bind(&order.who)
+    .fetch_one(&store.pool)
+    .await
+    .map_err(sql("write an order to the guard"))?;
+    Ok(id)
+}
+
+pub(super) async fn remove_order(store: &Postgres, id: i64, kind: OrderKind) -> Result<bool> {
+    let gone = sqlx::query("delete from guard_order where id = $1 and kind = $2")
+        .bind(id)
+        .bind(kind.as_str())
+        .execute(&store.pool)
+        .await
+        .map_err(sql("take an order to the guard back"))?;
+    Ok(gone.rows_affected() == 1)
+}

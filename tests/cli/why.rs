@@ -1,0 +1,317 @@
+//! `why ACCOUNT` on seeded faults: each account has one, and the answer names it.
+
+use nas_event_daemon::sim::mikrotik::Faults;
+use nas_event_daemon::store::After;
+use serde_json::{Value, json};
+
+use crate::lab::daemon::{Lab, address};
+use crate::lab::db::Kind;
+use crate::lab::on_each_store;
+use crate::lab::sim::{LOGIN, Router};
+use crate::{RECORD, ned};
+
+on_each_store!(
+    the_cause_of_each_seeded_fault_is_named,
+    the_device_is_asked_and_believed,
+    without_a_daemon_the_database_says_why,
+);
+
+/// Fails for good, fails for now, works, hangs.
+const FAILING: &str = "user_add() { exit 3; }\nuser_redirect() { echo busy >&2; exit 254; }\n\
+                       user_drop() { :; }\nuser_accept() { sleep 300; }\n";
+
+async fn why(lab: &Lab, user: i64, more: &[&str]) -> Value {
+    let user = user.to_string();
+    let args = [&["-o", "json", "why", &user][..], more].concat();
+    ned(lab, &args).await.json()
+}
+
+/// Waits until the cause is this one.
+async fn cause(lab: &Lab, user: i64, cause: &str, more: &[&str]) -> Value {
+    let last = std::cell::RefCell::new(Value::Null);
+    let found = crate::lab::daemon::wait_for(async || {
+        let said = why(lab, user, more).await;
+        let found = said["cause"] == cause;
+        last.replace(said);
+        found.then_some(())
+    })
+    .await;
+    let last = last.into_inner();
+    assert!(found.is_some(), "{user} is not {cause}, but {last}");
+    assert!(!last["verdict"].as_str().unwrap().is_empty(), "{last}");
+    assert!(!last["next"].as_str().unwrap().is_empty(), "{last}");
+    last
+}
+
+async fn post(lab: &Lab, cmd: &str, user: i64) {
+    lab.sql(&format!(
+        "insert into events_stack_compact (cmd, user_id) values ('{cmd}', {user})"
+    ))
+    .await;
+}
+
+async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
+    let lab = Lab::new(kind, "script_timeout = \"120s\"").await;
+    lab.session("Failing", FAILING);
+    let closed = crate::lab::daemon::own_port();
+    let full = Router::start(
+        lab.root(),
+        "full",
+        Faults {
+            session_limit: Some(0),
+            ..Faults::default()
+        },
+    );
+    let locked = Router::start(lab.root(), "locked", Faults::default());
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.nas(6, RECORD, 2, &[("mode", "'off'".to_owned())]).await;
+    lab.nas(7, "No-Such-Scheme", 2, &[]).await;
+    lab.nas(8, RECORD, 2, &[("vars", "'[1]'".to_owned())]).await;
+    let port = closed.0.to_string();
+    lab.nas(9, "Mikrotik-Simple", 2, &[("api_port", port)])
+        .await;
+    lab.secret(9, LOGIN, "x").await;
+    let port = locked.sim.addr().port().to_string();
+    lab.nas(10, "Mikrotik-Simple", 2, &[("api_port", port)])
+        .await;
+    lab.secret(10, LOGIN, "wrong").await;
+    lab.nas(11, "Failing", 4, &[]).await;
+    lab.nas(12, "Failing", 1, &[]).await;
+    lab.nas(13, RECORD, 2, &[("mode", "'observe'".to_owned())])
+        .await;
+    lab.nas(14, RECORD, 2, &[]).await;
+    full.serve_as(&lab, 15, "Mikrotik-Simple", 2).await;
+    lab.nas(16, "Failing", 2, &[("timeout_ms", "300".to_owned())])
+        .await;
+    for (nas, users) in [
+        (5, &[50, 51, 52, 53, 54, 55][..]),
+        (6, &[60]),
+        (7, &[70]),
+        (8, &[80]),
+        (9, &[90]),
+        (10, &[100]),
+        (11, &[110, 111, 112, 113]),
+        (12, &[120, 121]),
+        (13, &[130]),
+        (14, &[140]),
+        (15, &[150]),
+        (16, &[160]),
+        (99, &[990]),
+    ] {
+        lab.accounts(nas, users.iter().copied()).await;
+    }
+    lab.sql("update users set nas_id = null where id = 54")
+        .await;
+    let daemon = lab.start().await;
+    ned(&lab, &["nas", "pause", "14", "--reason", "firmware"])
+        .await
+        .fine();
+
+    for (cmd, user) in [
+        ("user_add", 50),
+        ("user_redirect", 51),
+        ("user_add", 60),
+        ("user_add", 70),
+        ("user_add", 90),
+        ("user_add", 100),
+        ("user_add", 110),
+        ("user_redirect", 111),
+        ("user_del", 112),
+        ("user_redirect", 113),
+        ("user_accept", 120),
+        ("user_add", 130),
+        ("user_add", 140),
+        ("user_add", 150),
+        ("user_accept", 160),
+    ] {
+        post(&lab, cmd, user).await;
+    }
+    lab.sql(
+        "insert into events_stack_compact (cmd, user_id, params) values ('user_add', 52, '{\"Bad Name\": 1}');
+         insert into events_stack_compact (cmd, user_id, expires_at) values ('user_add', 53, '2020-01-01 00:00:00.000');
+         insert into events_stack (id, event_type, user_id, nas_id, params, class, event_date, state)
+           values (900001, 'user_redirect', 55, 5, '{}', 2, '2026-01-01 00:00:00.000', 'held')",
+    )
+    .await;
+
+    let said = cause(&lab, 50, "confirmed", &[]).await;
+    assert!(
+        said["last_command"].as_str().unwrap().contains(" > "),
+        "{said}"
+    );
+    assert!(
+        said["confirmed"]
+            .as_str()
+            .unwrap()
+            .contains("user_add done"),
+        "{said}"
+    );
+    assert_eq!(
+        said["wants"],
+        "user_add, user_rate_set, user_accept, user_redirect_cancel"
+    );
+    let said = cause(&lab, 51, "not_sent", &[]).await;
+    assert!(
+        said["verdict"]
+            .as_str()
+            .unwrap()
+            .contains("call for user_redirect_cancel"),
+        "{said}"
+    );
+    assert!(
+        said["next"].as_str().unwrap().contains("account resync 51"),
+        "{said}"
+    );
+    let said = cause(&lab, 52, "not_expandable", &[]).await;
+    assert!(
+        said["verdict"].as_str().unwrap().contains("Bad Name"),
+        "{said}"
+    );
+    cause(&lab, 53, "expired", &[]).await;
+    cause(&lab, 54, "no_nas", &[]).await;
+    cause(&lab, 55, "held", &[]).await;
+    cause(&lab, 60, "nas_off", &[]).await;
+    let said = cause(&lab, 70, "scheme_wrong", &[]).await;
+    assert!(
+        said["verdict"].as_str().unwrap().contains("No-Such-Scheme"),
+        "{said}"
+    );
+    let said = cause(&lab, 80, "nas_row_wrong", &[]).await;
+    assert!(said["verdict"].as_str().unwrap().contains("vars"), "{said}");
+    cause(&lab, 90, "nas_down", &[]).await;
+    let said = cause(&lab, 100, "login_refused", &[]).await;
+    assert!(!said.to_string().contains("wrong\""), "no password: {said}");
+    let said = cause(&lab, 110, "dead", &[]).await;
+    assert!(
+        said["next"].as_str().unwrap().contains("event retry"),
+        "{said}"
+    );
+    cause(&lab, 111, "deferred", &[]).await;
+    let said = cause(&lab, 112, "missing_function", &[]).await;
+    assert!(
+        said["verdict"].as_str().unwrap().contains("no user_del"),
+        "{said}"
+    );
+    cause(&lab, 120, "running", &[]).await;
+    post(&lab, "user_drop", 121).await;
+    cause(&lab, 121, "forks_busy", &[]).await;
+    cause(&lab, 130, "observed", &[]).await;
+    let said = cause(&lab, 140, "nas_paused", &[]).await;
+    assert!(
+        said["verdict"].as_str().unwrap().contains("firmware"),
+        "{said}"
+    );
+    cause(&lab, 150, "session_limit", &[]).await;
+    cause(&lab, 160, "timed_out", &[]).await;
+    cause(&lab, 990, "nas_unknown", &[]).await;
+    let waiting = cause(&lab, 113, "deferred", &[]).await;
+    let id = waiting["waiting"]
+        .as_str()
+        .unwrap()
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .to_owned();
+    ned(
+        &lab,
+        &["event", "drop", &id, "-y", "--reason", "by mistake"],
+    )
+    .await
+    .fine();
+    let said = cause(&lab, 113, "dropped", &[]).await;
+    assert!(
+        said["verdict"].as_str().unwrap().contains("by mistake"),
+        "{said}"
+    );
+    ned(&lab, &["why", "777"])
+        .await
+        .failed(5, &["no account 777", "users.id"]);
+    // Fits one screen.
+    let plain = ned(&lab, &["why", "110"]).await.fine();
+    assert!(plain.lines().count() <= 20, "{plain}");
+    daemon.kill_9().await;
+}
+
+async fn the_device_is_asked_and_believed(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let mine = Router::start(lab.root(), "mine", Faults::default());
+    let other = Router::start(lab.root(), "other", Faults::default());
+    mine.serve_as(&lab, 16, "Mikrotik-Simple", 2).await;
+    other.serve_as(&lab, 17, "Mikrotik-Simple", 2).await;
+    lab.accounts(16, [500, 501]).await;
+    let daemon = lab.start().await;
+    cause(&lab, 501, "never_sent", &[]).await;
+    ned(&lab, &["account", "resync", "500"]).await.fine();
+    cause(&lab, 500, "confirmed", &[]).await;
+    lab.drained().await;
+    let live = &["--live"];
+    let said = cause(&lab, 500, "open", live).await;
+    assert!(
+        said["device"].as_str().unwrap().contains("queue: "),
+        "{said}"
+    );
+
+    // Somebody at the router.
+    let mark = json!({"list": "crb_negbal", "address": address(500), "comment": "crb_500"});
+    let lists = json!({ "/ip/firewall/address-list": [mark] });
+    mine.sim.load(&lists).unwrap();
+    let said = cause(&lab, 500, "device_differs", live).await;
+    assert_eq!(said["next"], "account resync 500");
+    ned(&lab, &["account", "resync", "500"]).await.fine();
+    cause(&lab, 500, "open", live).await;
+
+    let session = |router: &Router, address: &str| {
+        let mut state = router.sim.dump();
+        state["/ppp/active"] = json!([{"name": "login500", "address": address,
+            "uptime": "1h", "caller-id": "x", "service": "pppoe"}]);
+        router.sim.load(&state).unwrap();
+    };
+    session(&other, "10.0.1.244");
+    let said = cause(&lab, 500, "session_elsewhere", live).await;
+    assert!(
+        said["verdict"].as_str().unwrap().contains("bras17"),
+        "{said}"
+    );
+    session(&mine, "10.200.0.9");
+    let said = cause(&lab, 500, "other_address", live).await;
+    assert!(
+        said["verdict"].as_str().unwrap().contains("10.200.0.9"),
+        "{said}"
+    );
+    session(&mine, "2001:db8::99");
+    cause(&lab, 500, "other_address", live).await;
+    session(&mine, &address(500));
+    cause(&lab, 500, "open", live).await;
+
+    drop(mine);
+    cause(&lab, 500, "device_silent", &["--live", "--timeout", "5s"]).await;
+    daemon.kill_9().await;
+}
+
+async fn without_a_daemon_the_database_says_why(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [50]).await;
+    post(&lab, "user_add", 50).await;
+    let said = cause(&lab, 50, "no_daemon", &[]).await;
+    assert!(
+        said["next"].as_str().unwrap().contains("systemctl start"),
+        "{said}"
+    );
+    let epoch = lab
+        .db
+        .store
+        .own("elsewhere pid=9 boot=x start=1", After::Silence(0))
+        .await
+        .unwrap();
+    let said = cause(&lab, 50, "other_daemon", &[]).await;
+    assert!(
+        said["verdict"]
+            .as_str()
+            .unwrap()
+            .contains("elsewhere pid=9"),
+        "{said}"
+    );
+    lab.db.store.disown(epoch).await.unwrap();
+    cause(&lab, 50, "no_daemon", &[]).await;
+}

@@ -1,0 +1,178 @@
+//! Hostile names, logins and comments through REST, expansion and the shipped Mikrotik-Simple to
+//! a strict simulated router, and to a session script: they arrive as they are, as values, and
+//! nothing else happens: no canary, no command more than without them, no forged record, no file
+//! outside the log tree.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::lab::daemon::Lab;
+use crate::lab::db::Kind;
+use crate::lab::sim::Router;
+use crate::{Dice, from_environment, hostile, say};
+use nas_event_daemon::sim::mikrotik::Faults;
+
+/// Texts of the quick form, unless `NED_HOSTILE` says otherwise.
+const TEXTS: u64 = 20_000;
+/// Variables of an event that hold one each.
+const VARIABLES: [&str; 6] = [
+    "login",
+    "comment",
+    "abonent_name",
+    "vlan",
+    "circuit_id",
+    "mac",
+];
+/// Events of one call.
+const CALL: usize = 200;
+/// Accounts of each NAS.
+const ACCOUNTS: i64 = 40;
+
+/// Every file below a directory.
+fn files(dir: &std::path::Path, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else {
+            found.push(path.to_string_lossy().into_owned());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscribers_texts_are_data_all_the_way() {
+    let seed = from_environment("NED_SEED").unwrap_or(5);
+    say(&format!("NED_SEED={seed}"));
+    let mut dice = Dice(seed);
+    let lab = Lab::new(Kind::Sqlite, "guard = \"off\"").await;
+    let canary = lab.path("canary").to_string_lossy().into_owned();
+    let values = lab.path("values");
+    std::fs::create_dir(&values).unwrap();
+    lab.session(
+        "Mine",
+        &format!(
+            "user_del() {{ printf '%s\\0' \"$login\" \"$comment\" \"$vlan\" > {}/$event_id; echo \"got $login\"; }}",
+            values.display()
+        ),
+    );
+    let router = Router::start(lab.root(), "router", Faults::default());
+    router.serve_as(&lab, 1, "Mikrotik-Simple", 8).await;
+    lab.nas(2, "Mine", 4, &[]).await;
+    lab.accounts(1, 1_000..1_000 + ACCOUNTS).await;
+    lab.accounts(2, 2_000..2_000 + ACCOUNTS).await;
+    let daemon = lab.start().await;
+
+    let events = from_environment("NED_HOSTILE").unwrap_or(TEXTS) / VARIABLES.len() as u64;
+    // A script costs a process: one event in twenty.
+    let mut wanted: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+    let mut sent = 0;
+    let mut refused = 0;
+    while sent < events {
+        let mut call = Vec::new();
+        let mut texts = Vec::new();
+        while call.len() < CALL && sent < events {
+            let params: Vec<(&str, String)> = VARIABLES
+                .iter()
+                .map(|name| (*name, hostile(&mut dice, &canary)))
+                .collect();
+            let script = sent % 20 == 0;
+            let user = i64::try_from(dice.roll(ACCOUNTS.unsigned_abs())).unwrap();
+            let user = user + if script { 2_000 } else { 1_000 };
+            let map: serde_json::Map<String, Value> = params
+                .iter()
+                .map(|(name, text)| ((*name).to_owned(), Value::from(text.as_str())))
+                .collect();
+            call.push(json!({"cmd": "user_del", "user_id": user, "params": map}));
+            texts.push(script.then(|| {
+                [0, 1, 3]
+                    .into_iter()
+                    .map(|n| params[n].1.clone())
+                    .collect::<Vec<_>>()
+            }));
+            sent += 1;
+        }
+        let ids = lab.post(json!({ "events": call })).await;
+        for (id, texts) in ids.into_iter().zip(texts) {
+            if let Some(texts) = texts {
+                wanted.insert(id, texts);
+            }
+        }
+        // No more than a few calls ahead of the router.
+        lab.until("the daemon keeps up", async || {
+            (lab.waiting().await < 2 * CALL as i64).then_some(())
+        })
+        .await;
+    }
+    lab.drained().await;
+
+    for (id, texts) in &wanted {
+        let state = lab.ended(*id).await;
+        if state.0 == "dead" {
+            refused += 1;
+            continue;
+        }
+        let written = std::fs::read(values.join(id.to_string())).unwrap();
+        let found: Vec<&[u8]> = written.split(|b| *b == 0).collect();
+        let exact: Vec<&[u8]> = texts.iter().map(|t| t.as_bytes()).collect();
+        assert_eq!(found[..3], exact, "event {id}");
+    }
+    say(&format!(
+        "{events} events with {} texts, {} seen by scripts, {refused} refused",
+        events * VARIABLES.len() as u64,
+        wanted.len()
+    ));
+    let dead = lab.rows("select reason from events_dead").await;
+    assert!(dead.is_empty(), "{:?}", dead.first());
+    let ended = lab.number("select count(*) from events_done").await;
+    assert_eq!(ended.unsigned_abs(), events);
+    assert!(
+        !std::path::Path::new(&canary).exists(),
+        "something was executed"
+    );
+
+    // The router carried out what the scheme asks for and nothing else.
+    let journal = std::fs::read_to_string(&router.journal).unwrap();
+    for line in journal.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let path = record["path"].as_str().unwrap_or_default();
+        let known = [
+            "/ip/firewall/address-list/",
+            "/ppp/active/",
+            "/ipv6/firewall/address-list/",
+        ];
+        assert!(known.iter().any(|k| path.starts_with(k)), "{line}");
+    }
+    // Each record is a line of its own event.
+    let mut paths = Vec::new();
+    files(&lab.path("log"), &mut paths);
+    let mut records = 0;
+    for path in &paths {
+        if path.ends_with("/nas_event_daemon.log") {
+            continue;
+        }
+        let name = path.rsplit('/').next().unwrap();
+        let account = name
+            .strip_prefix("event_")
+            .and_then(|n| n.strip_suffix(".log"));
+        let text = std::fs::read_to_string(path).unwrap();
+        for line in text.split('\n').filter(|l| !l.is_empty()) {
+            let rest = line.split_once("]: event=").expect(line).1;
+            let user = rest.split(' ').nth(1).unwrap();
+            assert!(line.starts_with("20"), "{line}");
+            if let Some(account) = account {
+                assert_eq!(user, format!("user={account}"), "{line}");
+            }
+            assert!(
+                !line.contains(['\r', '\u{1b}', '\u{2028}', '\u{202e}']),
+                "{line:?}"
+            );
+            records += 1;
+        }
+    }
+    assert!(records >= 3 * events, "{records} records");
+    let allowed = 2 + 2 * ACCOUNTS + 1;
+    assert!(i64::try_from(paths.len()).unwrap() <= allowed, "{paths:?}");
+    daemon.stop().await;
+}

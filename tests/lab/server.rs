@@ -1,0 +1,77 @@
+//! A PostgreSQL server of a test's own, which it may kill: the shared one serves every other test.
+
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+/// Does what it is told, a word a line, and answers each with a line; the end of its input stops
+/// the server and removes its directory.
+const KEEPER: &str = r#"
+set -e
+source scripts/lib-postgres.sh
+trap postgres_stop EXIT
+postgres_start "$@"
+echo "$PG_URL"
+while read -r word; do
+    case $word in
+        kill) postgres_kill ;;
+        up) until postgres_up; do sleep 0.1; done ;;
+    esac
+    echo "$word"
+done
+"#;
+
+/// The server; it ends when this is dropped.
+pub struct Server {
+    pub url: String,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+    _keeper: Child,
+}
+
+impl Server {
+    /// Starts one with these settings, `key=value`.
+    pub async fn start(settings: &[&str]) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "the peer is a program")]
+        let mut command = Command::new("bash");
+        let mut keeper = command
+            .args(["-c", KEEPER, "keeper"])
+            .args(settings)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = keeper.stdin.take().unwrap();
+        let mut output = BufReader::new(keeper.stdout.take().unwrap()).lines();
+        let url = output
+            .next_line()
+            .await
+            .unwrap()
+            .expect("PostgreSQL does not start; see scripts/test --install");
+        Self {
+            url,
+            input,
+            output,
+            _keeper: keeper,
+        }
+    }
+
+    /// SIGKILL, as a power cut of its host would look to its clients.
+    pub async fn kill(&mut self) {
+        self.tell("kill").await;
+    }
+
+    /// Starts it again on the same data and port, and waits until it answers.
+    pub async fn up(&mut self) {
+        self.tell("up").await;
+    }
+
+    async fn tell(&mut self, word: &str) {
+        let line = format!("{word}\n");
+        self.input.write_all(line.as_bytes()).await.unwrap();
+        let answer = self.output.next_line().await.unwrap();
+        assert_eq!(answer.as_deref(), Some(word));
+    }
+}
