@@ -22,6 +22,7 @@ pub mod scheme_test;
 pub mod scheme_vars;
 pub mod send_http;
 pub mod send_mikrotik;
+pub mod send_radius;
 pub mod sim;
 pub mod sqlexec;
 pub mod stack;
@@ -115,14 +116,13 @@ pub fn main() -> u8 {
         "sqlexec" => exit::told(sqlexec::by_name(args)),
         "send_mikrotik_cmd" => send_mikrotik::by_name(args),
         "send_http_cmd" => send_http::by_name(args),
-        "send_ssh_cmd" | "ssh_send" | "send_telnet_cmd" | "send_radius_cmd" => {
-            exit::told(Err(Failed::new(
-                USAGE,
-                format!(
-                    "{name} is not part of this version\nhint: send_mikrotik_cmd and send_http_cmd are"
-                ),
-            )))
-        }
+        "send_radius_cmd" => send_radius::by_name(args),
+        "send_ssh_cmd" | "ssh_send" | "send_telnet_cmd" => exit::told(Err(Failed::new(
+            USAGE,
+            format!(
+                "{name} is not part of this version\nhint: send_mikrotik_cmd, send_radius_cmd and send_http_cmd are"
+            ),
+        ))),
         _ => exit::told(dispatch(Cli::parse_from(args))),
     }
 }

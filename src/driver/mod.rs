@@ -3,6 +3,7 @@
 
 pub mod http;
 pub mod mikrotik;
+pub mod radius;
 pub mod sessions;
 pub mod tls;
 
@@ -20,7 +21,7 @@ pub struct Reply {
     pub ret: Option<String>,
     /// The answer as text, for drivers that speak text.
     pub text: String,
-    /// The device's own number for success: 0, or the HTTP status.
+    /// The device's own number for success: 0, HTTP status, or Error-Cause of RADIUS.
     pub code: i32,
     /// A session was opened for this command.
     pub new_session: bool,

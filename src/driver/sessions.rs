@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::attempt::{Failure, FailureClass, Scope};
 use crate::driver::http::{self, Auth, Http};
 use crate::driver::mikrotik::{Limits, Mikrotik, Report, Target};
+use crate::driver::radius::exchange::Manner;
+use crate::driver::radius::{self, Radius};
 use crate::driver::tls;
 use crate::nas::{Nas, NasId, NasSecret};
 
@@ -21,11 +24,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle connection is closed after this time.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// Switch in `nas.vars`: `on` (default), `off` = not sent, `require` = replies must have one.
+const MESSAGE_AUTHENTICATOR: &str = "radius_message_authenticator";
+/// Switch in `nas.vars`: `on` (default), `off` = not sent.
+const EVENT_TIMESTAMP: &str = "radius_event_timestamp";
+
 /// One per daemon.
 #[derive(Default)]
 pub struct Sessions {
     mikrotik: Mutex<BTreeMap<NasId, Kept>>,
     http: Mutex<BTreeMap<NasId, KeptHttp>>,
+    radius: Mutex<BTreeMap<NasId, KeptRadius>>,
+}
+
+struct KeptRadius {
+    target: radius::Target,
+    wrong: Option<String>,
+    sessions: Arc<Radius>,
 }
 
 struct Kept {
@@ -122,11 +137,45 @@ impl Sessions {
         sessions
     }
 
+    /// The RADIUS sockets of `nas`: the same object as long as address, port, secret and
+    /// switches stay the same.
+    pub fn radius(&self, nas: &Nas, secret: &NasSecret) -> Arc<Radius> {
+        let (manner, wrong) = match manner(nas, secret) {
+            Ok(manner) => (manner, None),
+            Err((manner, reason)) => (manner, Some(reason)),
+        };
+        let target = radius::Target {
+            host: nas.ip.clone(),
+            port: nas.coa_port.unwrap_or(radius::PORT),
+            manner,
+        };
+        let mut all = self.radius.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = all.get(&nas.id)
+            && kept.target == target
+            && kept.wrong == wrong
+        {
+            return Arc::clone(&kept.sessions);
+        }
+        let sessions = Arc::new(match &wrong {
+            Some(reason) => Radius::broken(target.clone(), setting(reason.clone())),
+            None => Radius::new(target.clone()),
+        });
+        let kept = KeptRadius {
+            target,
+            wrong,
+            sessions: Arc::clone(&sessions),
+        };
+        all.insert(nas.id, kept);
+        sessions
+    }
+
     /// Lets go of the sessions of every NAS that is not in `wanted`.
     pub fn keep_only(&self, wanted: &BTreeSet<NasId>) {
         self.all().retain(|id, _| wanted.contains(id));
         let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
         http.retain(|id, _| wanted.contains(id));
+        let mut radius = self.radius.lock().unwrap_or_else(PoisonError::into_inner);
+        radius.retain(|id, _| wanted.contains(id));
     }
 
     /// Connections and commands in flight of each NAS that has been spoken to.
@@ -158,10 +207,50 @@ fn http_target(nas: &Nas, secret: &NasSecret) -> Result<http::Target, String> {
     })
 }
 
+/// A setting of the NAS that cannot be obeyed: its events must not die of it.
+fn setting(text: String) -> Failure {
+    Failure {
+        scope: Scope::Nas,
+        class: FailureClass::Permanent,
+        code: Failure::CODE_PERMANENT,
+        text,
+        parks: true,
+    }
+}
+
+/// How a NAS is spoken to by RADIUS; the switches are in `nas.vars`.
+fn manner(nas: &Nas, secret: &NasSecret) -> Result<Manner, (Manner, String)> {
+    let mut manner = Manner {
+        secret: secret.coa_secret.clone().into_bytes(),
+        message_authenticator: true,
+        require_message_authenticator: false,
+        event_timestamp: true,
+    };
+    let word = |name: &str| nas.vars.get(name).map(crate::event::value_text);
+    match word(MESSAGE_AUTHENTICATOR).as_deref() {
+        None | Some("" | "on") => {}
+        Some("off") => manner.message_authenticator = false,
+        Some("require") => manner.require_message_authenticator = true,
+        Some(other) => {
+            let reason =
+                format!("nas.vars: {MESSAGE_AUTHENTICATOR} is {other:?}; write on, off or require");
+            return Err((manner, reason));
+        }
+    }
+    match word(EVENT_TIMESTAMP).as_deref() {
+        None | Some("" | "on") => {}
+        Some("off") => manner.event_timestamp = false,
+        Some(other) => {
+            let reason = format!("nas.vars: {EVENT_TIMESTAMP} is {other:?}; write on or off");
+            return Err((manner, reason));
+        }
+    }
+    Ok(manner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attempt::{FailureClass, Scope};
     use crate::nas::{Forks, Mode};
     use serde_json::Map;
 
@@ -220,6 +309,56 @@ mod tests {
         assert_eq!(sessions.report().len(), 1);
         sessions.keep_only(&BTreeSet::new());
         assert!(sessions.report().is_empty());
+    }
+
+    #[test]
+    fn radius_is_replaced_when_something_that_matters_changed() {
+        let sessions = Sessions::default();
+        let secret = NasSecret {
+            coa_secret: "servicemode".into(),
+            ..NasSecret::default()
+        };
+        let first = sessions.radius(&nas(), &secret);
+        assert!(Arc::ptr_eq(&first, &sessions.radius(&nas(), &secret)));
+        let changes: [fn(&mut Nas, &mut NasSecret); 5] = [
+            |n, _| n.ip = "127.0.0.2".into(),
+            |n, _| n.coa_port = Some(1700),
+            |n, _| drop(n.vars.insert(MESSAGE_AUTHENTICATOR.into(), "off".into())),
+            |n, _| drop(n.vars.insert(EVENT_TIMESTAMP.into(), "maybe".into())),
+            |_, s| s.coa_secret = "c".into(),
+        ];
+        for change in changes {
+            let before = sessions.radius(&nas(), &secret);
+            let (mut nas, mut secret) = (nas(), secret.clone());
+            change(&mut nas, &mut secret);
+            assert!(!Arc::ptr_eq(&before, &sessions.radius(&nas, &secret)));
+        }
+        sessions.keep_only(&BTreeSet::new());
+        assert!(!Arc::ptr_eq(&first, &sessions.radius(&nas(), &secret)));
+    }
+
+    #[tokio::test]
+    async fn radius_settings_that_cannot_be_obeyed_park_the_nas() {
+        let all = radius::dictionary::Dictionary::shipped();
+        let pairs = [("User-Name".to_owned(), "u".to_owned())];
+        let request = radius::Request::new(radius::Kind::Coa, &pairs, &all).unwrap();
+        let mut bad = nas();
+        bad.vars
+            .insert(MESSAGE_AUTHENTICATOR.into(), "maybe".into());
+        let known = NasSecret {
+            coa_secret: "servicemode".into(),
+            ..NasSecret::default()
+        };
+        for (nas, secret, said) in [
+            (bad, known, "on, off or require"),
+            (nas(), NasSecret::default(), "coa_secret"),
+        ] {
+            let radius = Sessions::default().radius(&nas, &secret);
+            let told = radius.talk(&request, &all, Duration::from_secs(1)).await;
+            let failure = told.failure.unwrap();
+            assert_eq!((failure.scope, failure.parks), (Scope::Nas, true));
+            assert!(failure.text.contains(said), "{failure}");
+        }
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 
 pub mod http;
 pub mod mikrotik;
+pub mod radius;
 
 use std::io;
 use std::path::PathBuf;

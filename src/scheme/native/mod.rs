@@ -1,7 +1,8 @@
 //! Native schemes: a directory with a `scheme.toml`, whose steps speak to the NAS through a
 //! driver. Everything that can be known beforehand is compiled and checked at load (`load`,
 //! `lint`); an attempt only renders values (`render`, `expression`, `names`, `filters`) and runs steps
-//! (`walk`, `ros` for RouterOS, `lines` for the other kinds, `compare` for its values).
+//! (`walk`, `ros` for RouterOS with `compare` for its values, `radius`, `lines` for the other
+//! kinds).
 
 pub mod beside;
 mod compare;
@@ -13,6 +14,7 @@ mod lines;
 mod lint;
 mod load;
 mod names;
+mod radius;
 mod render;
 mod ros;
 mod saved;
@@ -40,6 +42,7 @@ use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 
 use crate::attempt::{Failure, Job, LineKind, Report, Transcript, Verdict};
+use crate::driver::radius::dictionary::{self, Dictionary};
 use crate::driver::sessions::Sessions;
 use crate::event::Cmd;
 use crate::nas::Mode;
@@ -111,6 +114,8 @@ enum VarValue {
 pub struct NativeScheme {
     description: String,
     driver: DriverName,
+    /// Names of RADIUS attributes.
+    dictionary: Arc<Dictionary>,
     vars: Vec<Var>,
     own: Vec<Pair>,
     own_uses: Vec<expression::Use>,
@@ -149,7 +154,18 @@ impl NativeScheme {
             }]
         })?;
         let mut findings = Vec::new();
-        let scheme = load::scheme(dir, &file, &text, &mut findings);
+        let dictionary = Dictionary::with_folder(&dir.join(dictionary::FOLDER));
+        let dictionary = dictionary.unwrap_or_else(|reason| {
+            findings.push(Finding {
+                file: dir.join(dictionary::FOLDER),
+                line: 0,
+                severity: Severity::Error,
+                text: reason,
+                hint: "docs/schemes.md, \"Dictionaries\", has the form".to_owned(),
+            });
+            Dictionary::shipped()
+        });
+        let scheme = load::scheme(dir, &file, &text, dictionary, &mut findings);
         if let Some(scheme) = &scheme {
             lint::check(scheme, &file, &mut findings);
         }

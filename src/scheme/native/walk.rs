@@ -13,10 +13,12 @@ use super::names::{NAS_VERSION, Scope};
 use super::render::Template;
 use super::saved::{Saved, logged, reply_text};
 use super::step::{Answered, Each, Kind, Pair, Step};
-use super::{NativeScheme, lines, ros};
+use super::{NativeScheme, lines, radius, ros};
 use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
 use crate::clock;
 use crate::driver::mikrotik::{Command, Mikrotik};
+use crate::driver::radius as radius_driver;
+use crate::driver::radius::dictionary::Dictionary;
 use crate::driver::sessions::Sessions;
 use crate::driver::{Reply, Row};
 
@@ -43,6 +45,8 @@ pub(super) enum Halt {
     Dead(String),
     /// The device or the driver failed; the step's judgement applies.
     Device(Failure),
+    /// The same, with an answer that `save` keeps.
+    Refused(Failure, Reply),
 }
 
 impl From<String> for Halt {
@@ -62,7 +66,7 @@ impl Halt {
     pub(super) fn into_failure(self) -> Failure {
         match self {
             Self::Dead(reason) => Failure::permanent(reason),
-            Self::Device(failure) => failure,
+            Self::Device(failure) | Self::Refused(failure, _) => failure,
         }
     }
 }
@@ -264,7 +268,7 @@ impl<'a> Walk<'a> {
                     None => Err(dead(step, &format!("`run`: there is no {name:?}"))),
                 };
                 return match ended {
-                    Err(Halt::Device(_)) if step.go_on => Ok(None),
+                    Err(Halt::Device(_) | Halt::Refused(..)) if step.go_on => Ok(None),
                     other => other.map(|()| None),
                 };
             }
@@ -296,8 +300,8 @@ impl<'a> Walk<'a> {
             Kind::Absent(a) => ros::absent(self, a).await,
             Kind::Read(r) => ros::read(self, r).await,
             Kind::Call(c) => ros::call(self, c).await,
-            Kind::Coa(a) => lines::radius(self, "coa", a),
-            Kind::Disconnect(a) => lines::radius(self, "disconnect", a),
+            Kind::Coa(a) => radius::send(self, radius_driver::Kind::Coa, a).await,
+            Kind::Disconnect(a) => radius::send(self, radius_driver::Kind::Disconnect, a).await,
             Kind::Exec(e) => lines::exec(self, self.scheme.driver, e),
             Kind::Request(r) => lines::request(self, r).await,
         };
@@ -316,9 +320,14 @@ impl<'a> Walk<'a> {
 
     /// The order: `ok_on`, `retry_on`, `fail_on`, then the driver's own verdict.
     fn judge(&mut self, step: &Step, result: Result<Reply, Halt>) -> Result<Option<Value>, Halt> {
+        let mut refusal_rows = Vec::new();
         let result = match result {
             Ok(reply) => Ok(reply),
             Err(Halt::Device(failure)) => Err(failure),
+            Err(Halt::Refused(failure, reply)) => {
+                refusal_rows = reply.rows;
+                Err(failure)
+            }
             Err(Halt::Dead(reason)) => return Err(dead(step, &reason)),
         };
         let keep = step.save.is_some();
@@ -337,11 +346,11 @@ impl<'a> Walk<'a> {
         let says = |list: &[Answered]| judged && list.iter().any(|a| fits(a, code, &text));
         let (failure, rows) = match result {
             Ok(reply) if says(&step.verdicts.ok) => (None, reply.rows),
-            Err(_) if says(&step.verdicts.ok) => (None, Vec::new()),
+            Err(_) if says(&step.verdicts.ok) => (None, refusal_rows),
             result => {
                 let (own, rows) = match result {
                     Ok(reply) => (None, reply.rows),
-                    Err(failure) => (Some(failure), Vec::new()),
+                    Err(failure) => (Some(failure), refusal_rows),
                 };
                 let failure = if says(&step.verdicts.retry) {
                     Some(judged_as(own, FailureClass::Refused, &text))
@@ -421,6 +430,16 @@ impl<'a> Walk<'a> {
     pub(super) async fn run(&mut self, steps: &[Step]) -> Result<(), Halt> {
         self.bind_version().await?;
         self.steps(steps).await
+    }
+
+    /// Names of RADIUS attributes.
+    pub(super) fn dictionary(&self) -> Arc<Dictionary> {
+        Arc::clone(&self.scheme.dictionary)
+    }
+
+    /// Whether a session was opened for the last command.
+    pub(super) fn opened(&mut self, opened: bool) {
+        self.new_session = Some(self.new_session.unwrap_or(false) || opened);
     }
 
     /// Sends one RouterOS command and notes both ways.
