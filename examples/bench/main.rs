@@ -1,7 +1,8 @@
 //! Measures the daemon as a process: drain, order under a huge lane, sustained load, scripts,
 //! latency, idle NASes. Called by `scripts/bench`; prints Markdown, progress to stderr.
 //!
-//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|idle]… ; all if none is named.
+//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|idle|radius]… ; all but the last if
+//! none is named.
 //! `NED_BENCH_BIN` is the release binary, `NED_BENCH_PG` a throw-away PostgreSQL.
 
 #![allow(
@@ -20,6 +21,7 @@
 
 mod daemon;
 mod parts;
+mod radius;
 mod riding;
 
 fn main() {
@@ -38,9 +40,14 @@ fn main() {
             "latency",
             "payer",
             "idle",
+            "radius",
         ];
         for part in all {
-            if !named.is_empty() && !named.iter().any(|n| n == part) {
+            // Against software of others: a section of its own in scripts/bench.
+            let by_name_only = part == "radius";
+            if (named.is_empty() && by_name_only)
+                || (!named.is_empty() && !named.iter().any(|n| n == part))
+            {
                 continue;
             }
             eprintln!("== {part}");
@@ -52,6 +59,7 @@ fn main() {
                 "riding" => riding::riding().await,
                 "latency" => parts::latency().await,
                 "payer" => parts::payer().await,
+                "radius" => radius::radius().await,
                 _ => parts::idle().await,
             }
         }
