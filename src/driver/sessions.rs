@@ -226,7 +226,15 @@ fn manner(nas: &Nas, secret: &NasSecret) -> Result<Manner, (Manner, String)> {
         require_message_authenticator: false,
         event_timestamp: true,
     };
-    let word = |name: &str| nas.vars.get(name).map(crate::event::value_text);
+    let word = |name: &str| {
+        let value = nas.vars.get(name)?;
+        Some(match value.as_bool() {
+            Some(on) => if on { "on" } else { "off" }.to_owned(),
+            None => value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned),
+        })
+    };
     match word(MESSAGE_AUTHENTICATOR).as_deref() {
         None | Some("" | "on") => {}
         Some("off") => manner.message_authenticator = false,

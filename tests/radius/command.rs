@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::lab::daemon::Lab;
+use crate::lab::daemon::{Lab, client};
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 use crate::{LONG, SECRET, sim};
@@ -197,7 +197,7 @@ async fn the_simulator_is_a_command_with_a_door() {
         .0,
         0
     );
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = client();
     let get = async |path: &str| -> Value {
         let answer = client
             .get(format!("http://{door}{path}"))

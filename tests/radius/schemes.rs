@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nas_event_daemon::attempt::{Job, Report, Transcript, Verdict};
@@ -114,10 +114,16 @@ impl Bras {
 
     async fn run(&self, cmd: &str, params: &Value) -> (Report, String) {
         let job = job(cmd, params, self.nas.addr().port(), &self.vars);
-        let mut transcript = Transcript::discard();
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&said);
+        let mut transcript = Transcript::new(
+            job.secret.texts(),
+            Box::new(move |lines| sink.lock().unwrap().extend(lines)),
+        );
         let report = self.execute.run(&job, &mut transcript).await;
-        let lines = transcript.into_rest();
-        let text: Vec<_> = lines.into_iter().map(|line| line.text).collect();
+        drop(transcript);
+        let lines = said.lock().unwrap();
+        let text: Vec<_> = lines.iter().map(|line| line.text.clone()).collect();
         (report, text.join("\n"))
     }
 
@@ -296,8 +302,8 @@ async fn isg_never_leaves_a_session_without_a_rate() {
     let bras = Bras::new("Cisco-ISG", &[session]).await;
     let report = bras.run("user_rate_set", &account()).await;
     assert_eq!(report.0.verdict, Verdict::Done, "{}", report.1);
-    let activated = report.1.find("activate-service").unwrap();
-    assert!(activated < report.1.find("deactivate-service").unwrap());
+    let activated = report.1.find("=activate-service").unwrap();
+    assert!(activated < report.1.find("=deactivate-service").unwrap());
     assert_eq!(
         services(&bras.nas.sessions()[0]),
         ["INTERNET", "policy_in10000"]

@@ -105,7 +105,7 @@ pub enum Kind {
 
 impl Kind {
     fn parse(word: &str) -> Self {
-        match word {
+        match word.to_ascii_lowercase().as_str() {
             "string" | "text" => Self::Text,
             "integer" | "uint32" => Self::Integer,
             "integer64" | "uint64" => Self::Integer64,
