@@ -138,9 +138,12 @@ async fn settings_come_from_the_database(kind: Kind) {
     let (code, _, err) = sent(&["--nas", "1116", "disconnect", "User-Name=ivanov"]).await;
     assert_eq!(code, 0, "{err}");
     assert!(nas.sessions().is_empty());
-    // The names of the operator's own dictionary beside the scheme.
+    // The names of the operator's own dictionary beside the scheme: sent, and known to nobody
+    // else.
     let (code, _, err) = sent(&["--nas", "1116", "disconnect", "My-Session=x"]).await;
-    assert_eq!(code, 0, "{err}");
+    assert!(code == 1 && err.contains("Error-Cause 402"), "{err}");
+    let (code, _, err) = send(1, &["disconnect", "My-Session=x"]).await;
+    assert!(code == 249 && err.contains("no dictionary has"), "{err}");
     let (code, _, err) = sent(&["--nas", "99", "disconnect", "User-Name=x"]).await;
     assert!(code == 249 && err.contains("there is no NAS 99"), "{err}");
     // And what a scheme says with them is checked, too.

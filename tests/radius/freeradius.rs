@@ -19,10 +19,10 @@ use crate::{LONG, SECRET, manner, radius, talk};
 const DICTIONARIES: &str = "/usr/share/freeradius";
 
 /// A server; killed when dropped.
-pub struct FreeRadius {
+struct FreeRadius {
     child: Child,
     dir: tempfile::TempDir,
-    pub port: u16,
+    port: u16,
 }
 
 impl Drop for FreeRadius {
@@ -35,7 +35,7 @@ impl Drop for FreeRadius {
 impl FreeRadius {
     /// With a `coa` listener that writes every request into a detail file; "nosuch" has no
     /// session.
-    pub async fn start(require_message_authenticator: bool) -> Self {
+    async fn start(require_message_authenticator: bool) -> Self {
         for _ in 0..5 {
             // Somebody else may take the port before the server does.
             if let Some(server) = Self::try_start(require_message_authenticator).await {
@@ -146,12 +146,12 @@ server coa {{
         None
     }
 
-    pub fn detail_file(&self) -> PathBuf {
+    fn detail_file(&self) -> PathBuf {
         self.dir.path().join("detail")
     }
 
     /// Lines of the detail file, once it has one that contains `text`.
-    pub async fn detail(&self, text: &str) -> Vec<String> {
+    async fn detail(&self, text: &str) -> Vec<String> {
         let found = wait_for(async || {
             let all = std::fs::read_to_string(self.detail_file()).unwrap_or_default();
             all.contains(text).then_some(all)
@@ -403,7 +403,9 @@ async fn an_event_becomes_a_request() {
     let log = lab.nas_log(1);
     let has = |text: &str| log.iter().any(|l| l.contains(text));
     assert!(
-        has("> send_radius_cmd --nas 1 coa User-Name=login1"),
+        has(
+            "> send_radius_cmd --nas 1 coa Framed-IP-Address=10.0.0.1 User-Name=login1 Mikrotik-Rate-Limit="
+        ),
         "{log:#?}"
     );
     assert!(

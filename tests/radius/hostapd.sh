@@ -43,10 +43,19 @@ hostapd -t "$dir/hostapd.conf" >"$dir/hostapd.log" 2>&1 &
 wpa_supplicant -D wired -i cli0 -c "$dir/wpa.conf" >"$dir/wpa.log" 2>&1 &
 "$daemon" --config "$config" >"$dir/daemon.out" 2>&1 &
 
-# The session of now, for whoever looks at the file; never half written.
+# The session of now, for whoever looks at the file; never half written. A supplicant that was
+# thrown out tries again only when told to, once hostapd has forgotten it.
+since=$SECONDS
 while true; do
-    session=$(hostapd_cli -p "$dir/h" -i nas0 all_sta 2>/dev/null | sed -n 's/^dot1xAuthSessionId=//p') || session=''
-    printf '%s\n' "$session" >"$dir/session.new"
+    stations=$(hostapd_cli -p "$dir/h" -i nas0 all_sta 2>/dev/null) || stations=''
+    sed -n 's/^dot1xAuthSessionId=//p' <<<"$stations" >"$dir/session.new"
     mv "$dir/session.new" "$dir/session"
+    if [[ -n $stations ]]; then
+        since=$SECONDS
+    elif ((SECONDS - since >= 4)); then
+        wpa_cli -p "$dir/w" -i cli0 disconnect >/dev/null 2>&1 || true
+        wpa_cli -p "$dir/w" -i cli0 reconnect >/dev/null 2>&1 || true
+        since=$SECONDS
+    fi
     sleep 0.2
 done
