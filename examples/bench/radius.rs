@@ -63,10 +63,11 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("freeradius (scripts/test --install)");
+        let server = Self { child, dir, port };
         for _ in 0..1_000 {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
             if text.contains("Ready to process requests") {
-                return Self { child, dir, port };
+                return server;
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -359,8 +359,11 @@ pub enum Forged {
     NoMessageAuthenticator,
 }
 
+/// Number and value of an attribute.
+type Raw<'b> = (u8, &'b [u8]);
+
 /// The first attribute and what follows.
-fn cut(bytes: &[u8]) -> Option<((u8, &[u8]), &[u8])> {
+fn cut(bytes: &[u8]) -> Option<(Raw<'_>, &[u8])> {
     let [number, length, ..] = *bytes else {
         return None;
     };
