@@ -16,26 +16,22 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-use super::exit::{self, remark, say};
+use super::classic::{LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride, told};
+use super::exit::{self, say};
 use super::table::one_line;
 use super::{Console, nas, runtime};
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::config::parse_duration;
+use crate::driver::Reply;
 use crate::driver::radius::dictionary::{self, Dictionary};
 use crate::driver::radius::exchange::Manner;
 use crate::driver::radius::{Kind, PORT, Radius, Request, Target};
 use crate::driver::sessions::Sessions;
 use crate::nas::NasId;
 use crate::scheme::resolve::roots;
+use crate::scheme::ride::words::{To, What};
 use crate::scheme::session::OBSERVE;
 use crate::shell::quote;
-
-/// Exit code: another refusal.
-const REFUSED: u8 = 1;
-/// Exit code: wrong parameters.
-const PARAMETER: u8 = 249;
-/// Exit code: try again later.
-const LATER: u8 = 254;
 
 /// Sends one RADIUS CoA-Request or Disconnect-Request to a NAS.
 #[derive(Debug, Parser)]
@@ -91,15 +87,6 @@ enum Word {
     Disconnect,
 }
 
-/// What went wrong, in the form of the original's helpers.
-#[derive(Debug, PartialEq, Eq)]
-struct Refusal {
-    kind: &'static str,
-    message: String,
-    command: String,
-    code: u8,
-}
-
 /// `send_radius_cmd …`; the result is the exit code.
 pub fn by_name(args: Vec<OsString>) -> u8 {
     let args = match Args::try_parse_from(args) {
@@ -118,19 +105,7 @@ pub fn by_name(args: Vec<OsString>) -> u8 {
             code: REFUSED,
         }),
     };
-    match sent {
-        Ok(()) => 0,
-        Err(refusal) => {
-            remark(format!(
-                "ERROR: {} message: '{}', command: '{}' exit code: {}",
-                refusal.kind,
-                one_line(&refusal.message),
-                one_line(&refusal.command),
-                refusal.code
-            ));
-            refusal.code
-        }
-    }
+    told(sent)
 }
 
 async fn send(args: &Args) -> Result<(), Refusal> {
@@ -139,39 +114,76 @@ async fn send(args: &Args) -> Result<(), Refusal> {
         Word::Disconnect => Kind::Disconnect,
     };
     let command = shown(kind, &args.attributes);
-    let parameter = |message: String| Refusal {
-        kind: "UnknownParameter",
-        message,
-        command: command.clone(),
-        code: PARAMETER,
-    };
+    let parameter = |message: String| Refusal::parameter(message, &command);
     let pairs = pairs(&args.attributes).map_err(&parameter)?;
     // A script that runs in observe mode: nothing may be sent.
-    let silent = args.dry_run || std::env::var_os(OBSERVE).is_some();
-    let (radius, folder) = match (silent, &args.to) {
-        (true, _) => (None, args.dictionaries.clone()),
-        (false, to) if to.is_empty() => {
-            let (radius, folder) = of_nas(args, &command).await?;
-            (Some(radius), args.dictionaries.clone().or(folder))
-        }
-        (false, to) => (Some(Arc::new(given(args, to))), args.dictionaries.clone()),
-    };
-    let dictionary = match folder {
-        Some(folder) => Dictionary::with_folder(&folder).map_err(&parameter)?,
-        None => Dictionary::shipped(),
-    };
-    let request = Request::new(kind, &pairs, &dictionary).map_err(&parameter)?;
-    let Some(radius) = radius else {
+    if args.dry_run || std::env::var_os(OBSERVE).is_some() {
+        let dictionary = dictionary(args.dictionaries.clone()).map_err(&parameter)?;
+        Request::new(kind, &pairs, &dictionary).map_err(&parameter)?;
         say(one_line(&command));
         return Ok(());
-    };
-    let told = radius.talk(&request, &dictionary, args.timeout).await;
-    for (name, text) in told.reply.rows.iter().flatten() {
-        say(one_line(&format!("{name}={text}")));
     }
+    // The daemon knows the shipped names only.
+    let riding = args.dictionaries.is_none();
+    if riding && let Some(ridden) = ride(args, kind, &pairs).await {
+        match ridden.map_err(&parameter)? {
+            Ridden::Answer(Ok(reply)) => {
+                print(&reply);
+                return Ok(());
+            }
+            Ridden::Answer(Err(failure)) => return Err(refusal(&failure, command)),
+            Ridden::Recorded => {
+                say(one_line(&command));
+                return Ok(());
+            }
+            Ridden::ByYourself => {}
+        }
+    }
+    let (radius, folder) = if args.to.is_empty() {
+        of_nas(args, &command).await?
+    } else {
+        (Arc::new(given(args, &args.to)), None)
+    };
+    let dictionary = dictionary(args.dictionaries.clone().or(folder)).map_err(&parameter)?;
+    let request = Request::new(kind, &pairs, &dictionary).map_err(&parameter)?;
+    let told = radius.talk(&request, &dictionary, args.timeout).await;
+    print(&told.reply);
     match told.failure {
         None => Ok(()),
         Some(failure) => Err(refusal(&failure, command)),
+    }
+}
+
+/// Over the daemon's own sockets, inside one of its scripts.
+async fn ride(
+    args: &Args,
+    kind: Kind,
+    pairs: &[(String, String)],
+) -> Option<Result<Ridden, String>> {
+    let meant = To {
+        nas: args.nas,
+        host: args.to.first().cloned(),
+        login: None,
+        port: args.port,
+    };
+    let mut ride = Ride::find(args.config.clone(), meant).await?;
+    let what = What::Radius {
+        kind,
+        attributes: pairs.to_vec(),
+    };
+    Some(ride.talk(what, args.timeout).await)
+}
+
+fn dictionary(folder: Option<PathBuf>) -> Result<Arc<Dictionary>, String> {
+    match folder {
+        Some(folder) => Dictionary::with_folder(&folder),
+        None => Ok(Dictionary::shipped()),
+    }
+}
+
+fn print(reply: &Reply) {
+    for (name, text) in reply.rows.iter().flatten() {
+        say(one_line(&format!("{name}={text}")));
     }
 }
 
@@ -226,16 +238,8 @@ async fn of_nas(args: &Args, command: &str) -> Result<(Arc<Radius>, Option<PathB
         });
         Ok((Sessions::default().radius(&row, &secret), folder))
     };
-    read.await.map_err(|failed: exit::Failed| Refusal {
-        kind: "Settings",
-        message: failed.text,
-        command: command.to_owned(),
-        code: match failed.code {
-            exit::NOT_REACHABLE => LATER,
-            exit::NOT_FOUND => PARAMETER,
-            _ => REFUSED,
-        },
-    })
+    read.await
+        .map_err(|failed: exit::Failed| Refusal::settings(failed, command))
 }
 
 fn refusal(failure: &Failure, command: String) -> Refusal {

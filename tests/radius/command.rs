@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::lab::daemon::{Lab, client};
+use crate::lab::daemon::Lab;
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 use crate::{LONG, SECRET, sim};
@@ -161,6 +161,54 @@ async fn settings_come_from_the_database(kind: Kind) {
     );
 }
 
+/// Inside a script the helper speaks over the daemon's own sockets, to that NAS only, and what
+/// it says is in the logs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_script_rides_on_the_daemons_sockets() {
+    let nas = sim(Faults::default()).await;
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    lab.session(
+        "Ride",
+        r#"
+user_rate_set() { send_radius_cmd --nas "$nas_id" coa Acct-Session-Id=a1 "Mikrotik-Rate-Limit=${ceil_in}k/${ceil_out}k"; }
+user_disconnect() { send_radius_cmd -s "$nas_ip" "$coa_psw" disconnect User-Name=nobody; }
+user_redirect() { send_radius_cmd -s 192.0.2.1 x coa User-Name=ivanov; }
+user_drop() { send_radius_cmd --nas "$nas_id" coa User-Name=nobody Filter-Id=x; }
+"#,
+    );
+    let port = ("coa_port", nas.addr().port().to_string());
+    lab.nas(1, "Ride", 3, &[port]).await;
+    lab.db
+        .sql(&format!(
+            "insert into nas_secret (nas_id, coa_secret) values (1, '{SECRET}')"
+        ))
+        .await;
+    lab.accounts(1, [1]).await;
+    let _daemon = lab.start().await;
+    for (cmd, place) in [
+        ("user_rate_set", "done"),
+        ("user_disconnect", "done"),
+        ("user_redirect", "dead"),
+        ("user_drop", "dead"),
+    ] {
+        let id = lab.event(1, cmd).await;
+        let (ended, why) = lab.ended(id).await;
+        assert_eq!(ended, place, "{cmd}: {why}\n{:#?}", lab.nas_log(1));
+    }
+    let session = nas.sessions().remove(0);
+    assert_eq!(session.attributes["Mikrotik-Rate-Limit"], ["10240k/20480k"]);
+    let log = lab.nas_log(1).join("\n");
+    for wanted in [
+        "> send_radius_cmd --nas 1 coa Acct-Session-Id=a1 Mikrotik-Rate-Limit=10240k/20480k",
+        "< CoA-ACK",
+        "< Disconnect-NAK Error-Cause=Session-Context-Not-Found",
+        "not for 192.0.2.1",
+    ] {
+        assert!(log.contains(wanted), "{wanted}\n{log}");
+    }
+    assert!(!log.contains(SECRET));
+}
+
 #[tokio::test]
 async fn the_simulator_is_a_command_with_a_door() {
     let dir = tempfile::tempdir().unwrap();
@@ -200,7 +248,9 @@ async fn the_simulator_is_a_command_with_a_door() {
         .0,
         0
     );
-    let client = client();
+    let client = nas_event_daemon::driver::tls::plain_client()
+        .build()
+        .unwrap();
     let get = async |path: &str| -> Value {
         let answer = client
             .get(format!("http://{door}{path}"))

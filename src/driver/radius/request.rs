@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::dictionary::Dictionary;
 use super::packet::{Avp, Code, put};
 use super::value;
@@ -14,7 +16,8 @@ use crate::shell::quote;
 const ATTRIBUTES_MAX: usize = 500;
 
 /// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Change the session.
     Coa,

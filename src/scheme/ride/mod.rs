@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::native::logged;
 use crate::attempt::{Failure, Job, LineKind};
 use crate::clock;
+use crate::driver::radius::dictionary::Dictionary;
 use crate::driver::sessions::Sessions;
-use crate::driver::{Reply, http, mikrotik};
+use crate::driver::{Reply, http, mikrotik, radius};
 use crate::nas::{Nas, NasSecret};
 use words::{ASK_MAX, Ask, To, Told, What};
 
@@ -272,9 +273,39 @@ impl Rides {
                 let device = self.sessions.http(&rider.nas, &rider.secret);
                 device.talk(&request, limit).await
             }
+            What::Radius { kind, attributes } => {
+                return self.radius(rider, kind, &attributes, limit).await;
+            }
         };
         rider.note_result(&result).await;
         Told::of(result)
+    }
+
+    /// A refusal of RADIUS has an answer, too.
+    async fn radius(
+        &self,
+        rider: &Rider,
+        kind: radius::Kind,
+        attributes: &[(String, String)],
+        limit: Duration,
+    ) -> Told {
+        let dictionary = Dictionary::shipped();
+        let request = match radius::Request::new(kind, attributes, &dictionary) {
+            Ok(request) => request,
+            Err(text) => return Told::Refused { text },
+        };
+        let line = radius::pasteable(rider.nas.id, kind, attributes);
+        rider.note(LineKind::Command, line).await;
+        if rider.record {
+            return Told::Recorded;
+        }
+        let nas = self.sessions.radius(&rider.nas, &rider.secret);
+        let told = nas.talk(&request, &dictionary, limit).await;
+        match (&told.failure, told.line.is_empty()) {
+            (Some(failure), true) => rider.note(LineKind::Answer, failure.to_string()).await,
+            (_, _) => rider.note(LineKind::Answer, told.line).await,
+        }
+        Told::of(told.failure.map_or(Ok(told.reply), Err))
     }
 }
 
@@ -316,6 +347,7 @@ fn whom(nas: &Nas, secret: &NasSecret, to: &To, what: &What) -> Whom {
     let (own_host, own_port) = match what {
         What::Mikrotik { .. } => (Some(nas.ip.as_str()), Sessions::api_port(nas)),
         What::Http { .. } => (nas.http_url.as_deref(), 0),
+        What::Radius { .. } => (Some(nas.ip.as_str()), nas.coa_port.unwrap_or(radius::PORT)),
     };
     if let Some(host) = &to.host {
         let bare = |text: &str| text.trim_end_matches('/').to_ascii_lowercase();

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::{Failure, FailureClass, Scope};
-use crate::driver::{Reply, Row, http, mikrotik};
+use crate::driver::{Reply, Row, http, mikrotik, radius};
 
 /// Longest line that a helper may send, bytes: above the driver's largest body.
 pub const ASK_MAX: usize = 6 * 1024 * 1024;
@@ -67,6 +67,13 @@ pub enum What {
         headers: Vec<(String, String)>,
         /// Body.
         json: Option<String>,
+    },
+    /// A RADIUS request.
+    Radius {
+        /// `coa` or `disconnect`.
+        kind: radius::Kind,
+        /// Attributes by name, in order.
+        attributes: Vec<(String, String)>,
     },
 }
 

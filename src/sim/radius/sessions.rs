@@ -301,7 +301,12 @@ fn change(session: &mut Session, request: &[(String, String)]) -> Verdict {
     for (name, values) in replaced {
         session.attributes.insert(name.to_owned(), values);
     }
-    verdict.changed = *session != before;
+    // To be asked again changes nothing here.
+    let asked = Session {
+        authorizations: session.authorizations,
+        ..before
+    };
+    verdict.changed = *session != asked;
     verdict
 }
 
