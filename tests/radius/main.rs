@@ -18,6 +18,7 @@ mod freeradius;
 
 mod hostapd;
 mod hostile;
+mod outage;
 mod peers;
 mod schemes;
 

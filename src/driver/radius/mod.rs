@@ -196,12 +196,17 @@ impl Radius {
             let mut busy = locked(&self.busy);
             Arc::clone(busy.entry(session.to_vec()).or_default())
         };
-        let guard = lock.lock_owned().await;
-        Turn {
+        // Made before the wait: who gives up waiting leaves nothing behind either.
+        let mut turn = Turn {
             busy: &self.busy,
             session: session.to_vec(),
-            guard: Some(guard),
+            lock: Some(lock),
+            guard: None,
+        };
+        if let Some(lock) = &turn.lock {
+            turn.guard = Some(Arc::clone(lock).lock_owned().await);
         }
+        turn
     }
 
     /// A socket with a free identifier; whether it had to be opened.
@@ -324,12 +329,14 @@ impl Radius {
 struct Turn<'r> {
     busy: &'r Mutex<HashMap<Vec<u8>, Arc<tokio::sync::Mutex<()>>>>,
     session: Vec<u8>,
+    lock: Option<Arc<tokio::sync::Mutex<()>>>,
     guard: Option<OwnedMutexGuard<()>>,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.guard = None;
+        self.lock = None;
         let mut busy = locked(self.busy);
         // The map's own is the only one: nobody waits.
         if busy
@@ -410,5 +417,39 @@ impl Kind {
             Self::Coa => Code::CoaRequest,
             Self::Disconnect => Code::DisconnectRequest,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever waits for his turn, has it, or gives up: in the end nobody is remembered.
+    #[tokio::test]
+    async fn sessions_are_forgotten_when_nobody_waits() {
+        let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let radius = Radius::new(Target {
+            host: "127.0.0.1".to_owned(),
+            port: deaf.local_addr().unwrap().port(),
+            manner: Manner {
+                secret: b"servicemode".to_vec(),
+                message_authenticator: true,
+                require_message_authenticator: false,
+                event_timestamp: true,
+            },
+        });
+        let all = Dictionary::shipped();
+        let pairs = [("Acct-Session-Id".to_owned(), "a".to_owned())];
+        let request = Request::new(Kind::Coa, &pairs, &all).unwrap();
+        let first = radius.talk(&request, &all, Duration::from_millis(600));
+        let second = radius.talk(&request, &all, Duration::from_millis(200));
+        let third = radius.talk(&request, &all, Duration::from_millis(900));
+        let (first, second, third) = tokio::join!(first, second, third);
+        let class = |told: Told| told.failure.unwrap().class;
+        assert_eq!(class(first), FailureClass::Unknown);
+        assert_eq!(class(second), FailureClass::Refused);
+        assert_eq!(class(third), FailureClass::Unknown);
+        assert!(locked(&radius.busy).is_empty());
+        assert_eq!(radius.report().waiting, 0);
     }
 }
