@@ -10,6 +10,10 @@ use crate::lab::db::Kind;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_of_hostapd_ends_when_an_event_says_so() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "a network namespace takes root: run scripts/test as root"
+    );
     let lab = Lab::new(Kind::Sqlite, "").await;
     lab.nas(1, "Mikrotik-CoA", 2, &[]).await;
     lab.db

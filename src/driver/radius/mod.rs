@@ -441,9 +441,9 @@ mod tests {
         let all = Dictionary::shipped();
         let pairs = [("Acct-Session-Id".to_owned(), "a".to_owned())];
         let request = Request::new(Kind::Coa, &pairs, &all).unwrap();
-        let first = radius.talk(&request, &all, Duration::from_millis(600));
-        let second = radius.talk(&request, &all, Duration::from_millis(200));
-        let third = radius.talk(&request, &all, Duration::from_millis(900));
+        let first = radius.talk(&request, &all, Duration::from_millis(400));
+        let second = radius.talk(&request, &all, Duration::from_millis(100));
+        let third = radius.talk(&request, &all, Duration::from_secs(3));
         let (first, second, third) = tokio::join!(first, second, third);
         let class = |told: Told| told.failure.unwrap().class;
         assert_eq!(class(first), FailureClass::Unknown);
