@@ -17,6 +17,8 @@ use crate::clock;
 const LINGER: Duration = Duration::from_secs(60);
 /// Datagrams taken in one turn: a flood must not keep the timers waiting.
 const TURN_MAX: usize = 64;
+/// Replies that did not count, of all NASes.
+const IGNORED: &str = "nas_event_daemon_radius_ignored_total";
 /// Room for one datagram and a byte more, so that a longer one is seen to be longer.
 const ROOM: usize = PACKET_MAX + 1;
 
@@ -238,12 +240,21 @@ impl Task {
             got = self.socket.try_recv(buffer);
         }
         let (before, now) = (self.counted, self.exchange.ignored());
-        let add = |to: &AtomicU64, before: u64, now: u64| {
-            to.fetch_add(now - before, Ordering::Relaxed);
+        if before == now {
+            return;
+        }
+        let add = |to: &AtomicU64, kind: &'static str, more: u64| {
+            to.fetch_add(more, Ordering::Relaxed);
+            metrics::counter!(IGNORED, "kind" => kind).increment(more);
         };
-        add(&self.numbers.malformed, before.malformed, now.malformed);
-        add(&self.numbers.late, before.late, now.late);
-        add(&self.numbers.forged, before.forged, now.forged);
+        let numbers = &self.numbers;
+        add(
+            &numbers.malformed,
+            "malformed",
+            now.malformed - before.malformed,
+        );
+        add(&numbers.late, "late", now.late - before.late);
+        add(&numbers.forged, "forged", now.forged - before.forged);
         self.counted = now;
     }
 

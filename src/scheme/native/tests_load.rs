@@ -254,13 +254,13 @@ coa = { "User-Name" = "{{ login }}", "User-Password" = "x" }
 "#;
     let findings = parse(text).unwrap_err();
     for (line, said) in [
-        (6, "is Mikrotik-Rate-Limit meant?"),
-        (8, "Filter-Id cannot have a tag"),
-        (10, "nor one of its named values"),
-        (12, "is User-Name meant?"),
-        (12, "names no session"),
-        (14, "takes a map"),
-        (16, "would have to be encrypted"),
+        (5, "is Mikrotik-Rate-Limit meant?"),
+        (7, "Filter-Id cannot have a tag"),
+        (9, "nor one of its named values"),
+        (11, "is User-Name meant?"),
+        (11, "names no session"),
+        (13, "takes a map"),
+        (15, "would have to be encrypted"),
     ] {
         let found = findings
             .iter()
