@@ -36,16 +36,18 @@ impl FreeRadius {
     /// With a `coa` listener that writes every request into a detail file; "nosuch" has no
     /// session.
     async fn start(require_message_authenticator: bool) -> Self {
+        let mut why = String::new();
         for _ in 0..5 {
             // Somebody else may take the port before the server does.
-            if let Some(server) = Self::try_start(require_message_authenticator).await {
-                return server;
+            match Self::try_start(require_message_authenticator).await {
+                Ok(server) => return server,
+                Err(log) => why = log,
             }
         }
-        panic!("FreeRADIUS does not start; is the package freeradius installed?")
+        panic!("FreeRADIUS does not start: {why}")
     }
 
-    async fn try_start(require: bool) -> Option<Self> {
+    async fn try_start(require: bool) -> Result<Self, String> {
         let dir = tempfile::tempdir().unwrap();
         let port = UdpSocket::bind("127.0.0.1:0")
             .unwrap()
@@ -140,10 +142,9 @@ server coa {{
             text.contains("Ready to process requests").then_some(true)
         });
         if ready.await == Some(true) {
-            return Some(server);
+            return Ok(server);
         }
-        eprintln!("{}", std::fs::read_to_string(&log).unwrap_or_default());
-        None
+        Err(std::fs::read_to_string(&log).unwrap_or_default())
     }
 
     fn detail_file(&self) -> PathBuf {
