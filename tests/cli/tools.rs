@@ -345,7 +345,7 @@ async fn names_and_versions() {
     assert_eq!(ned(&lab, &["version"]).await.fine(), version);
     let json = ned(&lab, &["-o", "json", "version"]).await.json();
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
-    named(&lab, "send_telnet_cmd", &[], "")
+    named(&lab, "send_radius_cmd", &[], "")
         .await
         .failed(2, &["not part of this version"]);
     ned(&lab, &["evnt", "list"]).await.failed(2, &["event"]);
