@@ -13,4 +13,6 @@ mod models;
 #[cfg(test)]
 mod modern;
 #[cfg(test)]
+mod operations;
+#[cfg(test)]
 mod sockets;

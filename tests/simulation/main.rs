@@ -17,6 +17,7 @@
 
 mod daemon;
 mod dice;
+mod fate;
 mod model;
 mod world;
 

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nas_event_daemon::attempt::{DoneResult, Failure, FailureClass, Report, Scope, Verdict};
+use nas_event_daemon::attempt::{Report, Verdict};
 use nas_event_daemon::dispatch::lanes::{Owner, REFILL_ROWS, Wanted};
 use nas_event_daemon::event::{Class, EventId, UserId, Waiting};
 use nas_event_daemon::nas::NasId;
@@ -13,43 +13,43 @@ use nas_event_daemon::store::{Started, Turned};
 use super::Planted;
 use super::daemon::{Begun, Daemon, Message, Sizes, Wish};
 use super::dice::{Dice, Trace};
-use super::model::{End, Model, Row, State};
+use super::model::{Model, Row, State};
 
 /// Steps of disorder; then everything is mended and must end.
 const STEPS: u64 = 300;
 /// Rounds within which a mended world has to come to rest: each does all that can be done at
 /// its moment, then time passes until something is due.
-const ROUNDS: usize = 3_000;
+pub(super) const ROUNDS: usize = 3_000;
 /// A NAS's own start of the monotonic clock, ms: as that of a real process.
-const START: u64 = 30 * 86_400_000;
-const WALL: i64 = 1_800_000_000_000;
-const DAY: i64 = 86_400_000;
+pub(super) const START: u64 = 30 * 86_400_000;
+pub(super) const WALL: i64 = 1_800_000_000_000;
+pub(super) const DAY: i64 = 86_400_000;
 
 /// One account: its NASes (most have one), and whether one producer posts for it, which waits
 /// for each answer. Only then is there an order that must be kept.
-struct Account {
-    user: i64,
-    nases: Vec<i64>,
-    one_producer: bool,
+pub(super) struct Account {
+    pub(super) user: i64,
+    pub(super) nases: Vec<i64>,
+    pub(super) one_producer: bool,
 }
 
 /// What is known about an event from outside.
-struct Fact {
-    user: i64,
-    nas: i64,
-    class: Class,
-    ordered: bool,
-    starts: u32,
+pub(super) struct Fact {
+    pub(super) user: i64,
+    pub(super) nas: i64,
+    pub(super) class: Class,
+    pub(super) ordered: bool,
+    pub(super) starts: u32,
     /// The NAS may have obeyed although nobody was told so.
-    perhaps: bool,
-    succeeded: bool,
+    pub(super) perhaps: bool,
+    pub(super) succeeded: bool,
 }
 
 /// An attempt at work on a NAS.
-struct Exec {
-    epoch: i64,
-    begun: Begun,
-    user: i64,
+pub(super) struct Exec {
+    pub(super) epoch: i64,
+    pub(super) begun: Begun,
+    pub(super) user: i64,
 }
 
 /// What came out of one seed.
@@ -62,28 +62,28 @@ pub struct Outcome {
 }
 
 pub struct World {
-    dice: Dice,
-    trace: Trace,
-    now: u64,
-    wall_ms: i64,
-    model: Model,
-    live: Daemon,
-    frozen: Option<Daemon>,
-    execs: Vec<Exec>,
-    wish: Wish,
-    all: Wish,
-    sizes: Sizes,
-    next_id: i64,
-    late: Vec<(i64, Row)>,
-    accounts: Vec<Account>,
-    down: BTreeSet<i64>,
-    facts: BTreeMap<i64, Fact>,
-    device: BTreeMap<(i64, i64), i64>,
+    pub(super) dice: Dice,
+    pub(super) trace: Trace,
+    pub(super) now: u64,
+    pub(super) wall_ms: i64,
+    pub(super) model: Model,
+    pub(super) live: Daemon,
+    pub(super) frozen: Option<Daemon>,
+    pub(super) execs: Vec<Exec>,
+    pub(super) wish: Wish,
+    pub(super) all: Wish,
+    pub(super) sizes: Sizes,
+    pub(super) next_id: i64,
+    pub(super) late: Vec<(i64, Row)>,
+    pub(super) accounts: Vec<Account>,
+    pub(super) down: BTreeSet<i64>,
+    pub(super) facts: BTreeMap<i64, Fact>,
+    pub(super) device: BTreeMap<(i64, i64), i64>,
     /// Lanes that a frozen daemon touched after its time: flagged, but not to be compared.
-    touched: BTreeSet<(i64, i64)>,
-    found: Vec<String>,
-    counts: BTreeMap<&'static str, u64>,
-    planted: Planted,
+    pub(super) touched: BTreeSet<(i64, i64)>,
+    pub(super) found: Vec<String>,
+    pub(super) counts: BTreeMap<&'static str, u64>,
+    pub(super) planted: Planted,
 }
 
 /// Runs one seed to its end.
@@ -102,7 +102,7 @@ pub fn run(seed: u64, planted: Planted, keep: bool) -> Outcome {
 }
 
 impl World {
-    fn new(seed: u64, planted: Planted, keep: bool) -> Self {
+    pub(super) fn new(seed: u64, planted: Planted, keep: bool) -> Self {
         let mut dice = Dice(seed);
         let sizes = Sizes {
             window: dice.one(&[6, 20, 200_000, 200_000]),
@@ -169,11 +169,11 @@ impl World {
         }
     }
 
-    fn count(&mut self, what: &'static str) {
+    pub(super) fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    fn wrong(&mut self, text: String) {
+    pub(super) fn wrong(&mut self, text: String) {
         self.trace.note("wrong", &[]);
         self.found.push(text);
     }
@@ -298,7 +298,7 @@ impl World {
 
     // -- the daemon -----------------------------------------------------------------------------
 
-    fn expand(&mut self) {
+    pub(super) fn expand(&mut self) {
         let limit = usize::try_from(self.dice.between(1, 20)).unwrap();
         if let Ok(moved) = self.model.expand(self.live.epoch, limit)
             && !moved.is_empty()
@@ -310,7 +310,7 @@ impl World {
     }
 
     /// It hears some of what was said, in that order.
-    fn hear(&mut self) {
+    pub(super) fn hear(&mut self) {
         if self.live.written.is_some() {
             return;
         }
@@ -324,12 +324,12 @@ impl World {
         self.reap();
     }
 
-    fn reap(&mut self) {
+    pub(super) fn reap(&mut self) {
         let jitter = u32::try_from(self.dice.roll(u64::from(u32::MAX))).unwrap();
         self.live.reap(self.now, self.wall_ms, jitter);
     }
 
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         if self.live.written.is_none() {
             self.reap();
             self.live.begin_turn(self.now, self.wall_ms);
@@ -341,7 +341,7 @@ impl World {
 
     /// The turn under way meets the database: 0 = refused, 1 = written but the answer is lost,
     /// 2 = it takes longer, else written and answered.
-    fn write(&mut self, fate: u64) {
+    pub(super) fn write(&mut self, fate: u64) {
         let Some(mut written) = self.live.written.take() else {
             return;
         };
@@ -418,7 +418,7 @@ impl World {
     }
 
     /// A read takes two steps: what the database says at one moment, and its arrival later.
-    fn read_at(&mut self, at: usize, fails: bool) {
+    pub(super) fn read_at(&mut self, at: usize, fails: bool) {
         let page = self.sizes.page;
         let (wanted, message) = &mut self.live.reads[at];
         if message.is_none() {
@@ -463,7 +463,7 @@ impl World {
     // -- NASes ----------------------------------------------------------------------------------
 
     /// An attempt reaches its NAS: this is where everything has to be right.
-    fn begin(&mut self, epoch: i64, begun: Begun, stale: bool) {
+    pub(super) fn begin(&mut self, epoch: i64, begun: Begun, stale: bool) {
         let id = begun.event.id.0;
         let nas = begun.out.nas.0;
         let interactive = begun.out.taken.class == Class::Interactive;
@@ -560,7 +560,7 @@ impl World {
         }
     }
 
-    fn end_at(&mut self, at: usize, trouble: bool) {
+    pub(super) fn end_at(&mut self, at: usize, trouble: bool) {
         let exec = &self.execs[at];
         let frozen = self.frozen.as_ref().is_some_and(|d| d.epoch == exec.epoch);
         if frozen && trouble && !self.dice.once_in(3) {
@@ -586,257 +586,6 @@ impl World {
             self.live.ended.push_back(ended);
         } else if let Some(old) = &mut self.frozen {
             old.ended.push_back(ended);
-        }
-    }
-
-    /// What the NAS did and what the attempt knows of it: (verdict, obeyed, perhaps obeyed).
-    fn verdict(&mut self, nas: i64, trouble: bool) -> (Verdict, bool, bool) {
-        let script = nas % 2 == 0;
-        if self.down.contains(&nas) {
-            return if script {
-                (Verdict::Exit(254), false, true)
-            } else {
-                (Verdict::Failed(Failure::transport("down")), false, false)
-            };
-        }
-        let failed = |class, parks| {
-            Verdict::Failed(Failure {
-                scope: if parks { Scope::Nas } else { Scope::Event },
-                class,
-                code: 1,
-                text: "no".to_owned(),
-                parks,
-            })
-        };
-        let obeyed = self.dice.once_in(2);
-        match self.dice.roll(if trouble { 40 } else { 1 }) {
-            0..32 => (Verdict::Done, true, false),
-            32 => (failed(FailureClass::Unknown, false), obeyed, true),
-            33 => (failed(FailureClass::Refused, false), false, false),
-            34 => (failed(FailureClass::Permanent, false), false, false),
-            35 => (failed(FailureClass::Permanent, true), false, false),
-            36 => (Verdict::Exit(143), obeyed, true),
-            37 => (Verdict::Exit(137), obeyed, true),
-            38 => (Verdict::NotImplemented, false, false),
-            _ => (Verdict::Exit(1), false, false),
-        }
-    }
-
-    fn flip_nas(&mut self) {
-        let names: Vec<i64> = self.all.keys().map(|n| n.0).collect();
-        let nas = self.dice.one(&names);
-        if !self.down.remove(&nas) {
-            self.down.insert(nas);
-        }
-        self.trace.note("flip", &[nas]);
-    }
-
-    // -- time and death -------------------------------------------------------------------------
-
-    fn pass_time(&mut self) {
-        let ms = match self.dice.roll(10) {
-            0..6 => self.dice.between(1, 2_000),
-            6..9 => self.dice.between(2_000, 70_000),
-            _ => self.dice.between(70_000, 700_000),
-        };
-        self.advance(ms);
-    }
-
-    fn advance(&mut self, ms: u64) {
-        self.now += ms;
-        self.wall_ms += i64::try_from(ms).unwrap();
-        self.trace.note("time", &[i64::try_from(ms).unwrap()]);
-    }
-
-    fn step_clock(&mut self) {
-        let step = self
-            .dice
-            .one(&[-2_000, -2_000, 2_000, -DAY, DAY, -365 * DAY, 365 * DAY]);
-        self.wall_ms += step;
-        self.count("clock steps");
-        self.trace.note("clock", &[step]);
-    }
-
-    fn crash(&mut self) {
-        self.count("crashes");
-        let epoch = self.live.epoch;
-        // A turn on its way to the database may still arrive.
-        if let Some(written) = self.live.written.take()
-            && self.dice.once_in(2)
-        {
-            let _ = self.model.turn(&written.turn);
-        }
-        self.end_with(epoch);
-        self.start_anew();
-    }
-
-    /// What the daemon of this epoch ran ends with it, wherever it was.
-    fn end_with(&mut self, epoch: i64) {
-        let mut kept = Vec::new();
-        for exec in std::mem::take(&mut self.execs) {
-            if exec.epoch != epoch {
-                kept.push(exec);
-                continue;
-            }
-            let (id, nas) = (exec.begun.event.id.0, exec.begun.out.nas.0);
-            let fact = self.facts.get_mut(&id).unwrap();
-            fact.perhaps = true;
-            if epoch == self.live.epoch && fact.class != Class::Interactive && self.dice.once_in(2)
-            {
-                self.device.insert((nas, exec.user), id);
-            }
-        }
-        self.execs = kept;
-    }
-
-    fn start_anew(&mut self) {
-        let epoch = self.model.own();
-        self.live = Daemon::new(epoch, self.sizes, self.planted);
-        self.live.settings(&self.wish, self.now);
-        self.trace.note("own", &[epoch]);
-    }
-
-    /// The daemon stands still long enough that another takes over.
-    fn freeze(&mut self) {
-        self.count("take-overs");
-        if let Some(old) = self.frozen.take() {
-            self.end_with(old.epoch);
-        }
-        for exec in &self.execs {
-            self.facts.get_mut(&exec.begun.event.id.0).unwrap().perhaps = true;
-        }
-        let epoch = self.model.own();
-        let new = Daemon::new(epoch, self.sizes, self.planted);
-        self.frozen = Some(std::mem::replace(&mut self.live, new));
-        self.live.settings(&self.wish, self.now);
-        self.trace.note("freeze", &[epoch]);
-    }
-
-    /// The old one goes on where it stood, until it is told that its time is over.
-    fn thawed(&mut self) {
-        let Some(mut old) = self.frozen.take() else {
-            return;
-        };
-        let jitter = u32::try_from(self.dice.roll(u64::from(u32::MAX))).unwrap();
-        if let Some(written) = old.written.take() {
-            match self.model.turn(&written.turn) {
-                Err(_) => {
-                    self.count("fenced");
-                    self.end_with(old.epoch);
-                    return;
-                }
-                Ok(turned) => {
-                    // Only a database without fences lets it.
-                    let epoch = old.epoch;
-                    for one in old.end_turn(written, turned, self.now) {
-                        self.begin(epoch, one, false);
-                    }
-                }
-            }
-        }
-        old.reap(self.now, self.wall_ms, jitter);
-        while let Some(message) = old.inbox.pop_front() {
-            old.hear(message, self.now, self.wall_ms);
-        }
-        old.begin_turn(self.now, self.wall_ms);
-        self.frozen = Some(old);
-    }
-
-    // -- the end --------------------------------------------------------------------------------
-
-    fn mend(&mut self) {
-        self.trace.note("mend", &[]);
-        self.down.clear();
-        while let Some((id, row)) = self.late.pop() {
-            self.model.compact.insert(id, row);
-        }
-        for _ in 0..3 {
-            self.thawed();
-        }
-        if let Some(old) = self.frozen.take() {
-            self.end_with(old.epoch);
-        }
-        while self.live.written.is_some() {
-            self.write(9);
-        }
-        self.wish = self.all.clone();
-        self.live.settings(&self.wish, self.now);
-    }
-
-    fn come_to_rest(&mut self) {
-        for _ in 0..ROUNDS {
-            if !self.found.is_empty() || self.is_empty() {
-                return;
-            }
-            let before = self.trace.hash;
-            self.expand();
-            while let Some(message) = self.live.inbox.pop_front() {
-                self.live.hear(message, self.now, self.wall_ms);
-            }
-            self.reap();
-            while !self.live.reads.is_empty() {
-                self.read_at(0, false);
-            }
-            while self.live.begin_turn(self.now, self.wall_ms) {
-                self.write(9);
-            }
-            while !self.execs.is_empty() {
-                self.end_at(0, false);
-            }
-            let nothing = self.trace.hash == before
-                && self.live.reads.is_empty()
-                && self.live.ended.is_empty();
-            if nothing {
-                let at = self.live.wake_at(self.now);
-                self.advance(at - self.now);
-            }
-        }
-        let left: Vec<i64> = self.model.stack.keys().copied().take(5).collect();
-        self.wrong(format!(
-            "stuck: events {left:?} and perhaps more do not end"
-        ));
-    }
-
-    fn is_empty(&self) -> bool {
-        self.model.compact.is_empty() && self.model.stack.is_empty() && self.execs.is_empty()
-    }
-
-    fn check_the_end(&mut self) {
-        if !self.found.is_empty() {
-            return;
-        }
-        let mut wrong = Vec::new();
-        let held = self.live.lanes.held();
-        if held > 0 {
-            wrong.push(format!("{held} ids are held although nothing waits"));
-        }
-        let mut last: BTreeMap<(i64, i64), i64> = BTreeMap::new();
-        for (id, fact) in &self.facts {
-            match self.model.ended.get(id) {
-                None => wrong.push(format!("lost: event {id} is nowhere")),
-                Some(End::Done(DoneResult::Done)) => {
-                    if !fact.succeeded {
-                        wrong.push(format!("event {id} is done, but no attempt succeeded"));
-                    }
-                    if fact.ordered && fact.class != Class::Interactive {
-                        last.insert((fact.nas, fact.user), *id);
-                    }
-                }
-                Some(End::Done(_) | End::Dead) => {}
-            }
-        }
-        for (lane, id) in last {
-            let at = self.device.get(&lane).copied().unwrap_or(0);
-            let later_and_perhaps = at > id && self.facts[&at].perhaps;
-            if at != id && !later_and_perhaps && !self.touched.contains(&lane) {
-                wrong.push(format!(
-                    "diverged: account {} on NAS {} is as event {at} left it, not as event {id}",
-                    lane.1, lane.0
-                ));
-            }
-        }
-        for text in wrong {
-            self.wrong(text);
         }
     }
 }
