@@ -267,7 +267,9 @@ pub async fn latency() {
             .await;
         let daemon = bench.start();
         bench.up().await;
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = nas_event_daemon::driver::tls::plain_client()
+            .build()
+            .unwrap();
         let url = format!(
             "http://127.0.0.1:{}/rest_api/v2/EventsStackCompact/",
             bench.port
