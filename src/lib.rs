@@ -14,7 +14,7 @@
 //!                                           ┌─────────────▼───────────────┐
 //!                                           │ scheme: session │ native    │
 //!                                           └──────┬──────────────┬───────┘
-//!                                             child process    driver: mikrotik, http, record
+//!                                             child process    driver: mikrotik, radius, http, record
 //! ```
 //!
 //! The invariants, each guarded by a test, are listed in `docs/architecture.md`.

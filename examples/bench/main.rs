@@ -1,7 +1,8 @@
 //! Measures the daemon as a process: drain, order under a huge lane, sustained load, scripts,
 //! latency, idle NASes, commands over SSH. Called by `scripts/bench`; prints Markdown, progress to stderr.
 //!
-//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|idle|ssh]… ; all if none is named.
+//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|idle|ssh|radius]… ; all but the last
+//! if none is named.
 //! `NED_BENCH_BIN` is the release binary, `NED_BENCH_PG` a throw-away PostgreSQL.
 
 #![allow(
@@ -20,6 +21,7 @@
 
 mod daemon;
 mod parts;
+mod radius;
 mod riding;
 mod ssh;
 
@@ -40,9 +42,14 @@ fn main() {
             "payer",
             "idle",
             "ssh",
+            "radius",
         ];
         for part in all {
-            if !named.is_empty() && !named.iter().any(|n| n == part) {
+            // Against software of others: a section of its own in scripts/bench.
+            let by_name_only = part == "radius";
+            if (named.is_empty() && by_name_only)
+                || (!named.is_empty() && !named.iter().any(|n| n == part))
+            {
                 continue;
             }
             eprintln!("== {part}");
@@ -55,6 +62,7 @@ fn main() {
                 "latency" => parts::latency().await,
                 "payer" => parts::payer().await,
                 "ssh" => ssh::ssh().await,
+                "radius" => radius::radius().await,
                 _ => parts::idle().await,
             }
         }

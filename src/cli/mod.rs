@@ -27,6 +27,7 @@ pub mod scheme_test;
 pub mod scheme_vars;
 pub mod send_http;
 pub mod send_mikrotik;
+pub mod send_radius;
 pub mod send_ssh;
 pub mod send_telnet;
 pub mod sim;
@@ -48,7 +49,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::store::{self, Store, shown_url};
-use exit::{DONE, Failed, NOT_REACHABLE, Outcome, USAGE};
+use exit::{DONE, Failed, NOT_REACHABLE, Outcome};
 use table::Format;
 
 /// Takes subscriber events from a billing and makes every NAS obey.
@@ -135,12 +136,7 @@ pub fn main() -> u8 {
         "send_http_cmd" => send_http::by_name(args),
         "send_ssh_cmd" | "ssh_send" => send_ssh::by_name(args),
         "send_telnet_cmd" => send_telnet::by_name(args),
-        "send_radius_cmd" => exit::told(Err(Failed::new(
-            USAGE,
-            format!(
-                "{name} is not part of this version\nhint: send_mikrotik_cmd, send_ssh_cmd, send_telnet_cmd and send_http_cmd are"
-            ),
-        ))),
+        "send_radius_cmd" => send_radius::by_name(args),
         _ => exit::told(dispatch(Cli::parse_from(args))),
     }
 }

@@ -13,6 +13,8 @@ use crate::config::Config;
 use crate::daemon;
 use crate::driver::http::Request;
 use crate::driver::mikrotik::Command;
+use crate::driver::radius::dictionary::Dictionary;
+use crate::driver::radius::{self, Kind};
 use crate::driver::sessions::Sessions;
 use crate::nas::{Mode, Nas, NasId, NasSecret};
 use crate::scheme::native::NativeScheme;
@@ -24,6 +26,8 @@ const NORM_MS: u64 = 300;
 const LIMIT: Duration = Duration::from_secs(15);
 /// Reads one row, changes nothing, and every login may ask it (MikroTik manual, "Identity").
 const HARMLESS: &str = "/system/identity/print";
+/// A session that no NAS has.
+const NO_SESSION: &str = "ned-test-no-such-session";
 
 /// Does nothing on any Unix; another device at least says so.
 const HARMLESS_LINE: &str = "true";
@@ -85,6 +89,10 @@ pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
                 "a script logs in by itself: what it says is in the log of the NAS after the next event",
             );
             Ok(DONE)
+        }
+        "radius" => {
+            let secret = store.secret(id).await?;
+            by_radius(&nas, &secret).await
         }
         "record" => {
             say(format!(
@@ -247,6 +255,35 @@ async fn http(nas: &Nas, secret: &NasSecret) -> Outcome {
     };
     say(format!(
         "{what}: HTTP {code} to GET / after {ms} ms (norm {NORM_MS} ms); nothing was changed"
+    ));
+    Ok(if ms > NORM_MS { UNHEALTHY } else { DONE })
+}
+
+/// A disconnect of a session that nobody has: whatever the NAS answers, it has the secret.
+async fn by_radius(nas: &Nas, secret: &NasSecret) -> Outcome {
+    let dictionary = Dictionary::shipped();
+    let pairs = [("Acct-Session-Id".to_owned(), NO_SESSION.to_owned())];
+    let request = radius::Request::new(Kind::Disconnect, &pairs, &dictionary)
+        .map_err(|reason| Failed::new(FAILED, reason))?;
+    let what = format!("NAS {} {} ({})", nas.id, one_line(&nas.name), nas.ip);
+    let sessions = Sessions::default().radius(nas, secret);
+    let began = clock::tick_ms();
+    let told = sessions.talk(&request, &dictionary, LIMIT).await;
+    let ms = clock::tick_ms().saturating_sub(began);
+    if told.line.is_empty() {
+        let failure = told
+            .failure
+            .unwrap_or_else(|| Failure::transport("no answer"));
+        return Err(Failed::new(
+            NOT_REACHABLE,
+            format!(
+                "{what}: {failure}\nhint: check nas.coa_port, nas_secret.coa_secret, that CoA is enabled and this host is allowed, and firewalls in between (UDP)"
+            ),
+        ));
+    }
+    say(format!(
+        "{what}: answers after {ms} ms (norm {NORM_MS} ms), the secret is right: {}",
+        one_line(&told.line)
     ));
     Ok(if ms > NORM_MS { UNHEALTHY } else { DONE })
 }

@@ -10,8 +10,8 @@ use super::nas::{find, poke};
 use super::who;
 use crate::attempt::{Failure, FailureClass};
 use crate::config::Config;
-use crate::driver::sessions::ssh_settings;
 use crate::driver::ssh;
+use crate::driver::ssh::settings;
 use crate::driver::ssh::trust::{self, TOFU};
 use crate::nas::NasId;
 use crate::store::Store;
@@ -33,7 +33,7 @@ pub async fn rekey(config: &Config, store: &dyn Store, args: Rekey) -> Outcome {
         .await?
         .map_err(|bad| Failed::config(format!("NAS {id} is skipped: {}", bad.reason)))?;
     let secret = store.secret(id).await?;
-    let (target, limits) = ssh_settings(&nas, &secret).map_err(|f| not_seen(id, &f))?;
+    let (target, limits) = settings::of(&nas, &secret).map_err(|f| not_seen(id, &f))?;
     let presented = ssh::host_key(&target, &limits)
         .await
         .map_err(|failure| not_seen(id, &failure))?;

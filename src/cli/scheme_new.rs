@@ -21,6 +21,8 @@ const DEPTH_MAX: usize = 8;
 enum Kind {
     /// scheme.toml for a MikroTik
     Mikrotik,
+    /// scheme.toml for a NAS that takes RADIUS CoA
+    Radius,
     /// scheme.toml for an HTTP device
     Http,
     /// bin/session: bash
@@ -128,6 +130,10 @@ fn files(kind: Kind) -> Vec<(String, &'static str)> {
             ("scheme.toml".to_owned(), MIKROTIK),
             (example, MIKROTIK_EXAMPLE),
         ],
+        Kind::Radius => vec![
+            ("scheme.toml".to_owned(), RADIUS),
+            (example, RADIUS_EXAMPLE),
+        ],
         Kind::Http => vec![("scheme.toml".to_owned(), HTTP), (example, HTTP_EXAMPLE)],
         Kind::Session => vec![
             ("bin/session".to_owned(), SESSION),
@@ -187,6 +193,49 @@ const MIKROTIK_EXAMPLE: &str = r#"{
     {"cmd": "user_redirect_cancel", "user_id": 1424,
      "params": {"ip": "10.88.0.15", "addresses": ["10.88.0.15"]},
      "left": {"/ip/firewall/address-list": []}}
+  ]
+}
+"#;
+
+const RADIUS: &str = r##"# CoA and Disconnect requests; each must be idempotent, for an event may come twice.
+# docs/schemes.md, "RADIUS", explains every key; scheme vars shows the variables. Attributes that
+# no dictionary has: dictionaries/*.txt beside this file.
+
+driver = "radius"
+description = "what it is for, in one line"
+# A session id is old after each login: read again at the attempt.
+fresh = ["acct_session_id", "ip"]
+
+# Which session. Empty values are left out; if nothing is left, the event is dead.
+[vars]
+sid = { "Acct-Session-Id" = "{{ acct_session_id }}", "User-Name" = "{{ '' if acct_session_id else login }}" }
+list_redirect = "negbal"
+list_open = "open"
+
+# Offline (503) is fine: the answer of RADIUS at the next login says the same.
+[[on.user_redirect]]
+coa = { "*" = "sid", "Filter-Id" = "{{ list_redirect }}" }
+ok_on = [503]
+
+[[on.user_redirect_cancel]]
+coa = { "*" = "sid", "Filter-Id" = "{{ list_open }}" }
+ok_on = [503]
+
+[[on.user_disconnect]]
+disconnect = { "*" = "sid" }
+"##;
+
+const RADIUS_EXAMPLE: &str = r#"{
+  "about": "a subscriber has not paid, then pays",
+  "state": {"sessions": [{"Acct-Session-Id": "81a00001", "User-Name": "ivanov"}]},
+  "events": [
+    {"cmd": "user_redirect", "user_id": 1424,
+     "params": {"login": "ivanov", "acct_session_id": "81a00001"},
+     "sends": ["send_radius_cmd --nas 1 coa Acct-Session-Id=81a00001 Filter-Id=negbal"],
+     "left": {"sessions": [{"Acct-Session-Id": "81a00001", "User-Name": "ivanov", "Filter-Id": "negbal"}]}},
+    {"cmd": "user_redirect_cancel", "user_id": 1424,
+     "params": {"login": "ivanov", "acct_session_id": "81a00001"},
+     "left": {"sessions": [{"Acct-Session-Id": "81a00001", "User-Name": "ivanov", "Filter-Id": "open"}]}}
   ]
 }
 "#;

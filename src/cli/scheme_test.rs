@@ -8,12 +8,12 @@
 //! |---|---|
 //! | `about` | what it shows, in one line |
 //! | `vars` | `nas.vars` |
-//! | `state` | rows of the simulated router before it begins, `{"/menu": [{…}]}` |
+//! | `state` | what stands there before it begins: rows of the router, `{"/menu": [{…}]}`; sessions of RADIUS, `{"sessions": [{"User-Name": "…"}]}` |
 //! | `events` | each with `cmd`, `user_id`, `usluga_id`, `params`, and what is expected of it: |
 //! | … `sends` | the commands in the form of the log, in order |
 //! | … `answer` | a part of the answer |
 //! | … `ends` | `done` (default), `not_implemented`, `dead` or `later` |
-//! | … `left` | what stands on the device then: of each menu exactly so many rows with these properties; of an HTTP device the document or null |
+//! | … `left` | what stands on the device then: of each menu exactly so many rows with these properties; of an HTTP device the document or null; `sessions`, all of them |
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub const EXAMPLES: &str = "examples";
 const EXAMPLE_MAX: u64 = 4 * 1024 * 1024;
 /// The simulators answer at once; a script may have to start a few programs.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Sessions of the simulated RADIUS NAS in `state` and `left`.
+const SESSIONS: &str = "sessions";
 /// Number of the NAS in logged commands.
 const NAS: NasId = NasId(1);
 /// Account of the simulators.
@@ -167,6 +169,7 @@ struct Bench {
     execute: Box<dyn Execute>,
     router: sim::mikrotik::Sim,
     hook: sim::http::Sim,
+    radius: sim::radius::Sim,
     nas: Arc<Nas>,
     secret: Arc<NasSecret>,
     /// The scheme's device has no simulator.
@@ -191,9 +194,19 @@ impl Bench {
             ..sim::mikrotik::Options::default()
         })
         .map_err(failed)?;
-        router
-            .load(&Value::Object(example.state.clone()))
-            .map_err(|why| Failed::config(format!("`state` of the example: {why}")))?;
+        let bad = |why| Failed::config(format!("`state` of the example: {why}"));
+        let mut state = example.state.clone();
+        let radius = sim::radius::Sim::start(sim::radius::Options {
+            secret: PASSWORD.to_owned(),
+            ..sim::radius::Options::default()
+        });
+        let radius = radius.await.map_err(failed)?;
+        if let Some(sessions) = state.remove(SESSIONS) {
+            radius
+                .load(&serde_json::json!({ SESSIONS: sessions }))
+                .map_err(bad)?;
+        }
+        router.load(&Value::Object(state)).map_err(bad)?;
         let hook = sim::http::Sim::start(sim::http::Options::default())
             .await
             .map_err(failed)?;
@@ -203,10 +216,12 @@ impl Bench {
         nas.mode = Mode::Active;
         nas.api_port = Some(router.addr().port());
         nas.http_url = Some(format!("http://{}", hook.addr()));
+        nas.coa_port = Some(radius.addr().port());
         nas.vars = example.vars.clone();
         let secret = NasSecret {
             login: LOGIN.to_owned(),
             password: PASSWORD.to_owned(),
+            coa_secret: PASSWORD.to_owned(),
             ..NasSecret::default()
         };
         let sessions = Arc::new(Sessions::default());
@@ -223,7 +238,7 @@ impl Bench {
             Box::new(SessionScheme::session(dir, hash, beside).riding(Some(rides)))
         } else {
             let scheme = NativeScheme::load(dir).map_err(|findings| unusable(&findings))?;
-            rendered_only = !matches!(scheme.driver(), "mikrotik" | "http");
+            rendered_only = !matches!(scheme.driver(), "mikrotik" | "http" | "radius");
             if rendered_only {
                 nas.mode = Mode::Observe;
             }
@@ -233,6 +248,7 @@ impl Bench {
             execute,
             router,
             hook,
+            radius,
             nas: Arc::new(nas),
             secret: Arc::new(secret),
             rendered_only,
@@ -327,8 +343,12 @@ impl Bench {
         }
     }
 
-    fn changes(&self) -> (u64, u64) {
-        (self.router.seen().changes, self.hook.seen().changes)
+    fn changes(&self) -> [u64; 3] {
+        [
+            self.router.seen().changes,
+            self.hook.seen().changes,
+            self.radius.seen().changes,
+        ]
     }
 
     fn judge(&self, event: &Event, did: &Did, complain: &mut dyn FnMut(String)) {
@@ -363,6 +383,12 @@ impl Bench {
 
     /// What stands at one place of the device, if it is not what was wanted.
     fn differs(&self, place: &str, wanted: &Value) -> Option<String> {
+        if place == SESSIONS {
+            let mut state = self.radius.dump();
+            let found = state.get_mut(SESSIONS).map(Value::take);
+            let found = found.unwrap_or_default();
+            return (found != *wanted).then(|| format!("are {found}"));
+        }
         let Value::Array(wanted) = wanted else {
             let documents = self.hook.documents();
             let found = documents.get(place).cloned().unwrap_or(Value::Null);

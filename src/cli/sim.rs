@@ -6,6 +6,7 @@ use super::exit::{DONE, FAILED, Failed, Outcome};
 use crate::daemon::shutdown::Signals;
 use crate::sim::http;
 use crate::sim::mikrotik::console;
+use crate::sim::radius::console as radius;
 use crate::sim::{ssh, telnet};
 
 /// What can be simulated.
@@ -19,6 +20,8 @@ pub enum Verb {
     Telnet(telnet::console::Args),
     /// An HTTP device: JSON documents, and a web hook.
     Http(http::Args),
+    /// A NAS that takes RADIUS CoA and Disconnect over UDP on loopback.
+    Radius(radius::Args),
 }
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -48,6 +51,12 @@ pub async fn run(verb: Verb) -> Outcome {
             Failed::new(
                 FAILED,
                 format!("the simulated HTTP device ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
+            )
+        })?,
+        Verb::Radius(args) => radius::serve(&args, signals.stop()).await.map_err(|e| {
+            Failed::new(
+                FAILED,
+                format!("the simulated NAS ended: {e}\nhint: --listen 127.0.0.1:0 takes any free port"),
             )
         })?,
     }

@@ -5,6 +5,7 @@ pub mod dialogue;
 pub mod http;
 pub mod leases;
 pub mod mikrotik;
+pub mod radius;
 pub mod rate;
 pub mod sessions;
 pub mod ssh;
@@ -25,7 +26,7 @@ pub struct Reply {
     pub ret: Option<String>,
     /// The answer as text, for drivers that speak text.
     pub text: String,
-    /// The device's own number for success: 0, or the HTTP status.
+    /// The device's own number for success: 0, HTTP status, or Error-Cause of RADIUS.
     pub code: i32,
     /// A session was opened for this command.
     pub new_session: bool,

@@ -8,10 +8,11 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::attempt::{Failure, Scope};
+use crate::attempt::Failure;
 use crate::driver::dialogue::Manners;
 use crate::driver::http::{self, Auth, Http};
 use crate::driver::mikrotik::{Limits, Mikrotik, Report, Target};
+use crate::driver::radius::{self, Radius};
 use crate::driver::rate::Bucket;
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::{self, Ssh};
@@ -30,16 +31,9 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle connection is closed after this time.
 pub(super) const LINGER: Duration = Duration::from_secs(60);
 
-/// TCP port of SSH (RFC 4251 section 4).
-const SSH_PORT: u16 = 22;
-/// Channels on an SSH server that is not known: sshd allows 10 by default and counts a session
-/// until its process is reaped, so less than half of that is never refused.
-const SSH_CHANNELS: u16 = 4;
 /// Logins of one NAS in a minute, where it does not say otherwise: a kept connection needs one;
 /// a device that closes after each command needs one for each.
 const LOGINS_PER_MINUTE: usize = 60;
-/// For key exchange and login: an old device needs seconds for its arithmetic.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Seconds' worth of commands that attempts on a NAS with a `max_rate` may hold ready.
 const PACED_SECONDS: f64 = 2.0;
@@ -57,6 +51,7 @@ pub struct Sessions {
     learned: Option<Learned>,
     http: Mutex<BTreeMap<NasId, KeptHttp>>,
     telnet: Mutex<BTreeMap<NasId, KeptTelnet>>,
+    radius: Mutex<BTreeMap<NasId, KeptRadius>>,
     /// Commands per second, of NASes with a `max_rate`.
     rates: Mutex<BTreeMap<NasId, Bucket>>,
 }
@@ -100,6 +95,12 @@ struct KeptTelnet {
     sessions: Arc<Telnet>,
 }
 
+struct KeptRadius {
+    target: radius::Target,
+    wrong: Option<String>,
+    sessions: Arc<Radius>,
+}
+
 struct KeptHttp {
     target: Result<http::Target, String>,
     limits: http::Limits,
@@ -117,20 +118,21 @@ impl Sessions {
 
     /// TCP port of the SSH server of `nas`.
     pub fn ssh_port(nas: &Nas) -> u16 {
-        nas.ssh_port.unwrap_or(SSH_PORT)
+        nas.ssh_port.unwrap_or(ssh::settings::PORT)
     }
 
     /// The SSH sessions of `nas`: the same object as long as address, limits, credentials and
     /// believed keys stay the same. A setting that cannot be obeyed is a failure of the NAS.
     pub fn ssh(&self, nas: &Nas, secret: &NasSecret) -> Result<Arc<Ssh>, Failure> {
-        let (mut target, limits) = ssh_settings(nas, secret)?;
+        let (mut target, limits) = ssh::settings::of(nas, secret)?;
         let trust = {
             let mut known = locked(&self.known);
             if nas.ssh_known_key.is_some() {
                 known.remove(&nas.id);
             }
             let known = nas.ssh_known_key.as_ref().or_else(|| known.get(&nas.id));
-            Trust::of(nas.ssh_host_key.as_deref(), known.map(String::as_str)).map_err(wrong)?
+            Trust::of(nas.ssh_host_key.as_deref(), known.map(String::as_str))
+                .map_err(Failure::setting)?
         };
         let mut all = locked(&self.ssh);
         if let Some(kept) = all.get(&nas.id)
@@ -346,11 +348,36 @@ impl Sessions {
         sessions
     }
 
+    /// The RADIUS sockets of `nas`: the same object as long as address, port, secret and
+    /// switches stay the same.
+    pub fn radius(&self, nas: &Nas, secret: &NasSecret) -> Arc<Radius> {
+        let (target, wrong) = radius::settings::of(nas, secret);
+        let mut all = locked(&self.radius);
+        if let Some(kept) = all.get(&nas.id)
+            && kept.target == target
+            && kept.wrong == wrong
+        {
+            return Arc::clone(&kept.sessions);
+        }
+        let sessions = Arc::new(match &wrong {
+            Some(reason) => Radius::broken(target.clone(), Failure::setting(reason.clone())),
+            None => Radius::new(target.clone()),
+        });
+        let kept = KeptRadius {
+            target,
+            wrong,
+            sessions: Arc::clone(&sessions),
+        };
+        all.insert(nas.id, kept);
+        sessions
+    }
+
     /// Lets go of the sessions of every NAS that is not in `wanted`.
     pub fn keep_only(&self, wanted: &BTreeSet<NasId>) {
         self.all().retain(|id, _| wanted.contains(id));
         locked(&self.ssh).retain(|id, _| wanted.contains(id));
         locked(&self.telnet).retain(|id, _| wanted.contains(id));
+        locked(&self.radius).retain(|id, _| wanted.contains(id));
         locked(&self.rates).retain(|id, _| wanted.contains(id));
         let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
         http.retain(|id, _| wanted.contains(id));
@@ -373,42 +400,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How `nas` is reached over SSH, without the host key. `nas.vars` may say `ssh_legacy` (weak
-/// algorithms too) and `logins_per_minute`.
-pub fn ssh_settings(nas: &Nas, secret: &NasSecret) -> Result<(ssh::Target, ssh::Limits), Failure> {
-    let legacy = match nas.vars.get("ssh_legacy") {
-        None => false,
-        Some(value) => value.as_bool().ok_or_else(|| {
-            wrong(format!(
-                "vars.ssh_legacy is {value}, expected true or false"
-            ))
-        })?,
-    };
-    let logins = logins_per_minute(nas)?;
-    let target = ssh::Target {
-        host: nas.ip.clone(),
-        port: Sessions::ssh_port(nas),
-        login: secret.login.clone(),
-        password: secret.password.clone(),
-        key: secret.ssh_key.clone(),
-        enable_password: secret.enable_password.clone(),
-        manners: manners(nas)?,
-        trust: Trust::default(),
-        legacy,
-    };
-    let limits = ssh::Limits {
-        channels: usize::from(nas.max_sessions.unwrap_or(SSH_CHANNELS).clamp(1, 100)),
-        connect_timeout: nas
-            .timeout
-            .map_or(CONNECT_TIMEOUT, |t| t.min(CONNECT_TIMEOUT)),
-        // Not bound by the attempt: a login goes on for whoever comes next.
-        login_timeout: LOGIN_TIMEOUT,
-        linger: LINGER,
-        logins_per_minute: logins,
-    };
-    Ok((target, limits))
-}
-
 /// `nas.vars.logins_per_minute`, 1 to 10000.
 pub(super) fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
     match nas.vars.get("logins_per_minute") {
@@ -418,25 +409,10 @@ pub(super) fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
             .filter(|n| (1..=10_000).contains(n))
             .and_then(|n| usize::try_from(n).ok())
             .ok_or_else(|| {
-                wrong(format!(
+                Failure::setting(format!(
                     "vars.logins_per_minute is {value}, expected 1 to 10000"
                 ))
             }),
-    }
-}
-
-/// How a dialogue with `nas` is led, by its `nas.vars`.
-fn manners(nas: &Nas) -> Result<Manners, Failure> {
-    Manners::of(|name| Ok(nas.vars.get(name).cloned()))
-        .map_err(|why| wrong(format!("nas.vars: {why}")))
-}
-
-/// A setting of the NAS that a person has to correct.
-fn wrong(text: String) -> Failure {
-    Failure {
-        scope: Scope::Nas,
-        parks: true,
-        ..Failure::permanent(text)
     }
 }
 
@@ -543,6 +519,22 @@ mod tests {
         nas.vars.insert("logins_per_minute".into(), 0.into());
         let told = sessions.telnet(&nas, &NasSecret::default(), Manners::default());
         assert!(told.unwrap_err().parks);
+    }
+
+    #[tokio::test]
+    async fn radius_settings_that_cannot_be_obeyed_park_the_nas() {
+        let all = radius::dictionary::Dictionary::shipped();
+        let pairs = [("User-Name".to_owned(), "u".to_owned())];
+        let request = radius::Request::new(radius::Kind::Coa, &pairs, &all).unwrap();
+        let (sessions, none) = (Sessions::default(), NasSecret::default());
+        let radius = sessions.radius(&nas(), &none);
+        assert!(Arc::ptr_eq(&radius, &sessions.radius(&nas(), &none)));
+        let told = radius.talk(&request, &all, Duration::from_secs(1)).await;
+        let failure = told.failure.unwrap();
+        assert_eq!((failure.scope, failure.parks), (Scope::Nas, true));
+        assert!(failure.text.contains("coa_secret"), "{failure}");
+        sessions.keep_only(&BTreeSet::new());
+        assert!(!Arc::ptr_eq(&radius, &sessions.radius(&nas(), &none)));
     }
 
     #[tokio::test]

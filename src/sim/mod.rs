@@ -3,6 +3,7 @@
 
 pub mod http;
 pub mod mikrotik;
+pub mod radius;
 pub mod ssh;
 pub mod telnet;
 

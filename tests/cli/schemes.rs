@@ -20,6 +20,11 @@ async fn shipped_schemes_pass_their_own_examples() {
         "Mikrotik-Simple",
         "Mikrotik-Hotspot",
         "HTTP-Webhook",
+        "Mikrotik-CoA",
+        "Cisco-ISG",
+        "Juniper-MX",
+        "VasExperts-SKAT",
+        "accel-ppp",
         "Example-Session",
     ] {
         let said = ned(&lab, &["scheme", "test", name]).await;
@@ -37,7 +42,7 @@ async fn shipped_schemes_pass_their_own_examples() {
 #[tokio::test]
 async fn a_new_scheme_is_clean_and_passes_its_example() {
     let lab = lab().await;
-    for kind in ["mikrotik", "http", "session"] {
+    for kind in ["mikrotik", "radius", "http", "session"] {
         let name = format!("My-{kind}");
         let made = ned(&lab, &["scheme", "new", &name, "--kind", kind]).await;
         assert_eq!(

@@ -6,6 +6,7 @@ mod channel;
 mod dialogues;
 mod login;
 mod pool;
+pub mod settings;
 mod terminal;
 pub mod trust;
 mod watch;

@@ -240,7 +240,7 @@ impl Reader<'_, '_> {
             let good = !bare.is_empty()
                 && bare
                     .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+                    .all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
             // RFC 2868 section 3.1: tags are 0x01 to 0x1f.
             let good_tag = tag.is_none_or(|t| t.parse::<u8>().is_ok_and(|n| (1..=31).contains(&n)));
             if !good || !good_tag {

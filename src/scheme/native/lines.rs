@@ -1,103 +1,21 @@
-//! Steps whose drivers speak lines, RADIUS or HTTP: `exec`, `coa`, `disconnect`, `request`.
-//! All are rendered and checked in full; sending RADIUS waits for its driver.
+//! Steps whose drivers speak lines or HTTP: `exec`, `request`.
 
-use minijinja::value::ValueKind;
 use serde_json::Value as Json;
 
 use super::exec::Told;
-use super::expression::value_text;
 use super::render::Template;
-use super::step::{Attribute, DriverName, Exec, JsonTemplate, Request, Step};
+use super::step::{DriverName, Exec, JsonTemplate, Request, Step};
 use super::walk::{Halt, Walk, rendered};
 use crate::attempt::Failure;
 use crate::driver::ssh::Command;
 use crate::driver::{Reply, http};
 use crate::shell::quote;
 
-/// Attributes that say which session is meant (RFC 5176 section 3), and the usual vendor ones.
-/// A request without any of them would concern whichever session matches first.
-pub(super) const SESSION_IDENTIFIERS: &[&str] = &[
-    "User-Name",
-    "NAS-Port",
-    "NAS-Port-Id",
-    "Framed-IP-Address",
-    "Framed-Interface-Id",
-    "Framed-IPv6-Prefix",
-    "Framed-IPv6-Address",
-    "Delegated-IPv6-Prefix",
-    "Calling-Station-Id",
-    "Acct-Session-Id",
-    "Acct-Multi-Session-Id",
-    "Chargeable-User-Identity",
-    "Cisco-Account-Info",
-    "Alc-Subsc-ID-Str",
-];
-
-/// Not sent yet: says so, finally, so that nothing waits for it.
-fn later(driver: &str) -> Halt {
+/// No such step for this driver: says so, finally, so that nothing waits for it.
+fn speechless(driver: &str) -> Halt {
     Halt::Device(Failure::permanent(format!(
-        "driver {driver} comes later: this version sends RouterOS commands, HTTP requests and lines over SSH and telnet only; set the NAS to mode observe, or use a session scheme"
+        "a step of lines needs driver = \"ssh\" or \"telnet\", the scheme has {driver:?}"
     )))
-}
-
-/// `coa` and `disconnect`: attributes in order, empty ones left out.
-pub(super) fn radius(
-    walk: &mut Walk<'_>,
-    request: &str,
-    attributes: &[Attribute],
-) -> Result<Reply, Halt> {
-    let mut pairs: Vec<(String, String)> = Vec::new();
-    for attribute in attributes {
-        match attribute {
-            Attribute::Values(name, templates) => {
-                for template in templates {
-                    let text = template
-                        .render(&walk.scope)
-                        .map_err(|e| format!("{name}: {e}"))?;
-                    pairs.push((name.to_string(), text));
-                }
-            }
-            Attribute::Merge(expr) => {
-                let map = expr.defined(&walk.scope)?;
-                if map.kind() != ValueKind::Map {
-                    return Err(Halt::Dead(format!("`{}` is not a map", expr.text())));
-                }
-                let names = map
-                    .try_iter()
-                    .map_err(|_| format!("`{}` is not a map", expr.text()))?;
-                for name in names {
-                    let value = map
-                        .get_item(&name)
-                        .map_err(|_| format!("`{}` is not a map", expr.text()))?;
-                    let (name, text) = (value_text(&name)?, value_text(&value)?);
-                    pairs.push((name.into_owned(), text.into_owned()));
-                }
-            }
-        }
-    }
-    pairs.retain(|(_, text)| !text.is_empty());
-    let identifies = |name: &str| {
-        let bare = name.split(':').next().unwrap_or_default();
-        SESSION_IDENTIFIERS.contains(&bare)
-    };
-    if !pairs.iter().any(|(name, _)| identifies(name)) {
-        return Err(Halt::Dead(format!(
-            "{request}: no session identifier is left, the request could concern anybody"
-        )));
-    }
-    let nas = walk.scope.job().nas.id;
-    let words: Vec<_> = pairs
-        .iter()
-        .map(|(name, text)| quote(&format!("{name}={text}")))
-        .collect();
-    walk.note_command(format!(
-        "send_radius_cmd --nas {nas} {request} {}",
-        words.join(" ")
-    ));
-    if walk.silent() {
-        return Ok(Reply::default());
-    }
-    Err(later("radius"))
 }
 
 /// `exec`: the lines in order; `stdin` as one batch. What is not the first line of a driver that
@@ -138,7 +56,7 @@ pub(super) async fn exec(walk: &mut Walk<'_>, step: &Step, exec: &Exec) -> Resul
         return Ok(Told::default());
     }
     if !speaks {
-        return Err(later(walk.driver().as_str()));
+        return Err(speechless(walk.driver().as_str()));
     }
     if walk.is_plain() && stdin.is_none() {
         return super::exec::dialogue(walk, step, lines, &exec.expect, abort).await;

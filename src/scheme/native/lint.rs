@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::expression::Use;
 use super::file::Notes;
 use super::kinds::speaks_lines;
-use super::lines::SESSION_IDENTIFIERS;
 use super::names::{NAS_COLUMNS, PROMISED, RESERVED, WELL_KNOWN};
+use super::render::Template;
 use super::step::{Attribute, DriverName, Kind, Step};
-use super::{Finding, NativeScheme};
+use super::{Finding, NativeScheme, VarValue};
+use crate::driver::radius::value;
 use crate::event::{CATALOGUE, Class};
 
 /// Levels of `run` inside `run`.
@@ -168,7 +169,7 @@ impl Lint<'_, '_> {
             }
             Kind::Read(_) | Kind::Call(_) => self.routeros(line, word),
             Kind::Coa(attributes) | Kind::Disconnect(attributes) => {
-                self.identified(line, word, attributes);
+                self.attributes(line, word, attributes);
             }
             Kind::Exec(exec) => {
                 if !speaks_lines(self.scheme.driver) {
@@ -233,13 +234,35 @@ impl Lint<'_, '_> {
         }
     }
 
-    fn identified(&mut self, line: usize, word: &str, attributes: &[Attribute]) {
-        let possible = attributes.iter().any(|a| match a {
-            Attribute::Merge(_) => true,
-            Attribute::Values(name, _) => {
-                SESSION_IDENTIFIERS.contains(&name.split(':').next().unwrap_or_default())
+    /// Names, tags and literal values are known now; what is rendered is checked when it is.
+    fn attributes(&mut self, line: usize, word: &str, attributes: &[Attribute]) {
+        let scheme = self.scheme;
+        let mut possible = false;
+        for attribute in attributes {
+            match attribute {
+                Attribute::Merge(expr) => {
+                    let var = scheme.vars.iter().find(|v| &*v.name == expr.text().trim());
+                    match var.map(|v| &v.value) {
+                        Some(VarValue::Map(pairs)) => {
+                            for (name, template) in pairs {
+                                possible |= self.attribute(line, word, name, template);
+                            }
+                        }
+                        Some(VarValue::One(_) | VarValue::List(_)) => self.notes.error(
+                            line,
+                            format!("`{word}`: \"*\" takes a map, `{}` is none", expr.text()),
+                            "write for example sid = { \"Acct-Session-Id\" = \"{{ acct_session_id }}\" }",
+                        ),
+                        None => possible = true,
+                    }
+                }
+                Attribute::Values(name, templates) => {
+                    for template in templates {
+                        possible |= self.attribute(line, word, name, template);
+                    }
+                }
             }
-        });
+        }
         if !possible {
             self.notes.error(
                 line,
@@ -247,6 +270,25 @@ impl Lint<'_, '_> {
                 "add Acct-Session-Id, User-Name or Framed-IP-Address",
             );
         }
+    }
+
+    /// Whether it says which session is meant.
+    fn attribute(&mut self, line: usize, word: &str, name: &str, template: &Template) -> bool {
+        let dictionary = &self.scheme.dictionary;
+        let checked = dictionary.find(name).and_then(|(attribute, tag)| {
+            match template.literal().filter(|text| !text.is_empty()) {
+                Some(text) => value::encode(&attribute, tag, &text).map(drop),
+                None => Ok(()),
+            }
+        });
+        if let Err(reason) = checked {
+            let (text, hint) = reason.split_once("; ").unwrap_or((
+                &reason,
+                "docs/schemes.md, \"RADIUS\", says what can be sent",
+            ));
+            self.notes.error(line, format!("`{word}`: {text}"), hint);
+        }
+        dictionary.names_session(name)
     }
 
     /// One list as one command runs it. `saved` grows; `loops` are the loop variables around.

@@ -14,6 +14,7 @@ use super::render::{Place, Template};
 use super::step::{DriverName, Pair};
 use super::steps::lists;
 use super::{Finding, NativeScheme, Var, VarValue};
+use crate::driver::radius::dictionary::Dictionary;
 use crate::event::{Cmd, is_name};
 use crate::nas::OnError;
 use crate::scheme::{ExitPolicy, Identity};
@@ -36,6 +37,7 @@ pub(super) fn scheme(
     dir: &Path,
     file: &Path,
     source: &str,
+    dictionary: Arc<Dictionary>,
     findings: &mut Vec<Finding>,
 ) -> Option<NativeScheme> {
     let mut notes = Notes::new(file, source, findings);
@@ -119,6 +121,7 @@ pub(super) fn scheme(
         description,
         driver: driver.unwrap_or(DriverName::Record),
         plain: line_place == Place::Plain,
+        dictionary,
         vars,
         own,
         own_uses,

@@ -1,7 +1,7 @@
 //! Native schemes: a directory with a `scheme.toml`, whose steps speak to the NAS through a
 //! driver. Everything that can be known beforehand is compiled and checked at load (`load`,
 //! `lint`); an attempt only renders values (`render`, `expression`, `names`, `filters`) and runs steps
-//! (`walk`, `ros` for RouterOS, `exec` over SSH, `lines` for the other kinds, `compare` for values).
+//! (`walk`, `ros` for RouterOS, `radius`, `exec` over SSH, `lines` for the other kinds, `compare` for values).
 
 pub mod beside;
 mod compare;
@@ -15,6 +15,7 @@ mod lines;
 mod lint;
 mod load;
 mod names;
+mod radius;
 mod render;
 mod ros;
 mod saved;
@@ -48,6 +49,7 @@ use sha2::{Digest, Sha256};
 
 use crate::attempt::{Failure, Job, LineKind, Report, Transcript, Verdict};
 use crate::driver::dialogue::Manners;
+use crate::driver::radius::dictionary::{self, Dictionary};
 use crate::driver::sessions::Sessions;
 use crate::event::{Class, Cmd, EventId, Params};
 use crate::nas::{Mode, Nas};
@@ -121,6 +123,8 @@ pub struct NativeScheme {
     driver: DriverName,
     /// `shell = "plain"`.
     plain: bool,
+    /// Names of RADIUS attributes.
+    dictionary: Arc<Dictionary>,
     vars: Vec<Var>,
     own: Vec<Pair>,
     own_uses: Vec<expression::Use>,
@@ -159,7 +163,18 @@ impl NativeScheme {
             }]
         })?;
         let mut findings = Vec::new();
-        let scheme = load::scheme(dir, &file, &text, &mut findings);
+        let dictionary = Dictionary::with_folder(&dir.join(dictionary::FOLDER));
+        let dictionary = dictionary.unwrap_or_else(|reason| {
+            findings.push(Finding {
+                file: dir.join(dictionary::FOLDER),
+                line: 0,
+                severity: Severity::Error,
+                text: reason,
+                hint: "docs/schemes.md, \"Dictionaries\", has the form".to_owned(),
+            });
+            Dictionary::shipped()
+        });
+        let scheme = load::scheme(dir, &file, &text, dictionary, &mut findings);
         if let Some(scheme) = &scheme {
             lint::check(scheme, &file, &mut findings);
         }

@@ -171,6 +171,18 @@ impl Template {
         self.empty
     }
 
+    /// The text, if nothing in it is rendered.
+    pub(super) fn literal(&self) -> Option<String> {
+        let text = |segment: &Segment| {
+            match segment {
+                Segment::Text(text) => Some(&**text),
+                Segment::Name(..) | Segment::Expr(_) | Segment::Block(_) => None,
+            }
+            .map(str::to_owned)
+        };
+        self.segments.iter().map(text).collect()
+    }
+
     /// Renders.
     pub(super) fn render(&self, scope: &Scope<'_>) -> Result<String, String> {
         self.render_place(scope, self.place)

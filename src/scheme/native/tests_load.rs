@@ -232,3 +232,43 @@ fn policy_and_identity() {
         ("native", 16)
     );
 }
+
+#[test]
+fn attributes_that_cannot_be_sent_are_found_at_load() {
+    let text = r#"driver = "radius"
+[vars]
+sid = { "User-Nam" = "{{ login }}" }
+no_map = "x"
+[[on.user_add]]
+coa = { "User-Name" = "{{ login }}", "Mikrotik-Rate-Limt" = "1M/2M" }
+[[on.user_del]]
+disconnect = { "User-Name" = "{{ login }}", "Filter-Id:3" = "x" }
+[[on.user_drop]]
+coa = { "User-Name" = "{{ login }}", "Service-Type" = "Nonsense" }
+[[on.user_accept]]
+coa = { "*" = "sid" }
+[[on.user_auth]]
+coa = { "*" = "no_map", "Framed-IP-Address" = "{{ ip }}" }
+[[on.user_edit]]
+coa = { "User-Name" = "{{ login }}", "User-Password" = "x" }
+"#;
+    let findings = parse(text).unwrap_err();
+    for (line, said) in [
+        (5, "is Mikrotik-Rate-Limit meant?"),
+        (7, "Filter-Id cannot have a tag"),
+        (9, "nor one of its named values"),
+        (11, "is User-Name meant?"),
+        (11, "names no session"),
+        (13, "takes a map"),
+        (15, "would have to be encrypted"),
+    ] {
+        let found = findings
+            .iter()
+            .any(|f| f.line == line && f.to_string().contains(said));
+        assert!(found, "{line} {said}: {findings:#?}");
+    }
+    assert_eq!(findings.len(), 7, "{findings:#?}");
+    // A map of nas.vars is not known before: the attempt checks it.
+    let later = "driver = \"radius\"\n[[on.user_add]]\ncoa = { \"*\" = \"nas.more\", User-Name = \"{{ login }}\" }\n";
+    assert!(parse(later).is_ok());
+}

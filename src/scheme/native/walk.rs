@@ -14,10 +14,12 @@ use super::names::{NAS_VERSION, Scope};
 use super::render::Template;
 use super::saved::{Saved, logged, reply_text};
 use super::step::{Answered, DriverName, Each, Kind, Pair, Step};
-use super::{NativeScheme, lines, ros};
+use super::{NativeScheme, lines, radius, ros};
 use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
 use crate::clock;
 use crate::driver::mikrotik::{Command, Mikrotik};
+use crate::driver::radius as radius_driver;
+use crate::driver::radius::dictionary::Dictionary;
 use crate::driver::sessions::Sessions;
 use crate::driver::{Reply, Row};
 use crate::scheme::ExitPolicy;
@@ -45,6 +47,8 @@ pub(super) enum Halt {
     Dead(String),
     /// The device or the driver failed; the step's judgement applies.
     Device(Failure),
+    /// The same, with an answer that `save` keeps.
+    Refused(Failure, Reply),
 }
 
 impl From<String> for Halt {
@@ -64,7 +68,7 @@ impl Halt {
     pub(super) fn into_failure(self) -> Failure {
         match self {
             Self::Dead(reason) => Failure::permanent(reason),
-            Self::Device(failure) => failure,
+            Self::Device(failure) | Self::Refused(failure, _) => failure,
         }
     }
 }
@@ -300,7 +304,7 @@ impl<'a> Walk<'a> {
                     None => Err(dead(step, &format!("`run`: there is no {name:?}"))),
                 };
                 return match ended {
-                    Err(Halt::Device(_)) if step.go_on => Ok(None),
+                    Err(Halt::Device(_) | Halt::Refused(..)) if step.go_on => Ok(None),
                     other => other.map(|()| None),
                 };
             }
@@ -332,13 +336,15 @@ impl<'a> Walk<'a> {
             Kind::Absent(a) => ros::absent(self, a).await,
             Kind::Read(r) => ros::read(self, r).await,
             Kind::Call(c) => ros::call(self, c).await,
-            Kind::Coa(a) => lines::radius(self, "coa", a),
-            Kind::Disconnect(a) => lines::radius(self, "disconnect", a),
+            Kind::Coa(a) => radius::send(self, radius_driver::Kind::Coa, a).await,
+            Kind::Disconnect(a) => radius::send(self, radius_driver::Kind::Disconnect, a).await,
             Kind::Exec(e) => {
                 return match lines::exec(self, step, e).await {
                     Ok(told) => told.conclude(step),
                     Err(Halt::Dead(reason)) => Err(dead(step, &reason)),
-                    Err(Halt::Device(failure)) => self.judge(step, Err(failure.into())),
+                    Err(Halt::Device(failure) | Halt::Refused(failure, _)) => {
+                        self.judge(step, Err(failure.into()))
+                    }
                 };
             }
             Kind::Request(r) => lines::request(self, r).await,
@@ -358,9 +364,14 @@ impl<'a> Walk<'a> {
 
     /// The order: `ok_on`, `retry_on`, `fail_on`, then the driver's own verdict.
     fn judge(&mut self, step: &Step, result: Result<Reply, Halt>) -> Result<Option<Value>, Halt> {
+        let mut refusal_rows = Vec::new();
         let result = match result {
             Ok(reply) => Ok(reply),
             Err(Halt::Device(failure)) => Err(failure),
+            Err(Halt::Refused(failure, reply)) => {
+                refusal_rows = reply.rows;
+                Err(failure)
+            }
             Err(Halt::Dead(reason)) => return Err(dead(step, &reason)),
         };
         let keep = step.save.is_some();
@@ -379,11 +390,11 @@ impl<'a> Walk<'a> {
         let says = |list: &[Answered]| judged && list.iter().any(|a| fits(a, code, &text));
         let (failure, rows) = match result {
             Ok(reply) if says(&step.verdicts.ok) => (None, reply.rows),
-            Err(_) if says(&step.verdicts.ok) => (None, Vec::new()),
+            Err(_) if says(&step.verdicts.ok) => (None, refusal_rows),
             result => {
                 let (own, rows) = match result {
                     Ok(reply) => (None, reply.rows),
-                    Err(failure) => (Some(failure), Vec::new()),
+                    Err(failure) => (Some(failure), refusal_rows),
                 };
                 let failure = if says(&step.verdicts.retry) {
                     Some(judged_as(own, FailureClass::Refused, &text))
@@ -468,6 +479,11 @@ impl<'a> Walk<'a> {
     pub(super) async fn run(&mut self, steps: &[Step]) -> Result<(), Halt> {
         self.bind_version().await?;
         self.steps(steps).await
+    }
+
+    /// Names of RADIUS attributes.
+    pub(super) fn dictionary(&self) -> Arc<Dictionary> {
+        Arc::clone(&self.scheme.dictionary)
     }
 
     /// Sends one RouterOS command and notes both ways.

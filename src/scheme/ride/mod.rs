@@ -23,8 +23,9 @@ use super::native::logged;
 use crate::attempt::{Failure, Job, LineKind};
 use crate::clock;
 use crate::driver::dialogue::Manners;
+use crate::driver::radius::dictionary::Dictionary;
 use crate::driver::sessions::Sessions;
-use crate::driver::{Reply, http, mikrotik, ssh, telnet};
+use crate::driver::{Reply, http, mikrotik, radius, ssh, telnet};
 use crate::nas::{Nas, NasSecret};
 use words::{ASK_MAX, Ask, To, Told, What};
 
@@ -321,9 +322,39 @@ impl Rides {
                 rider.note_result(&shown).await;
                 return Told::of(result.map(Reply::from));
             }
+            What::Radius { kind, attributes } => {
+                return self.radius(rider, kind, &attributes, limit).await;
+            }
         };
         rider.note_result(&result).await;
         Told::of(result)
+    }
+
+    /// A refusal of RADIUS has an answer, too.
+    async fn radius(
+        &self,
+        rider: &Rider,
+        kind: radius::Kind,
+        attributes: &[(String, String)],
+        limit: Duration,
+    ) -> Told {
+        let dictionary = Dictionary::shipped();
+        let request = match radius::Request::new(kind, attributes, &dictionary) {
+            Ok(request) => request,
+            Err(text) => return Told::Refused { text },
+        };
+        let line = radius::pasteable(rider.nas.id, kind, attributes);
+        rider.note(LineKind::Command, line).await;
+        if rider.record {
+            return Told::Recorded;
+        }
+        let nas = self.sessions.radius(&rider.nas, &rider.secret);
+        let told = nas.talk(&request, &dictionary, limit).await;
+        match (&told.failure, told.line.is_empty()) {
+            (Some(failure), true) => rider.note(LineKind::Answer, failure.to_string()).await,
+            (_, _) => rider.note(LineKind::Answer, told.line).await,
+        }
+        Told::of(told.failure.map_or(Ok(told.reply), Err))
     }
 }
 
@@ -367,6 +398,7 @@ fn whom(nas: &Nas, secret: &NasSecret, to: &To, what: &What) -> Whom {
         What::Http { .. } => (nas.http_url.as_deref(), 0),
         What::Ssh { .. } => (Some(nas.ip.as_str()), Sessions::ssh_port(nas)),
         What::Telnet { .. } => (Some(nas.ip.as_str()), Sessions::telnet_port(nas)),
+        What::Radius { .. } => (Some(nas.ip.as_str()), nas.coa_port.unwrap_or(radius::PORT)),
     };
     if let Some(host) = &to.host {
         let bare = |text: &str| text.trim_end_matches('/').to_ascii_lowercase();

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::{Failure, FailureClass, Scope};
-use crate::driver::{Reply, Row, http, mikrotik, ssh, telnet};
+use crate::driver::{Reply, Row, http, mikrotik, radius, ssh, telnet};
 
 /// Longest line that a helper may send, bytes: above the driver's largest body.
 pub const ASK_MAX: usize = 6 * 1024 * 1024;
@@ -75,6 +75,13 @@ pub enum What {
         /// Questions that end an answer, too.
         expect: Vec<String>,
     },
+    /// A RADIUS request.
+    Radius {
+        /// `coa` or `disconnect`.
+        kind: radius::Kind,
+        /// Attributes by name, in order.
+        attributes: Vec<(String, String)>,
+    },
     /// A command line over SSH.
     Ssh {
         /// The line; empty = the login shell, which reads the batch.
@@ -88,7 +95,7 @@ impl What {
     /// How many commands it is, for the commands per second of the NAS.
     pub fn commands(&self) -> usize {
         match self {
-            Self::Mikrotik { .. } | Self::Http { .. } | Self::Ssh { .. } => 1,
+            Self::Mikrotik { .. } | Self::Http { .. } | Self::Radius { .. } | Self::Ssh { .. } => 1,
             Self::Telnet { lines, .. } => lines.len(),
         }
     }
