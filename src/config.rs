@@ -32,6 +32,8 @@ pub struct Config {
     pub dispatch: Dispatch,
     /// Done events.
     pub history: History,
+    /// Who changed what.
+    pub audit: Audit,
     /// Contracts of the original.
     pub compat: Compat,
 }
@@ -85,6 +87,9 @@ pub struct Http {
     pub listen: Vec<String>,
     /// Networks that may use the classic API without a token.
     pub open_from: Vec<IpNet>,
+    /// Waiting events from which on posts get 429 and expansion takes payers only,
+    /// 0..100000000; 0 = no mark.
+    pub high_water: usize,
 }
 
 impl Default for Http {
@@ -92,6 +97,7 @@ impl Default for Http {
         Self {
             listen: vec!["127.0.0.1:8082".to_owned()],
             open_from: Vec::new(),
+            high_water: 1_000_000,
         }
     }
 }
@@ -175,6 +181,23 @@ impl Default for History {
     }
 }
 
+/// `[audit]`
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// How long rows of the audit table are kept.
+    #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
+    pub keep: Duration,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            keep: Duration::from_secs(1_095 * 86_400),
+        }
+    }
+}
+
 /// `[compat]`
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Default)]
 #[serde(default, deny_unknown_fields)]
@@ -254,6 +277,13 @@ impl Config {
                     "name the hosts of the billing, at most a /24 (IPv6: /120) each, or use tokens",
                 ));
             }
+        }
+        if self.http.high_water > 100_000_000 {
+            return Err(bad(
+                "http.high_water",
+                format!("{} is outside 0..100000000", self.http.high_water),
+                "the default is 1000000 waiting events; 0 switches the mark off",
+            ));
         }
         let d = &self.dispatch;
         let ranges: [(&str, Duration, Duration, Duration); 6] = [

@@ -116,6 +116,12 @@ pub const CATALOGUE: &[(&str, Class)] = &[
     ("users_from_nas", Class::Rest),
 ];
 
+/// The commands of a class, as far as the catalogue has them.
+pub fn of_class(class: Class) -> Vec<&'static str> {
+    let fits = CATALOGUE.iter().filter(|(_, known)| *known == class);
+    fits.map(|(name, _)| *name).collect()
+}
+
 /// Longest life of an interactive event, seconds: the operator has given up by then.
 const INTERACTIVE_TTL_S: i64 = 60;
 /// Longest life of `user_disconnect`, seconds: a kick of yesterday evening must not run today.

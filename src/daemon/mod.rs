@@ -12,7 +12,7 @@ pub mod shutdown;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use crate::dispatch::status::Status;
 use crate::dispatch::{MESSAGES, Message};
 use crate::driver::sessions::Sessions;
 use crate::expand::hold::Watch;
+use crate::expand::level::Level;
 use crate::expand::{BATCH_POSTGRES, BATCH_SQLITE, Expander};
 use crate::intake::{health, rest, serve};
 use crate::logs::Logs;
@@ -38,7 +39,7 @@ use crate::nas::NasId;
 use crate::scheme::native::{NativeExecute, NativeScheme};
 use crate::scheme::ride::{self, Rides};
 use crate::scheme::{Execute, resolve};
-use crate::store::{self, After, Error, Store, chain};
+use crate::store::{self, After, Error, Store, chain, prune_audit};
 
 use shutdown::{Signals, Stop};
 
@@ -213,6 +214,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         given_up(store.as_ref(), epoch).await;
         return Err(error.into());
     }
+    let limited = Arc::new(AtomicBool::new(false));
     let expander = Expander {
         store: Arc::clone(&store),
         wake: Arc::clone(&wake),
@@ -221,6 +223,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         cmds: cmds.clone(),
         moved,
         watch: Watch::new(Arc::clone(&store), config.dispatch.guard, epoch),
+        level: Level::new(config.http.high_water, Arc::clone(&limited)),
     };
     let scheduler = Scheduler {
         store: Arc::clone(&store),
@@ -272,7 +275,8 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
             .map(|()| "the scheduler")
     });
     tasks.spawn(sign_of_life(Arc::clone(&store), epoch, ended));
-    tasks.spawn(prune(Arc::clone(&store), config.history.keep, stop.clone()));
+    let keep = (config.history.keep, config.audit.keep);
+    tasks.spawn(prune(Arc::clone(&store), keep, stop.clone()));
     tasks.spawn(keep_host_keys(
         Arc::clone(&store),
         keys,
@@ -291,7 +295,8 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         parent_tick: Arc::clone(&tick),
         settings_interval: config.dispatch.settings_interval,
         metrics: Some(metrics.clone()),
-        high_water: 0,
+        high_water: config.http.high_water,
+        limited,
         dispatch: Some({
             let status = status.clone();
             Arc::new(move || with_sessions(&status.borrow(), &sessions))
@@ -511,27 +516,35 @@ async fn keep_host_keys(
     }
 }
 
-async fn prune(store: Arc<dyn Store>, keep: Duration, stop: Stop) -> Result<&'static str, Error> {
-    let keep_ms = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
-    loop {
+/// Deletes done events and audit rows that are old enough; the first time at the start.
+async fn prune(
+    store: Arc<dyn Store>,
+    (done, audit): (Duration, Duration),
+    stop: Stop,
+) -> Result<&'static str, Error> {
+    let before = |keep: Duration| {
+        let keep_ms = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+        clock::wall_ms().saturating_sub(keep_ms)
+    };
+    while !stop.soft.is_cancelled() {
+        let mut more = true;
+        while more && !stop.soft.is_cancelled() {
+            let pruned = async {
+                let done = store.prune_done(before(done), PRUNE_CHUNK).await?;
+                let audit = prune_audit(store.as_ref(), before(audit), PRUNE_CHUNK).await?;
+                Ok::<_, Error>(done.max(audit) >= PRUNE_CHUNK as u64)
+            };
+            more = pruned.await.unwrap_or_else(|error| {
+                tracing::warn!("old rows could not be deleted: {}", chain(&error));
+                false
+            });
+        }
         tokio::select! {
-            () = stop.soft.cancelled() => return Ok("the pruning of history"),
+            () = stop.soft.cancelled() => {}
             () = tokio::time::sleep(PRUNE_EVERY) => {}
         }
-        loop {
-            match store
-                .prune_done(clock::wall_ms().saturating_sub(keep_ms), PRUNE_CHUNK)
-                .await
-            {
-                Ok(gone) if gone >= PRUNE_CHUNK as u64 && !stop.soft.is_cancelled() => {}
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::warn!("old done events could not be deleted: {}", chain(&error));
-                    break;
-                }
-            }
-        }
     }
+    Ok("the pruning of history")
 }
 
 /// Finds a NAS's scheme as `docs/schemes.md` says; native ones share the pooled sessions and

@@ -4,6 +4,7 @@
 
 pub mod guard;
 pub mod hold;
+pub mod level;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::event::{Cmd, Waiting};
 use crate::store::Store;
 use hold::Watch;
+use level::Level;
 
 /// Rows of one batch; SQLite's one writer also settles and starts, so it takes fewer.
 pub const BATCH_SQLITE: usize = 500;
@@ -39,6 +41,8 @@ pub struct Expander {
     pub moved: mpsc::Sender<Vec<Waiting>>,
     /// The intent guard.
     pub watch: Watch,
+    /// How full the main stack may be.
+    pub level: Level,
 }
 
 impl Expander {
@@ -52,7 +56,13 @@ impl Expander {
                 return;
             }
             let cmds = self.cmds.borrow_and_update().clone();
-            let pause = match self.store.expand(self.batch, &cmds).await {
+            let limited = self.level.is_above(self.store.as_ref()).await;
+            let asked = if limited {
+                self.store.expand_urgent(self.batch, &cmds).await
+            } else {
+                self.store.expand(self.batch, &cmds).await
+            };
+            let pause = match asked {
                 Ok(out) => {
                     wait = RETRY_FIRST;
                     for (id, why) in &out.failed {
@@ -65,6 +75,7 @@ impl Expander {
                         );
                     }
                     let moved = out.moved.len();
+                    self.level.add(moved);
                     if moved > 0 {
                         metrics::counter!("nas_event_daemon_events_expanded_total")
                             .increment(u64::try_from(moved).unwrap_or(0));
@@ -74,7 +85,11 @@ impl Expander {
                         }
                         self.watch.after(&seen).await;
                     }
-                    if out.full { Duration::ZERO } else { self.poll }
+                    match (out.full, limited) {
+                        (true, _) => Duration::ZERO,
+                        (false, true) => self.poll.max(level::LOOK),
+                        (false, false) => self.poll,
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(

@@ -1,6 +1,7 @@
 //! `/api/v1/`: JSON in, JSON out, for programs and for our own command line. Errors are
 //! `{"error": {"code", "message", "hint"}}`; `/api/openapi.json` describes every path.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Json;
@@ -17,8 +18,8 @@ use crate::event::{EventId, UserId};
 use crate::intake::access::{At, Operator, Support, Viewer};
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::intake::{compact, health, json};
-use crate::nas::{Nas, NasId, NasState};
-use crate::store::{EventRow, Filter, WhereIs, chain, shown_url};
+use crate::nas::NasId;
+use crate::store::{EventRow, Filter, WhereIs, chain};
 
 /// Longest `?wait=`; connections without a byte are cut at twice that.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -403,7 +404,8 @@ pub async fn order(request: Request, known: &[&str]) -> Result<Map<String, Value
     }
 }
 
-fn why(order: &Map<String, Value>, key: &str) -> Result<String, Refusal> {
+/// A reason of an operator.
+pub(super) fn why(order: &Map<String, Value>, key: &str) -> Result<String, Refusal> {
     match order.get(key) {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(text)) if text.chars().count() <= WHY_MAX && !text.contains('\0') => {
@@ -413,148 +415,6 @@ fn why(order: &Map<String, Value>, key: &str) -> Result<String, Refusal> {
             "{key} is not a text of at most {WHY_MAX} characters"
         ))),
     }
-}
-
-/// `GET /api/v1/nas`: settings and operators' settings, without credentials and `vars`.
-pub async fn nases(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Value>, Refusal> {
-    let store = &desk.doors.store;
-    let rows = store.nases().await.map_err(Refusal::store)?;
-    let states = store.nas_states().await.map_err(Refusal::store)?;
-    let now = clock::wall_ms();
-    let list: Vec<Value> = rows
-        .iter()
-        .map(|row| match row {
-            Ok(nas) => {
-                let state = states.get(&nas.id).cloned().unwrap_or_default();
-                nas_shown(nas, &state, now)
-            }
-            Err(bad) => json!({ "id": bad.id, "ip": bad.ip, "error": bad.reason }),
-        })
-        .collect();
-    Ok(Json(json!({ "nas": list })))
-}
-
-fn nas_shown(nas: &Nas, state: &NasState, now: i64) -> Value {
-    let paused = state.paused_until_ms.filter(|until| *until > now);
-    let until = paused.filter(|until| *until != i64::MAX);
-    json!({
-        "id": nas.id,
-        "name": nas.name,
-        "ip": nas.ip,
-        "mode": nas.mode,
-        "forks": nas.forks,
-        "forks_override": state.forks,
-        "oss_path": nas.oss_path,
-        "script_name": nas.script_name,
-        "max_sessions": nas.max_sessions,
-        "max_rate": nas.max_rate,
-        "timeout_ms": nas.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
-        "on_error": nas.on_error,
-        "http_url": nas.http_url.as_deref().map(shown_url),
-        "paused": paused.is_some(),
-        "paused_until": until.map(clock::utc_text),
-        "pause_reason": paused.map(|_| state.pause_reason.as_str()),
-    })
-}
-
-/// `POST /api/v1/nas/{id}/pause`, body `{"reason", "for"}`: nothing new is started there.
-pub async fn pause(
-    State(desk): State<Desk>,
-    At(caller): Operator,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Json<Value>, Refusal> {
-    let order = order(request, &["reason", "for"]).await?;
-    let reason = why(&order, "reason")?;
-    let length = match order.get("for") {
-        None | Some(Value::Null) => None,
-        Some(Value::String(text)) => Some(
-            config::parse_duration(text).map_err(|e| Refusal::malformed(format!("for: {e}")))?,
-        ),
-        Some(_) => {
-            return Err(Refusal::malformed(
-                "for is not a duration like \"30m\"".to_owned(),
-            ));
-        }
-    };
-    let until = length.map_or(i64::MAX, |length| {
-        let ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
-        clock::wall_ms().saturating_add(ms)
-    });
-    let detail = format!(
-        "for={} reason={reason:?}",
-        order.get("for").unwrap_or(&Value::Null)
-    );
-    change_nas(desk, caller.who, &id, "nas_pause", detail, move |state| {
-        state.paused_until_ms = Some(until);
-        state.pause_reason = reason;
-    })
-    .await
-}
-
-/// `POST /api/v1/nas/{id}/resume`.
-pub async fn resume(
-    State(desk): State<Desk>,
-    At(caller): Operator,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Refusal> {
-    change_nas(
-        desk,
-        caller.who,
-        &id,
-        "nas_resume",
-        String::new(),
-        |state| {
-            state.paused_until_ms = None;
-            state.pause_reason = String::new();
-        },
-    )
-    .await
-}
-
-/// Changes the operator's settings of one NAS.
-pub async fn change_nas(
-    desk: Desk,
-    who: String,
-    id: &str,
-    what: &'static str,
-    detail: String,
-    change: impl FnOnce(&mut NasState) + Send + 'static,
-) -> Result<Json<Value>, Refusal> {
-    let id = NasId(number(id)?);
-    let shown = rest::to_the_end(&desk, move |desk| async move {
-        let store = &desk.doors.store;
-        let one_at_a_time = desk.nas_settings.lock().await;
-        let rows = store.nases().await.map_err(Refusal::store)?;
-        let known = rows.iter().find(|row| match row {
-            Ok(nas) => nas.id == id,
-            Err(bad) => bad.id == id,
-        });
-        let Some(known) = known else {
-            return Err(Refusal::not_found(
-                format!("there is no NAS {id}"),
-                "GET /api/v1/nas lists them",
-            ));
-        };
-        let mut states = store.nas_states().await.map_err(Refusal::store)?;
-        let mut state = states.remove(&id).unwrap_or_default();
-        change(&mut state);
-        store
-            .set_nas_state(id, &state)
-            .await
-            .map_err(Refusal::store)?;
-        drop(one_at_a_time);
-        desk.doors.reload.notify_one();
-        let detail = format!("nas={id} {detail}");
-        let detail = detail.trim_end().to_owned();
-        desk.trail.note(store.as_ref(), &who, what, detail).await;
-        Ok(match known {
-            Ok(nas) => nas_shown(nas, &state, clock::wall_ms()),
-            Err(bad) => json!({ "id": bad.id, "ip": bad.ip, "error": bad.reason }),
-        })
-    })
-    .await?;
-    Ok(Json(shown))
 }
 
 /// `POST /api/v1/reload`: NAS settings are read again now, not in a minute.
@@ -594,6 +454,8 @@ pub async fn status(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Valu
         "by_nas": by_nas,
         "dead": counts.dead,
         "oldest_s": counts.oldest_s,
+        "intake": { "high_water": desk.doors.high_water,
+            "limited": desk.doors.limited.load(Ordering::Relaxed) },
         "dispatch": desk.doors.dispatch.as_ref().map(|say| say()),
     })))
 }

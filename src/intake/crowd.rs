@@ -1,4 +1,4 @@
-//! `/api/v1/` for many events, one account, one NAS, and the audit: retry and drop by filter
+//! `/api/v1/` for many events, one account, and the audit: retry and drop by filter
 //! (counted first, spread over time), progress of a bulk call, what an account had.
 
 use std::time::Duration;
@@ -15,7 +15,6 @@ use crate::event::{EventId, UserId};
 use crate::intake::access::{At, Operator, Viewer};
 use crate::intake::api::{self, Asked, asked};
 use crate::intake::rest::{self, Desk, Refusal};
-use crate::nas::Forks;
 use crate::store::query::{self, Bound, Condition, Group, Model, Test};
 use crate::store::{Filter, audit_rows};
 
@@ -367,66 +366,4 @@ pub async fn audit(
         .filter(|_| rows.len() >= limit)
         .map(|row| row.id);
     Ok(Json(json!({ "audit": rows, "next_before": next })))
-}
-
-/// `GET /api/v1/nas/{id}`: one NAS, with what the dispatcher says of it.
-pub async fn nas(
-    State(desk): State<Desk>,
-    At(caller): Viewer,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Refusal> {
-    let wanted = api::number(&id)?;
-    let Json(all) = api::nases(State(std::sync::Arc::clone(&desk)), At(caller)).await?;
-    let list = all.get("nas").and_then(Value::as_array);
-    let found = list
-        .into_iter()
-        .flatten()
-        .find(|nas| nas.get("id") == Some(&json!(wanted)));
-    let mut nas = found.cloned().ok_or_else(|| {
-        Refusal::not_found(
-            format!("there is no NAS {wanted}"),
-            "GET /api/v1/nas lists them",
-        )
-    })?;
-    let status = desk
-        .doors
-        .dispatch
-        .as_ref()
-        .map(|say| say())
-        .unwrap_or_default();
-    let live = status.get("nases").and_then(Value::as_array);
-    let live = live
-        .into_iter()
-        .flatten()
-        .find(|nas| nas.get("id") == Some(&json!(wanted)));
-    if let Some(map) = nas.as_object_mut() {
-        map.insert("dispatch".to_owned(), live.cloned().unwrap_or_default());
-    }
-    Ok(Json(nas))
-}
-
-/// `POST /api/v1/nas/{id}/forks`, body `{"forks": 10}`; null for what the billing says.
-pub async fn forks(
-    State(desk): State<Desk>,
-    At(caller): Operator,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Json<Value>, Refusal> {
-    let order = api::order(request, &["forks"]).await?;
-    let wrong = || Refusal::malformed(format!("forks is not 1..{}, or null", Forks::MAX));
-    let forks = match order.get("forks") {
-        None => return Err(wrong()),
-        Some(Value::Null) => None,
-        Some(value) => {
-            let number = value
-                .as_i64()
-                .filter(|n| (1..=i64::from(Forks::MAX)).contains(n));
-            Some(number.ok_or_else(wrong)?)
-        }
-    };
-    let detail = format!("forks={forks:?}");
-    api::change_nas(desk, caller.who, &id, "nas_forks", detail, move |state| {
-        state.forks = forks;
-    })
-    .await
 }

@@ -29,6 +29,8 @@ const LIVE_SLACK_MS: u64 = 10_000;
 const READY_TIME: Duration = Duration::from_secs(2);
 /// Counts younger than this are not asked for again, ms.
 const COUNTS_AGE_MS: u64 = 1_000;
+/// Far below the mark, where only rows inserted by SQL are unknown, the count may be so old, ms.
+const BELOW_AGE_MS: u64 = 10_000;
 /// Samples of histograms lie in memory until they are folded in; this often they are.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -137,14 +139,25 @@ impl Seen {
         }
         let now = clock::tick_ms();
         let age = now.saturating_sub(self.counted_at.load(Ordering::Relaxed));
-        if age >= COUNTS_AGE_MS && !self.counting.swap(true, Ordering::Relaxed) {
+        let above = self.waiting.load(Ordering::Relaxed) >= mark;
+        let longest = if above { COUNTS_AGE_MS } else { BELOW_AGE_MS };
+        if age >= longest && !self.counting.swap(true, Ordering::Relaxed) {
             let renewed = std::sync::Arc::clone(desk);
             desk.beside(async move {
-                let _ = counts(&renewed, Freshness::Now).await;
+                let asked = renewed.doors.store.backlog(renewed.doors.high_water);
+                if let Ok(Ok(backlog)) = tokio::time::timeout(READY_TIME, asked).await {
+                    let rows = backlog.compact.saturating_add(backlog.main);
+                    let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+                    renewed.seen.waiting.store(rows, Ordering::Relaxed);
+                }
+                renewed
+                    .seen
+                    .counted_at
+                    .store(clock::tick_ms(), Ordering::Relaxed);
                 renewed.seen.counting.store(false, Ordering::Relaxed);
             });
         }
-        self.waiting.load(Ordering::Relaxed) >= mark
+        above
     }
 }
 

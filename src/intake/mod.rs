@@ -14,6 +14,7 @@ pub mod gauges;
 pub mod health;
 pub mod json;
 pub mod lookup;
+pub mod nases;
 pub mod openapi;
 pub mod rest;
 pub mod serve;

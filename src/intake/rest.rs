@@ -3,7 +3,7 @@
 //! answer; a 2xx is given only for what is committed.
 
 use std::future::Future;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use crate::event::{Cmd, CompactEvent, EventId, UserId};
 use crate::intake::access::{self, Caller, Peer};
 use crate::intake::health::Seen;
 use crate::intake::trail::Trail;
-use crate::intake::{api, bulk, classic, crowd, form, health, openapi};
+use crate::intake::{api, bulk, classic, crowd, form, health, nases, openapi};
 use crate::nas::NasId;
 use crate::store::{self, Idempotency, Posted, Store};
 
@@ -71,6 +71,8 @@ pub struct Doors {
     pub metrics: Option<PrometheusHandle>,
     /// Waiting events above which posts get 429; 0 = no mark.
     pub high_water: usize,
+    /// Set while the main stack is above the mark and expansion takes only what is urgent.
+    pub limited: Arc<AtomicBool>,
     /// What the dispatcher says of itself, for `/api/v1/status`; none = left out.
     pub dispatch: Option<Arc<dyn Fn() -> Value + Send + Sync>>,
 }
@@ -250,11 +252,11 @@ pub fn router(doors: Doors) -> Router {
         .route("/api/v1/events/{id}", get(api::show))
         .route("/api/v1/events/{id}/retry", post(api::retry))
         .route("/api/v1/events/{id}/drop", post(api::give_up))
-        .route("/api/v1/nas", get(api::nases))
-        .route("/api/v1/nas/{id}", get(crowd::nas))
-        .route("/api/v1/nas/{id}/forks", post(crowd::forks))
-        .route("/api/v1/nas/{id}/pause", post(api::pause))
-        .route("/api/v1/nas/{id}/resume", post(api::resume))
+        .route("/api/v1/nas", get(nases::nases))
+        .route("/api/v1/nas/{id}", get(nases::nas))
+        .route("/api/v1/nas/{id}/forks", post(nases::forks))
+        .route("/api/v1/nas/{id}/pause", post(nases::pause))
+        .route("/api/v1/nas/{id}/resume", post(nases::resume))
         .route("/api/v1/reload", post(api::reload))
         .route("/api/v1/status", get(api::status))
         .fallback(no_such_path)

@@ -19,10 +19,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
-pub use audit::{AuditRow, audit_rows};
+pub use audit::{AuditRow, audit_rows, prune_audit};
 pub use rows::{
-    AccountFlags, Cause, Counts, EventRow, Expansion, Filter, GuardOrder, OrderKind, SqlAnswer,
-    Token, WhereIs,
+    AccountFlags, Backlog, Cause, Counts, EventRow, Expansion, Filter, GuardOrder, OrderKind,
+    SqlAnswer, Token, WhereIs,
 };
 
 use crate::attempt::DoneResult;
@@ -261,6 +261,10 @@ pub trait Store: Send + Sync {
     /// the commands outside the catalogue that loaded schemes define.
     async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion>;
 
+    /// The same for the accounts that are to get access, with what was asked for them before,
+    /// and for questions of operators: what is still taken while too much is waiting.
+    async fn expand_urgent(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion>;
+
     /// Lets rows with an error be tried at once (settings changed).
     async fn retry_expansion(&self) -> Result<u64>;
 
@@ -324,6 +328,9 @@ pub trait Store: Send + Sync {
 
     /// Numbers for `event_count.sh`, `stack count` and the metrics.
     async fn counts(&self) -> Result<Counts>;
+
+    /// How much waits, each stack counted up to `most` at the furthest: cheap to ask often.
+    async fn backlog(&self, most: usize) -> Result<Backlog>;
 
     /// Events of one place, newest first, at most `filter.limit`.
     async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>>;

@@ -35,6 +35,15 @@ pub struct Counts {
     pub oldest_s: i64,
 }
 
+/// Rows of the stacks, each counted only so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Of the compact stack.
+    pub compact: usize,
+    /// Of the main stack.
+    pub main: usize,
+}
+
 /// Where an event stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -116,6 +125,31 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// The conditions on a row as SQL, with parameters that `mark` numbers from 1 in the order
+    /// state, nas, user, cmd, batch, before, limit; those that are not asked for are left out,
+    /// because only a plain comparison finds its index. Also the mark of the limit.
+    pub(super) fn conditions(&self, state: bool, mark: char) -> (String, String) {
+        let asked = [
+            ("state =", state),
+            ("nas_id =", self.nas.is_some()),
+            ("user_id =", self.user.is_some()),
+            ("cmd =", self.cmd.is_some()),
+            ("batch_id =", self.batch.is_some()),
+            ("id <", self.before.is_some()),
+        ];
+        let names = asked.iter().filter(|(_, is)| *is);
+        let each: Vec<String> = names
+            .enumerate()
+            .map(|(index, (name, _))| format!("{name} {mark}{}", index + 1))
+            .collect();
+        let limit = format!("{mark}{}", each.len() + 1);
+        let all = match each.is_empty() {
+            true => String::new(),
+            false => format!("where {}", each.join(" and ")),
+        };
+        (all, limit)
+    }
+
     /// The tables to look in, and the state that a row must have there (none = any).
     pub(super) fn places(&self) -> Result<(&'static [WhereIs], Option<&str>)> {
         use WhereIs::{Compact, Dead, Done, Stack};

@@ -17,7 +17,7 @@ use nas_event_daemon::intake::rest::{Doors, router};
 use nas_event_daemon::nas::{BadNas, Nas, NasId, NasSecret, NasState};
 use nas_event_daemon::store::query::{Column, Model, Query};
 use nas_event_daemon::store::{
-    AccountFlags, After, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
+    AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
     Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned, WhereIs,
 };
 use serde_json::{Map, Value};
@@ -191,6 +191,9 @@ impl Store for Fake {
     async fn expand(&self, _: usize, _: &[Cmd]) -> Result<Expansion> {
         no()
     }
+    async fn expand_urgent(&self, _: usize, _: &[Cmd]) -> Result<Expansion> {
+        no()
+    }
     async fn retry_expansion(&self) -> Result<u64> {
         no()
     }
@@ -270,6 +273,16 @@ impl Store for Fake {
             main: vec![("user_add".to_owned(), main)],
             by_nas: vec![(1116, "ready".to_owned(), main)],
             ..Counts::default()
+        })
+    }
+
+    async fn backlog(&self, most: usize) -> Result<Backlog> {
+        let counts = self.counts().await?;
+        let main: i64 = counts.main.iter().map(|(_, n)| n).sum();
+        let upto = |n: i64| usize::try_from(n).unwrap().min(most);
+        Ok(Backlog {
+            compact: upto(counts.compact),
+            main: upto(main),
         })
     }
 
@@ -422,6 +435,7 @@ fn built(fake: Arc<Fake>, store: Arc<dyn Store>, high_water: usize) -> House {
         store,
         http: Http {
             listen: vec!["127.0.0.1:8082".to_owned()],
+            high_water,
             open_from: vec![
                 "10.1.2.0/24".parse().unwrap(),
                 "127.0.0.1/32".parse().unwrap(),
@@ -437,6 +451,7 @@ fn built(fake: Arc<Fake>, store: Arc<dyn Store>, high_water: usize) -> House {
         settings_interval: Duration::from_secs(60),
         metrics: Some(nas_event_daemon::intake::rest::install_metrics()),
         high_water,
+        limited: Arc::new(AtomicBool::new(false)),
         dispatch: Some(Arc::new(|| serde_json::json!({ "turns": 7 }))),
     };
     House {

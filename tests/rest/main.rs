@@ -15,4 +15,6 @@ mod modern;
 #[cfg(test)]
 mod operations;
 #[cfg(test)]
+mod running;
+#[cfg(test)]
 mod sockets;

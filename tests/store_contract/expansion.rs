@@ -475,3 +475,39 @@ pub(super) async fn a_deposed_daemon_expands_nothing(db: Db) {
     let moved = second.expand(10, &[]).await.unwrap().moved;
     assert_eq!(moved.iter().map(|w| w.id).collect::<Vec<_>>(), ids);
 }
+
+pub(super) async fn above_the_mark_payers_come_first_and_in_order(db: Db) {
+    fill(&db).await;
+    let asked = [
+        event("user_rate_set", 1),
+        event("user_redirect", 2),
+        event("user_redirect_cancel", 2),
+        event("user_redirect", 2),
+        event("user_info", 3),
+        event("user_redirect", 3),
+        event("user_accept", 4),
+    ];
+    let ids = posted(&db.store, &asked).await;
+    let backlog = db.store.backlog(5).await.unwrap();
+    assert_eq!((backlog.compact, backlog.main), (5, 0));
+    let expanded = async |limit| {
+        let out = db.store.expand_urgent(limit, &[]).await.unwrap();
+        let moved: Vec<EventId> = out.moved.iter().map(|w| w.id).collect();
+        (moved, out.full)
+    };
+    // What was asked for a payer before comes before: he must not be cut off by it later.
+    assert_eq!(expanded(2).await, (vec![ids[1], ids[2]], true));
+    assert_eq!(expanded(100).await, (vec![ids[4], ids[6]], false));
+    assert_eq!(expanded(100).await, (vec![], false));
+    let backlog = db.store.backlog(5).await.unwrap();
+    assert_eq!((backlog.compact, backlog.main), (3, 4));
+    // Below the mark the rest follows; what was moved before may be told again.
+    let rest = db.store.expand(100, &[]).await.unwrap();
+    let rest: Vec<EventId> = rest.moved.iter().map(|w| w.id).collect();
+    assert!(
+        [ids[0], ids[3], ids[5]].iter().all(|id| rest.contains(id)),
+        "{rest:?}"
+    );
+    let backlog = db.store.backlog(10).await.unwrap();
+    assert_eq!((backlog.compact, backlog.main), (0, 7));
+}

@@ -1,5 +1,7 @@
 //! What the contract says of the billing's tables, NAS rows, secrets and statements.
 
+use nas_event_daemon::store::{postgres, sqlite};
+
 use super::*;
 
 pub(super) async fn every_missing_column_is_named(db: Db) {
@@ -189,4 +191,121 @@ pub(super) async fn a_nul_never_blocks_a_settle(db: Db) {
         }
         other => panic!("{other:?}"),
     }
+}
+
+pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
+    for n in 1..=5 {
+        db.store
+            .audit("crm", "post", &format!("event={n}"))
+            .await
+            .unwrap();
+    }
+    db.sql("update audit set at = '2020-01-01 00:00:00' where id <= 3")
+        .await;
+    let now = nas_event_daemon::clock::wall_ms();
+    let year = 366 * 86_400_000;
+    let store = db.store.as_ref();
+    let gone = async |before| {
+        nas_event_daemon::store::prune_audit(store, before, 2)
+            .await
+            .unwrap()
+    };
+    assert_eq!(gone(now - 20 * year).await, 0);
+    let pieces = [
+        gone(now - year).await,
+        gone(now - year).await,
+        gone(now - year).await,
+    ];
+    assert_eq!(pieces, [2, 1, 0]);
+    let left = nas_event_daemon::store::audit_rows(store, None, 10)
+        .await
+        .unwrap();
+    assert_eq!(left.len(), 2);
+}
+
+/// A small form of a crowded database, and what the planner makes of each list: a table may be
+/// read in the order of its key until a page is full, but never as a whole for an account or a
+/// batch.
+pub(super) async fn lists_of_a_crowded_database_are_read_by_index(db: Db) {
+    let done =
+        "insert into events_done (id, event_type, user_id, nas_id, event_date, result, batch_id)
+      select n, 'user_add', n % 5000, n % 40, '2026-01-01 00:00:00', 'done',
+        case when n % 100 = 0 then 'b' || (n / 1000) end from numbers";
+    let dead =
+        "insert into events_dead (id, event_type, user_id, nas_id, event_date, reason, batch_id)
+      select n + 1000000, 'user_add', n % 5000, n % 40, '2026-01-01 00:00:00', 'x',
+        case when n % 100 = 0 then 'b' || (n / 1000) end from numbers";
+    for into in [done, dead] {
+        let numbers = "with recursive numbers (n) as (select 1 union all select n + 1 from numbers where n < 20000)";
+        db.sql(&into.replacen("select n", &format!("{numbers} select n"), 1))
+            .await;
+    }
+    db.sql("analyze").await;
+    let filter = |state: &str| Filter {
+        state: Some(state.to_owned()),
+        limit: 100,
+        ..Filter::default()
+    };
+    for state in ["all", "done", "dead"] {
+        let of_account = Filter {
+            user: Some(77),
+            ..filter(state)
+        };
+        let of_batch = Filter {
+            batch: Some("b7".to_owned()),
+            ..filter(state)
+        };
+        let next_page = Filter {
+            before: Some(15_000),
+            ..filter(state)
+        };
+        for (filter, index) in [
+            (of_account, "account"),
+            (of_batch, "batch"),
+            (next_page, ""),
+            (filter(state), ""),
+        ] {
+            let plan = plan(&db, &filter).await;
+            let whole = plan.lines().find(|line| {
+                let scan = line.contains("Seq Scan on events_d")
+                    || (line.contains("SCAN events_d") && !line.contains("USING"))
+                    || line.contains("Sort Method");
+                scan && !index.is_empty()
+            });
+            assert_eq!(whole, None, "{filter:?}\n{plan}");
+            assert!(plan.contains(index), "{filter:?}\n{plan}");
+            let rows = db.store.events(&filter).await.unwrap();
+            assert!(!rows.is_empty() || filter.before.is_some(), "{filter:?}");
+            assert!(rows.windows(2).all(|w| w[0].id > w[1].id));
+        }
+    }
+}
+
+/// How the database would read a list.
+async fn plan(db: &Db, filter: &Filter) -> String {
+    let (text, mark, explain) = match db.kind {
+        Kind::Sqlite => (sqlite::list_text(filter), '?', "explain query plan"),
+        Kind::Postgres => (postgres::list_text(filter), '$', "explain"),
+    };
+    let (mut text, state) = text.unwrap();
+    let given = [
+        state.map(|text| format!("'{text}'")),
+        filter.user.map(|n| n.to_string()),
+        filter.batch.as_ref().map(|text| format!("'{text}'")),
+        filter.before.map(|n| n.to_string()),
+        Some(filter.limit.to_string()),
+    ];
+    for (index, value) in given.into_iter().flatten().enumerate() {
+        text = text.replace(&format!("{mark}{}", index + 1), &value);
+    }
+    let answer = db
+        .store
+        .sql(&format!("{explain} {text}"), false)
+        .await
+        .unwrap();
+    let lines = answer
+        .rows
+        .iter()
+        .map(|row| row.last().cloned().flatten().unwrap_or_default());
+    lines.collect::<Vec<_>>().join("\n")
 }

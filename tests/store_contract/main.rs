@@ -75,6 +75,9 @@ on_both!(
     a_nul_never_blocks_a_settle,
     two_daemons_expand_each_event_once,
     an_expiring_command_carries_its_time,
+    above_the_mark_payers_come_first_and_in_order,
+    old_audit_rows_are_deleted_in_pieces,
+    lists_of_a_crowded_database_are_read_by_index,
 );
 
 fn event(cmd: &str, user: i64) -> CompactEvent {

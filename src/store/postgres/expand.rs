@@ -10,7 +10,7 @@ use super::compact::interactive;
 use super::decide::{Known, Nases, Ready, Wanted};
 use super::stack::{WAITING, waiting};
 use super::{Postgres, billing, connection, sql, storable};
-use crate::event::{Cmd, EventId, Waiting};
+use crate::event::{Class, Cmd, EventId, Waiting, of_class};
 use crate::store::{Error, Expansion, Result};
 
 /// Failed rows looked at again in one batch; they never fill it.
@@ -23,13 +23,30 @@ const BATCH_MAX: usize = 10_000;
 pub(super) type Doubt = Vec<i64>;
 
 pub(super) async fn expand(store: &Postgres, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
+    some(store, limit, cmds, Pick::All).await
+}
+
+/// What is still taken while too much is waiting.
+pub(super) async fn urgent(store: &Postgres, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
+    some(store, limit, cmds, Pick::Urgent).await
+}
+
+/// Which rows a batch takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pick {
+    All,
+    /// Of accounts that are to get access, up to that event, in their order; and questions.
+    Urgent,
+}
+
+async fn some(store: &Postgres, limit: usize, cmds: &[Cmd], which: Pick) -> Result<Expansion> {
     let known = Known::new(cmds);
     let limit = limit.clamp(1, BATCH_MAX);
     let shape = store.shape();
     let mut held = store.expander.hold().await?;
     let (conn, doubt) = held.parts();
     let epoch = store.owned.load(std::sync::atomic::Ordering::Relaxed);
-    let mut out = batch(conn, doubt, &shape, limit, &known, epoch).await;
+    let mut out = batch(conn, doubt, &shape, (limit, which), &known, epoch).await;
     if let Err(Error::Sql { source, .. }) = &out
         && class_of(source) == Some("42".to_owned())
     {
@@ -38,7 +55,7 @@ pub(super) async fn expand(store: &Postgres, limit: usize, cmds: &[Cmd]) -> Resu
         out = match read {
             Err(error) => Err(error),
             Ok(shape) => {
-                let again = batch(conn, doubt, &shape, limit, &known, epoch).await;
+                let again = batch(conn, doubt, &shape, (limit, which), &known, epoch).await;
                 if let Ok(mut kept) = store.billing.write() {
                     *kept = shape;
                 }
@@ -71,7 +88,7 @@ async fn batch(
     conn: &mut PgConnection,
     doubt: &mut Doubt,
     shape: &billing::Shape,
-    limit: usize,
+    (limit, which): (usize, Pick),
     known: &Known,
     epoch: i64,
 ) -> Result<Expansion> {
@@ -96,7 +113,10 @@ async fn batch(
     if !doubt.is_empty() {
         out.moved = doubtful(&mut tx, doubt).await?;
     }
-    let picked = pick(&mut tx, limit).await?;
+    let picked = match which {
+        Pick::All => pick(&mut tx, limit).await?,
+        Pick::Urgent => pick_urgent(&mut tx, limit).await?,
+    };
     run(&mut tx, "savepoint plain").await?;
     let moved = match plain_rows(&mut tx, shape, &picked, known).await {
         Err(Error::Sql { source, .. }) if is_row_trouble(&source) => {
@@ -200,6 +220,26 @@ async fn pick(tx: &mut PgConnection, limit: usize) -> Result<Vec<i64>> {
         "set local enable_seqscan to default; set local enable_bitmapscan to default; set local enable_sort to default",
     )
     .await?;
+    Ok(rows.into_iter().map(|(id,)| id).collect())
+}
+
+/// Locks what is still taken while too much is waiting. Reads the whole stack, so it is not for
+/// every poll.
+async fn pick_urgent(tx: &mut PgConnection, limit: usize) -> Result<Vec<i64>> {
+    let rows: Vec<(i64,)> = sqlx::query_as(
+        "with urgent as (
+           select user_id, max(id) as upto from events_stack_compact
+           where error is null and user_id is not null and cmd = any($2) group by user_id)
+         select c.id from events_stack_compact c left join urgent u on u.user_id = c.user_id
+         where c.error is null and (c.id <= u.upto or c.cmd = any($3))
+         order by c.id limit $1 for update of c skip locked",
+    )
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .bind(of_class(Class::Access))
+    .bind(of_class(Class::Interactive))
+    .fetch_all(tx)
+    .await
+    .map_err(sql("pick urgent compact events"))?;
     Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 

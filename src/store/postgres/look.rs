@@ -6,7 +6,7 @@ use sqlx::{Column, Connection, Executor, PgConnection, Row, SqlSafeStr, TypeInfo
 
 use super::{Postgres, connection, kept_ms, sql, storable};
 use crate::event::{EventId, Params};
-use crate::store::{Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs};
+use crate::store::{Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs};
 
 /// Most rows that `events` returns in one call.
 const LIST_MAX: usize = 1_000;
@@ -112,6 +112,21 @@ pub(super) async fn counts(store: &Postgres) -> Result<Counts> {
     })
 }
 
+pub(super) async fn backlog(store: &Postgres, most: usize) -> Result<Backlog> {
+    let (compact, main): (i64, i64) = sqlx::query_as(
+        "select (select count(*) from (select 1 from events_stack_compact limit $1) c),
+           (select count(*) from (select 1 from events_stack limit $1) s)",
+    )
+    .bind(i64::try_from(most).unwrap_or(i64::MAX))
+    .fetch_one(&store.pool)
+    .await
+    .map_err(sql("count what waits"))?;
+    Ok(Backlog {
+        compact: usize::try_from(compact).unwrap_or(0),
+        main: usize::try_from(main).unwrap_or(0),
+    })
+}
+
 /// The rows of a place, with the columns of `EventRow`.
 fn table(place: WhereIs) -> &'static str {
     match place {
@@ -122,25 +137,43 @@ fn table(place: WhereIs) -> &'static str {
     }
 }
 
-pub(super) async fn events(store: &Postgres, filter: &Filter) -> Result<Vec<EventRow>> {
+/// The statement behind [`Store::events`](crate::store::Store::events), and the state that is its
+/// first parameter, if there is one; the others follow in the order of `Filter::conditions`.
+pub fn list_text(filter: &Filter) -> Result<(String, Option<&str>)> {
     let (places, state) = filter.places()?;
-    let tables: Vec<&str> = places.iter().copied().map(table).collect();
+    let (conditions, limit) = filter.conditions(state.is_some(), '$');
+    // Each table by itself: ordered and cut before the rows of all are merged.
+    let tables: Vec<String> = places
+        .iter()
+        .map(|place| {
+            format!(
+                "select * from (select * from ({}) e {conditions} order by id desc limit {limit}) p",
+                table(*place)
+            )
+        })
+        .collect();
     let source = tables.join(" union all ");
-    let text = format!(
-        "select * from ({source}) e where ($1::text is null or state = $1) and ($2::bigint is null or nas_id = $2)
-           and ($3::bigint is null or user_id = $3) and ($4::text is null or cmd = $4)
-           and ($5::text is null or batch_id = $5) and ($6::bigint is null or id < $6)
-         order by id desc limit $7"
-    );
+    let text = format!("select * from ({source}) e order by id desc limit {limit}");
+    Ok((text, state))
+}
+
+pub(super) async fn events(store: &Postgres, filter: &Filter) -> Result<Vec<EventRow>> {
+    let (text, state) = list_text(filter)?;
     // Planned anew each time: only with the values at hand does a filter find its index.
-    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
-        .persistent(false)
-        .bind(state)
-        .bind(filter.nas)
-        .bind(filter.user)
-        .bind(filter.cmd.as_deref().map(storable))
-        .bind(filter.batch.as_deref().map(storable))
-        .bind(filter.before)
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(text)).persistent(false);
+    if let Some(state) = state {
+        query = query.bind(state.to_owned());
+    }
+    for number in [filter.nas, filter.user].into_iter().flatten() {
+        query = query.bind(number);
+    }
+    for text in [&filter.cmd, &filter.batch].into_iter().flatten() {
+        query = query.bind(storable(text));
+    }
+    if let Some(before) = filter.before {
+        query = query.bind(before);
+    }
+    let rows = query
         .bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100))
         .fetch_all(&store.pool)
         .await

@@ -15,6 +15,8 @@ mod nas;
 mod owner;
 mod stack;
 
+pub use look::list_text;
+
 use std::borrow::Cow;
 use std::future::Future;
 use std::str::FromStr;
@@ -29,7 +31,7 @@ use sqlx::{ConnectOptions, PgPool, SqlSafeStr};
 
 use self::connection::{CONNECT_TIMEOUT, Reopening};
 use super::{
-    AccountFlags, After, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
+    AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
     Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
     shown_url,
 };
@@ -188,6 +190,11 @@ fn migrator() -> Migrator {
             "guard",
             include_str!("../../../migrations/postgres/0003_guard.sql"),
         ),
+        (
+            5,
+            "batches",
+            include_str!("../../../migrations/postgres/0005_batches.sql"),
+        ),
     ];
     Migrator::with_migrations(
         files
@@ -242,6 +249,10 @@ impl Store for Postgres {
 
     async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
         call("expand a batch", expand::expand(self, limit, cmds)).await
+    }
+
+    async fn expand_urgent(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
+        call("expand a batch", expand::urgent(self, limit, cmds)).await
     }
 
     async fn retry_expansion(&self) -> Result<u64> {
@@ -320,6 +331,10 @@ impl Store for Postgres {
 
     async fn counts(&self) -> Result<Counts> {
         call("count events", look::counts(self)).await
+    }
+
+    async fn backlog(&self, most: usize) -> Result<Backlog> {
+        call("count what waits", look::backlog(self, most)).await
     }
 
     async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>> {

@@ -7,7 +7,7 @@ use sqlx::{Row, Sqlite as Db, Transaction};
 
 use super::stack::{WAITING, waiting_from_json};
 use super::{Sqlite, Writer, billing, compact, sql};
-use crate::event::{Cmd, EventId, Params, Waiting};
+use crate::event::{Class, Cmd, EventId, Params, Waiting, of_class};
 use crate::store::{Error, Expansion, Result};
 
 /// Failed rows looked at again in one batch; they never fill it.
@@ -25,6 +25,44 @@ const DUPLICATE: &str =
     "ifnull((select d.possible_duplicate from events_dead d where d.id = c.retried_from), 0)";
 
 pub(super) async fn expand(store: &Sqlite, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
+    some(store, limit, cmds, None).await
+}
+
+/// What is still taken while too much is waiting: rows of accounts that are to get access, up to
+/// that event, in their order; and questions. Reads the whole stack, so it is not for every poll.
+pub(super) async fn urgent(store: &Sqlite, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
+    let names = |class| serde_json::to_string(&of_class(class)).unwrap_or_default();
+    let rows: Vec<(i64,)> = sqlx::query_as(
+        "with urgent as materialized (
+           select user_id, max(id) as upto from events_stack_compact
+           where error is null and user_id is not null and cmd in (select value from json_each(?2))
+           group by user_id)
+         select c.id from events_stack_compact c left join urgent u on u.user_id = c.user_id
+         where c.error is null and (c.id <= u.upto or c.cmd in (select value from json_each(?3)))
+         order by c.id limit ?1",
+    )
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .bind(names(Class::Access))
+    .bind(names(Class::Interactive))
+    .fetch_all(&store.readers)
+    .await
+    .map_err(sql("pick urgent compact events"))?;
+    some(
+        store,
+        limit,
+        cmds,
+        Some(rows.into_iter().map(|row| row.0).collect()),
+    )
+    .await
+}
+
+/// `only`: these rows, and failed ones that are due; none = the first of the stack.
+async fn some(
+    store: &Sqlite,
+    limit: usize,
+    cmds: &[Cmd],
+    only: Option<Vec<i64>>,
+) -> Result<Expansion> {
     let shape = store.shape();
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let idle: (bool,) = sqlx::query_as(
@@ -44,6 +82,9 @@ pub(super) async fn expand(store: &Sqlite, limit: usize, cmds: &[Cmd]) -> Result
         writer.known_cmds = cmds.to_vec();
     }
     let epoch = store.owned.load(std::sync::atomic::Ordering::Relaxed);
+    if let Some(ids) = only {
+        return chosen(&mut writer, &shape, limit, ids, epoch).await;
+    }
     match batch(&mut writer, &shape, limit, true, epoch).await {
         Err(Error::Sql { source, .. }) if is_row_trouble(&source) => {
             // One row of the billing's view breaks the statement: take the batch row by row.
@@ -72,16 +113,7 @@ async fn batch(
     epoch: i64,
 ) -> Result<Expansion> {
     let mut tx = writer.begin().await?;
-    // A daemon that has been deposed must not take events that nobody would run.
-    if epoch > 0 {
-        let owner: Option<(i64,)> = sqlx::query_as("select epoch from owner where scope = 'all'")
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(sql("check the ownership"))?;
-        if owner != Some((epoch,)) {
-            return Err(Error::Fenced { epoch });
-        }
-    }
+    still_owned(&mut tx, epoch).await?;
     let text = format!(
         "select ifnull(min(id), 0), ifnull(max(id), 0), count(*), ifnull(sum(plain), 0),
            ifnull((select max(id) from events_stack_compact where error is null), 0)
@@ -117,6 +149,47 @@ async fn batch(
         .map_err(sql("pick compact events"))?;
         slow.extend(left.into_iter().map(|row| row.0));
     }
+    one_by_one(tx, shape, slow, out).await
+}
+
+/// Rows that were chosen before the writer was free; what is gone since is passed over.
+async fn chosen(
+    writer: &mut Writer,
+    shape: &billing::Shape,
+    limit: i64,
+    ids: Vec<i64>,
+    epoch: i64,
+) -> Result<Expansion> {
+    let mut tx = writer.begin().await?;
+    still_owned(&mut tx, epoch).await?;
+    let out = Expansion {
+        full: i64::try_from(ids.len()).is_ok_and(|n| n >= limit),
+        ..Expansion::default()
+    };
+    one_by_one(tx, shape, ids, out).await
+}
+
+/// A daemon that has been deposed must not take events that nobody would run.
+async fn still_owned(tx: &mut Transaction<'_, Db>, epoch: i64) -> Result<()> {
+    if epoch > 0 {
+        let owner: Option<(i64,)> = sqlx::query_as("select epoch from owner where scope = 'all'")
+            .fetch_optional(&mut **tx)
+            .await
+            .map_err(sql("check the ownership"))?;
+        if owner != Some((epoch,)) {
+            return Err(Error::Fenced { epoch });
+        }
+    }
+    Ok(())
+}
+
+/// The rest of a batch, and failed rows that are due; ends the transaction.
+async fn one_by_one(
+    mut tx: Transaction<'_, Db>,
+    shape: &billing::Shape,
+    mut slow: Vec<i64>,
+    mut out: Expansion,
+) -> Result<Expansion> {
     let again: Vec<(i64,)> = sqlx::query_as(
         "select id from events_stack_compact where error is not null
            and next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now') order by next_expand_at limit ?1",

@@ -6,7 +6,7 @@ use sqlx::{Column, Row, TypeInfo, ValueRef};
 use super::{Sqlite, sql};
 use crate::clock;
 use crate::event::{EventId, Params};
-use crate::store::{Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs};
+use crate::store::{Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs};
 
 /// Most rows that `events` returns in one call.
 const LIST_MAX: usize = 1_000;
@@ -104,6 +104,21 @@ pub(super) async fn counts(store: &Sqlite) -> Result<Counts> {
     })
 }
 
+pub(super) async fn backlog(store: &Sqlite, most: usize) -> Result<Backlog> {
+    let (compact, main): (i64, i64) = sqlx::query_as(
+        "select (select count(*) from (select 1 from events_stack_compact limit ?1) c),
+           (select count(*) from (select 1 from events_stack limit ?1) s)",
+    )
+    .bind(i64::try_from(most).unwrap_or(i64::MAX))
+    .fetch_one(&store.readers)
+    .await
+    .map_err(sql("count what waits"))?;
+    Ok(Backlog {
+        compact: usize::try_from(compact).unwrap_or(0),
+        main: usize::try_from(main).unwrap_or(0),
+    })
+}
+
 /// The rows of a place, with the columns of `EventRow`.
 fn table(place: WhereIs) -> &'static str {
     match place {
@@ -114,22 +129,42 @@ fn table(place: WhereIs) -> &'static str {
     }
 }
 
-pub(super) async fn events(store: &Sqlite, filter: &Filter) -> Result<Vec<EventRow>> {
+/// The statement behind [`Store::events`](crate::store::Store::events), and the state that is its
+/// first parameter, if there is one; the others follow in the order of `Filter::conditions`.
+pub fn list_text(filter: &Filter) -> Result<(String, Option<&str>)> {
     let (places, state) = filter.places()?;
-    let tables: Vec<&str> = places.iter().copied().map(table).collect();
+    let (conditions, limit) = filter.conditions(state.is_some(), '?');
+    // Each table by itself: ordered and cut before the rows of all are merged.
+    let tables: Vec<String> = places
+        .iter()
+        .map(|place| {
+            format!(
+                "select * from (select * from ({}) {conditions} order by id desc limit {limit})",
+                table(*place)
+            )
+        })
+        .collect();
     let source = tables.join(" union all ");
-    let text = format!(
-        "select * from ({source}) where (?1 is null or state = ?1) and (?2 is null or nas_id = ?2)
-           and (?3 is null or user_id = ?3) and (?4 is null or cmd = ?4) and (?5 is null or batch_id = ?5)
-           and (?6 is null or id < ?6) order by id desc limit ?7"
-    );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
-        .bind(state)
-        .bind(filter.nas)
-        .bind(filter.user)
-        .bind(&filter.cmd)
-        .bind(&filter.batch)
-        .bind(filter.before)
+    let text = format!("select * from ({source}) order by id desc limit {limit}");
+    Ok((text, state))
+}
+
+pub(super) async fn events(store: &Sqlite, filter: &Filter) -> Result<Vec<EventRow>> {
+    let (text, state) = list_text(filter)?;
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(text));
+    if let Some(state) = state {
+        query = query.bind(state.to_owned());
+    }
+    for number in [filter.nas, filter.user].into_iter().flatten() {
+        query = query.bind(number);
+    }
+    for text in [&filter.cmd, &filter.batch].into_iter().flatten() {
+        query = query.bind(text);
+    }
+    if let Some(before) = filter.before {
+        query = query.bind(before);
+    }
+    let rows = query
         .bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100))
         .fetch_all(&store.readers)
         .await

@@ -13,6 +13,8 @@ mod nas;
 mod owner;
 mod stack;
 
+pub use look::list_text;
+
 use std::borrow::Cow;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -28,7 +30,7 @@ use sqlx::{
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
-    AccountFlags, After, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
+    AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
     Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
     shown_url,
 };
@@ -205,6 +207,11 @@ fn migrator() -> Migrator {
             "guard",
             include_str!("../../../migrations/sqlite/0003_guard.sql"),
         ),
+        (
+            5,
+            "batches",
+            include_str!("../../../migrations/sqlite/0005_batches.sql"),
+        ),
     ];
     Migrator::with_migrations(
         files
@@ -265,6 +272,10 @@ impl Store for Sqlite {
 
     async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
         expand::expand(self, limit, cmds).await
+    }
+
+    async fn expand_urgent(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
+        expand::urgent(self, limit, cmds).await
     }
 
     async fn retry_expansion(&self) -> Result<u64> {
@@ -337,6 +348,10 @@ impl Store for Sqlite {
 
     async fn counts(&self) -> Result<Counts> {
         look::counts(self).await
+    }
+
+    async fn backlog(&self, most: usize) -> Result<Backlog> {
+        look::backlog(self, most).await
     }
 
     async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>> {

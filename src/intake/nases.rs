@@ -1,0 +1,218 @@
+//! NASes over `/api/v1/`: what they are, what the dispatcher says of them, and what operators
+//! may say beside the billing: pause, resume, forks.
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use serde_json::{Value, json};
+
+use crate::clock;
+use crate::config;
+use crate::intake::access::{At, Operator, Viewer};
+use crate::intake::api::{number, order, why};
+use crate::intake::rest::{self, Desk, Refusal};
+use crate::nas::{Forks, Nas, NasId, NasState};
+use crate::store::shown_url;
+
+/// `GET /api/v1/nas`: settings and operators' settings, without credentials and `vars`.
+pub async fn nases(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Value>, Refusal> {
+    let store = &desk.doors.store;
+    let rows = store.nases().await.map_err(Refusal::store)?;
+    let states = store.nas_states().await.map_err(Refusal::store)?;
+    let now = clock::wall_ms();
+    let list: Vec<Value> = rows
+        .iter()
+        .map(|row| match row {
+            Ok(nas) => {
+                let state = states.get(&nas.id).cloned().unwrap_or_default();
+                nas_shown(nas, &state, now)
+            }
+            Err(bad) => json!({ "id": bad.id, "ip": bad.ip, "error": bad.reason }),
+        })
+        .collect();
+    Ok(Json(json!({ "nas": list })))
+}
+
+fn nas_shown(nas: &Nas, state: &NasState, now: i64) -> Value {
+    let paused = state.paused_until_ms.filter(|until| *until > now);
+    let until = paused.filter(|until| *until != i64::MAX);
+    json!({
+        "id": nas.id,
+        "name": nas.name,
+        "ip": nas.ip,
+        "mode": nas.mode,
+        "forks": nas.forks,
+        "forks_override": state.forks,
+        "oss_path": nas.oss_path,
+        "script_name": nas.script_name,
+        "max_sessions": nas.max_sessions,
+        "max_rate": nas.max_rate,
+        "timeout_ms": nas.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+        "on_error": nas.on_error,
+        "http_url": nas.http_url.as_deref().map(shown_url),
+        "paused": paused.is_some(),
+        "paused_until": until.map(clock::utc_text),
+        "pause_reason": paused.map(|_| state.pause_reason.as_str()),
+    })
+}
+
+/// `POST /api/v1/nas/{id}/pause`, body `{"reason", "for"}`: nothing new is started there.
+pub async fn pause(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, Refusal> {
+    let order = order(request, &["reason", "for"]).await?;
+    let reason = why(&order, "reason")?;
+    let length = match order.get("for") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(
+            config::parse_duration(text).map_err(|e| Refusal::malformed(format!("for: {e}")))?,
+        ),
+        Some(_) => {
+            return Err(Refusal::malformed(
+                "for is not a duration like \"30m\"".to_owned(),
+            ));
+        }
+    };
+    let until = length.map_or(i64::MAX, |length| {
+        let ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
+        clock::wall_ms().saturating_add(ms)
+    });
+    let detail = format!(
+        "for={} reason={reason:?}",
+        order.get("for").unwrap_or(&Value::Null)
+    );
+    change_nas(desk, caller.who, &id, "nas_pause", detail, move |state| {
+        state.paused_until_ms = Some(until);
+        state.pause_reason = reason;
+    })
+    .await
+}
+
+/// `POST /api/v1/nas/{id}/resume`.
+pub async fn resume(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    change_nas(
+        desk,
+        caller.who,
+        &id,
+        "nas_resume",
+        String::new(),
+        |state| {
+            state.paused_until_ms = None;
+            state.pause_reason = String::new();
+        },
+    )
+    .await
+}
+
+/// Changes the operator's settings of one NAS.
+pub async fn change_nas(
+    desk: Desk,
+    who: String,
+    id: &str,
+    what: &'static str,
+    detail: String,
+    change: impl FnOnce(&mut NasState) + Send + 'static,
+) -> Result<Json<Value>, Refusal> {
+    let id = NasId(number(id)?);
+    let shown = rest::to_the_end(&desk, move |desk| async move {
+        let store = &desk.doors.store;
+        let one_at_a_time = desk.nas_settings.lock().await;
+        let rows = store.nases().await.map_err(Refusal::store)?;
+        let known = rows.iter().find(|row| match row {
+            Ok(nas) => nas.id == id,
+            Err(bad) => bad.id == id,
+        });
+        let Some(known) = known else {
+            return Err(Refusal::not_found(
+                format!("there is no NAS {id}"),
+                "GET /api/v1/nas lists them",
+            ));
+        };
+        let mut states = store.nas_states().await.map_err(Refusal::store)?;
+        let mut state = states.remove(&id).unwrap_or_default();
+        change(&mut state);
+        store
+            .set_nas_state(id, &state)
+            .await
+            .map_err(Refusal::store)?;
+        drop(one_at_a_time);
+        desk.doors.reload.notify_one();
+        let detail = format!("nas={id} {detail}");
+        let detail = detail.trim_end().to_owned();
+        desk.trail.note(store.as_ref(), &who, what, detail).await;
+        Ok(match known {
+            Ok(nas) => nas_shown(nas, &state, clock::wall_ms()),
+            Err(bad) => json!({ "id": bad.id, "ip": bad.ip, "error": bad.reason }),
+        })
+    })
+    .await?;
+    Ok(Json(shown))
+}
+
+/// `GET /api/v1/nas/{id}`: one NAS, with what the dispatcher says of it.
+pub async fn nas(
+    State(desk): State<Desk>,
+    At(caller): Viewer,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    let wanted = number(&id)?;
+    let Json(all) = nases(State(std::sync::Arc::clone(&desk)), At(caller)).await?;
+    let list = all.get("nas").and_then(Value::as_array);
+    let found = list
+        .into_iter()
+        .flatten()
+        .find(|nas| nas.get("id") == Some(&json!(wanted)));
+    let mut nas = found.cloned().ok_or_else(|| {
+        Refusal::not_found(
+            format!("there is no NAS {wanted}"),
+            "GET /api/v1/nas lists them",
+        )
+    })?;
+    let status = desk
+        .doors
+        .dispatch
+        .as_ref()
+        .map(|say| say())
+        .unwrap_or_default();
+    let live = status.get("nases").and_then(Value::as_array);
+    let live = live
+        .into_iter()
+        .flatten()
+        .find(|nas| nas.get("id") == Some(&json!(wanted)));
+    if let Some(map) = nas.as_object_mut() {
+        map.insert("dispatch".to_owned(), live.cloned().unwrap_or_default());
+    }
+    Ok(Json(nas))
+}
+
+/// `POST /api/v1/nas/{id}/forks`, body `{"forks": 10}`; null for what the billing says.
+pub async fn forks(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, Refusal> {
+    let order = order(request, &["forks"]).await?;
+    let wrong = || Refusal::malformed(format!("forks is not 1..{}, or null", Forks::MAX));
+    let forks = match order.get("forks") {
+        None => return Err(wrong()),
+        Some(Value::Null) => None,
+        Some(value) => {
+            let number = value
+                .as_i64()
+                .filter(|n| (1..=i64::from(Forks::MAX)).contains(n));
+            Some(number.ok_or_else(wrong)?)
+        }
+    };
+    let detail = format!("forks={forks:?}");
+    change_nas(desk, caller.who, &id, "nas_forks", detail, move |state| {
+        state.forks = forks;
+    })
+    .await
+}
