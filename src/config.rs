@@ -34,6 +34,8 @@ pub struct Config {
     pub history: History,
     /// Who changed what.
     pub audit: Audit,
+    /// Who is told of trouble.
+    pub alarm: Alarm,
     /// Contracts of the original.
     pub compat: Compat,
 }
@@ -198,6 +200,26 @@ impl Default for Audit {
     }
 }
 
+/// `[alarm]`
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Alarm {
+    /// `http://` or `https://`; gets a POST for each alarm that begins or ends. Empty = none.
+    pub webhook: String,
+    /// How long something has to be wrong, 100ms..1h.
+    #[serde(deserialize_with = "duration", serialize_with = "duration_text")]
+    pub after: Duration,
+}
+
+impl Default for Alarm {
+    fn default() -> Self {
+        Self {
+            webhook: String::new(),
+            after: Duration::from_secs(30),
+        }
+    }
+}
+
 /// `[compat]`
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Default)]
 #[serde(default, deny_unknown_fields)]
@@ -283,6 +305,25 @@ impl Config {
                 "http.high_water",
                 format!("{} is outside 0..100000000", self.http.high_water),
                 "the default is 1000000 waiting events; 0 switches the mark off",
+            ));
+        }
+        let webhook = &self.alarm.webhook;
+        if !webhook.is_empty()
+            && !["http://", "https://"]
+                .iter()
+                .any(|s| webhook.starts_with(s))
+        {
+            return Err(bad(
+                "alarm.webhook",
+                "begins with neither http:// nor https://".to_owned(),
+                "write webhook = \"https://HOST/PATH\", or leave it out",
+            ));
+        }
+        if self.alarm.after < ms(100) || self.alarm.after > ms(3_600_000) {
+            return Err(bad(
+                "alarm.after",
+                format!("{:?} is outside 100ms..1h", self.alarm.after),
+                "the default is 30s",
             ));
         }
         let d = &self.dispatch;

@@ -31,7 +31,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["account", "attempt", "clock", "config", "event", "nas"],
     ),
     // the pipeline
-    ("intake", &["clock", "config", "event", "nas", "store"]),
+    // The logs are shown, never written, by the doors.
+    (
+        "intake",
+        &["clock", "config", "event", "logs", "nas", "store"],
+    ),
     // The guard settles what it held (attempt: the result word) and is told how strict it is.
     (
         "expand",

@@ -1,7 +1,7 @@
 //! Measures the daemon as a process: drain, order under a huge lane, sustained load, scripts,
 //! latency, idle NASes, commands over SSH. Called by `scripts/bench`; prints Markdown, progress to stderr.
 //!
-//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|idle|ssh|radius]… ; all but the last
+//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|doors|pages|idle|ssh|radius]… ; all but the last
 //! if none is named.
 //! `NED_BENCH_BIN` is the release binary, `NED_BENCH_PG` a throw-away PostgreSQL.
 
@@ -20,6 +20,7 @@
 )]
 
 mod daemon;
+mod doors;
 mod parts;
 mod radius;
 mod riding;
@@ -40,6 +41,8 @@ fn main() {
             "riding",
             "latency",
             "payer",
+            "doors",
+            "pages",
             "idle",
             "ssh",
             "radius",
@@ -60,6 +63,8 @@ fn main() {
                 "scripts" => parts::scripts().await,
                 "riding" => riding::riding().await,
                 "latency" => parts::latency().await,
+                "doors" => doors::doors().await,
+                "pages" => doors::pages().await,
                 "payer" => parts::payer().await,
                 "ssh" => ssh::ssh().await,
                 "radius" => radius::radius().await,

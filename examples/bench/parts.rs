@@ -6,7 +6,7 @@ use crate::daemon::{Bench, Daemon, Kind};
 
 const KINDS: [Kind; 2] = [Kind::Sqlite, Kind::Postgres];
 
-fn kinds() -> Vec<Kind> {
+pub fn kinds() -> Vec<Kind> {
     let only = std::env::var("NED_BENCH_ONLY").unwrap_or_default();
     KINDS
         .into_iter()

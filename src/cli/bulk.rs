@@ -2,21 +2,28 @@
 //! one batch; and `audit`: who changed what.
 
 use std::io::{IsTerminal, Read};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use reqwest::Method;
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use super::Console;
 use super::ctl::{Ctl, refusal};
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, PART_FAILED, USAGE, remark};
 use super::table::Table;
+use crate::intake::access::hex;
 use crate::store::audit_rows;
 
 /// Largest file that is taken, bytes: the door's own limit.
 const FILE_MAX: u64 = 256 * 1024 * 1024;
 /// Lines of one part: enough for speed, few enough for a bar that moves.
 const PART: usize = 20_000;
+/// Longest key, letters: the daemon takes 200, and parts are numbered.
+const KEY_MAX: usize = 150;
+/// How often one part is sent, and the pause between: about ten minutes of a full stack.
+const TRIES_MAX: u32 = 120;
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// From where.
 #[derive(Debug, Args)]
@@ -33,6 +40,12 @@ pub struct Bulk {
     /// Name of the batch; default: a new one
     #[arg(long, value_name = "NAME")]
     batch: Option<String>,
+    /// Post nothing; say how many events go to which NAS, how long that takes, and what the guard says
+    #[arg(long, conflicts_with = "dry_run")]
+    plan: bool,
+    /// A name of this upload: sent again with the same one, nothing is stored twice (24 hours)
+    #[arg(long, value_name = "KEY", value_parser = key)]
+    key: Option<String>,
     /// Count and check the lines, post nothing
     #[arg(long)]
     dry_run: bool,
@@ -49,6 +62,122 @@ pub enum Form {
     Ids,
 }
 
+/// What the daemon takes as `Idempotency-Key`, with room for the number of a part.
+fn key(text: &str) -> Result<String, String> {
+    if (1..=KEY_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "expected 1 to {KEY_MAX} letters, digits and signs without spaces"
+        ))
+    }
+}
+
+/// One that nobody else has, so that within this run a lost answer can be asked for again.
+fn own_key() -> Result<String, Failed> {
+    let mut random = [0_u8; 16];
+    getrandom::fill(&mut random)
+        .map_err(|e| Failed::new(FAILED, format!("the system gives no random numbers: {e}")))?;
+    Ok(format!("cli-{}", hex(&random)))
+}
+
+/// Sends one part until it is answered: what was lost on the way is asked for again, and where
+/// too much is waiting, it waits.
+async fn sent(
+    ctl: &Ctl,
+    path: &str,
+    body: &str,
+    key: &str,
+) -> Result<(StatusCode, String), Failed> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let answer = ctl.lines(path, body.to_owned(), key).await;
+        let why = match answer {
+            Ok(Some((status, _)))
+                if status == StatusCode::TOO_MANY_REQUESTS
+                    || status == StatusCode::SERVICE_UNAVAILABLE =>
+            {
+                format!("the daemon answered {status}")
+            }
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) if tries == 1 => {
+                return Err(Failed::new(
+                    NOT_REACHABLE,
+                    format!(
+                        "no daemon listens on {}\nhint: bulk goes through the daemon",
+                        ctl.socket()
+                    ),
+                ));
+            }
+            Ok(None) => format!("no daemon listens on {}", ctl.socket()),
+            Err(failed) => failed.text,
+        };
+        if tries >= TRIES_MAX {
+            return Err(Failed::new(
+                NOT_REACHABLE,
+                format!(
+                    "{why}\nhint: given up after {tries} tries; call again with --key {key:?} to add only the rest"
+                ),
+            ));
+        }
+        remark(format!("{why}: again in {AGAIN_AFTER:?}"));
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
+const PLAN: &[&str] = &[
+    "nas_id",
+    "name",
+    "events",
+    "accounts",
+    "waiting",
+    "forks",
+    "ms_each",
+    "seconds",
+    "stands_still",
+];
+
+/// Prints what the daemon says of the whole file.
+async fn planned(console: &Console, ctl: &Ctl, body: &str) -> Outcome {
+    let (status, text) = sent(ctl, "/api/v1/events/bulk?plan=true", body, &own_key()?).await?;
+    if !status.is_success() {
+        return Err(refusal(status, &text));
+    }
+    let plan: Value = serde_json::from_str(&text).unwrap_or_default();
+    let field = |name: &str| plan.get(name).cloned().unwrap_or_default();
+    let says = plan.pointer("/guard/says").and_then(Value::as_array);
+    let says: Vec<&str> = says
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    console.record(&[
+        ("events", field("events")),
+        ("rejected", field("rejected_total")),
+        ("unknown_accounts", field("unknown_accounts")),
+        ("without_nas", field("without_nas")),
+        ("seconds", field("seconds")),
+        ("above_high_water", field("above_high_water")),
+        ("guard", json!(says.join("; "))),
+    ]);
+    let mut table = Table::new(PLAN);
+    for nas in plan
+        .get("nas")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        let cells = PLAN
+            .iter()
+            .map(|name| nas.get(*name).cloned().unwrap_or_default());
+        table.push(cells.collect());
+    }
+    console.list(&table);
+    remark("plan: nothing was posted");
+    Ok(DONE)
+}
+
 /// Posts them.
 pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
     let text = read(&args.file)?;
@@ -61,6 +190,12 @@ pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
     }
     let config = console.config()?;
     let ctl = Ctl::new(&config)?;
+    if args.plan {
+        let mut body = header.map(|h| h + "\n").unwrap_or_default();
+        body.push_str(&lines.join("\n"));
+        return planned(console, &ctl, &body).await;
+    }
+    let key = args.key.map_or_else(own_key, Ok)?;
     let mut batch = args.batch;
     let (mut accepted, mut rejected) = (0, 0);
     let mut table = Table::new(&["line", "error"]);
@@ -72,16 +207,7 @@ pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
             Some(name) => format!("/api/v1/events/bulk?batch_id={}", encoded(name)),
             None => "/api/v1/events/bulk".to_owned(),
         };
-        let answer = ctl.text(Method::POST, &path, body).await?;
-        let Some((status, text)) = answer else {
-            return Err(Failed::new(
-                NOT_REACHABLE,
-                format!(
-                    "no daemon listens on {}\nhint: bulk goes through the daemon; {accepted} events are stored",
-                    ctl.socket()
-                ),
-            ));
-        };
+        let (status, text) = sent(&ctl, &path, &body, &format!("{key}.{index}")).await?;
         let value: Value = serde_json::from_str(&text).unwrap_or_default();
         let number = |name: &str| value.get(name).and_then(Value::as_u64).unwrap_or(0);
         if !status.is_success() && number("rejected_total") == 0 {

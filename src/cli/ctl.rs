@@ -15,6 +15,8 @@ use crate::driver::tls;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a whole request: above the database's own busy timeout.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// For a bulk call: 256 MiB of lines are read, checked and stored within it.
+const BULK_TIMEOUT: Duration = Duration::from_secs(300);
 /// Longest part of an answer that is no JSON which an error repeats, characters.
 const SHOWN_MAX: usize = 200;
 
@@ -71,18 +73,19 @@ impl Ctl {
         self.sent(request).await
     }
 
-    /// The same with a body of text.
-    pub async fn text(
+    /// Posts lines to a door that remembers `key`, so that a lost answer can be asked for again.
+    pub async fn lines(
         &self,
-        method: Method,
         path: &str,
         body: String,
+        key: &str,
     ) -> Result<Option<(StatusCode, String)>, Failed> {
         if !self.socket.exists() {
             return Ok(None);
         }
-        let url = format!("http://localhost{path}");
-        self.sent(self.client.request(method, url).body(body)).await
+        let request = self.client.post(format!("http://localhost{path}"));
+        let request = request.header("Idempotency-Key", key).body(body);
+        self.sent(request.timeout(BULK_TIMEOUT)).await
     }
 
     async fn sent(

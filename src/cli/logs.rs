@@ -1,7 +1,5 @@
 //! `logs …`: removing what nobody will read any more.
 
-use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -10,6 +8,7 @@ use serde_json::json;
 use super::Console;
 use super::exit::{DONE, FAILED, Failed, Outcome, PART_FAILED, remark};
 use crate::config::parse_duration;
+pub use crate::intake::attempts::tail;
 use crate::logs;
 
 /// Verbs of logs.
@@ -24,16 +23,6 @@ pub enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
-}
-
-/// The end of a file, at most so many bytes; broken text is shown as far as it can be.
-pub fn tail(path: &Path, most: u64) -> std::io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
-    let mut bytes = Vec::new();
-    file.take(most).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Runs one verb.

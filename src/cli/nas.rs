@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config::{Config, parse_duration};
 use crate::daemon;
 use crate::dispatch::parent::Resolve;
+pub use crate::intake::waiting::paused_text;
 use crate::nas::{BadNas, Forks, Mode, Nas, NasId, NasState};
 use crate::store::{Counts, Store, shown_url};
 
@@ -209,20 +210,6 @@ pub(super) async fn poke(config: &Config) {
             config.dispatch.settings_interval, failed.text
         )),
     }
-}
-
-/// `paused until …: reason`, if it is paused now.
-pub fn paused_text(state: &NasState, now_ms: i64) -> Option<String> {
-    let until = state.paused_until_ms.filter(|until| *until > now_ms)?;
-    let mut text = if until == i64::MAX {
-        "paused until resumed".to_owned()
-    } else {
-        format!("paused until {}", clock::local_text(until))
-    };
-    if !state.pause_reason.is_empty() {
-        text.push_str(&format!(": {}", state.pause_reason));
-    }
-    Some(text)
 }
 
 const LIST: &[&str] = &[

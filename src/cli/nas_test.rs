@@ -4,6 +4,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, UNHEALTHY, remark, say};
 use super::nas::find;
 use super::table::one_line;
@@ -32,8 +34,59 @@ const NO_SESSION: &str = "ned-test-no-such-session";
 /// Does nothing on any Unix; another device at least says so.
 const HARMLESS_LINE: &str = "true";
 
-/// Runs the test.
+/// What a test has to tell, for a terminal or for the API.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<(bool, String)>>);
+
+impl Told {
+    fn say(&self, text: impl Into<String>) {
+        self.push(true, text.into());
+    }
+
+    fn remark(&self, text: impl Into<String>) {
+        self.push(false, text.into());
+    }
+
+    fn push(&self, says: bool, text: String) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.push((says, text));
+    }
+
+    fn take(&self) -> Vec<(bool, String)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Runs the test and prints what it tells.
 pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
+    let told = Told::default();
+    let outcome = run(config, store, id, &told).await;
+    for (says, text) in told.take() {
+        if says {
+            say(text);
+        } else {
+            remark(text);
+        }
+    }
+    outcome
+}
+
+/// Runs the test for the API: whether the NAS is well, and what was told.
+pub async fn told(config: &Config, store: &dyn Store, id: NasId) -> (bool, Value) {
+    let told = Told::default();
+    let outcome = run(config, store, id, &told).await;
+    let (code, error) = match outcome {
+        Ok(code) => (code, None),
+        Err(failed) => (failed.code, Some(failed.text)),
+    };
+    let said: Vec<String> = told.take().into_iter().map(|(_, text)| text).collect();
+    (
+        code == DONE,
+        json!({ "code": code, "said": said, "error": error }),
+    )
+}
+
+async fn run(config: &Config, store: &dyn Store, id: NasId, told: &Told) -> Outcome {
     let nas = find(store, id).await?.map_err(|bad| {
         Failed::config(format!(
             "NAS {id} is skipped: {}\nhint: correct its row in the billing",
@@ -42,7 +95,7 @@ pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
     })?;
     match nas.mode {
         Mode::Active | Mode::Observe => {}
-        Mode::Off => remark("mode = off: the daemon does not serve this NAS"),
+        Mode::Off => told.remark("mode = off: the daemon does not serve this NAS"),
     }
     let resolve = daemon::resolver(config, Arc::default());
     let execute = resolve(&nas).map_err(|reason| {
@@ -63,39 +116,39 @@ pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
     match driver {
         "mikrotik" => {
             let secret = store.secret(id).await?;
-            mikrotik(&nas, &secret).await
+            mikrotik(&nas, &secret, told).await
         }
         "ssh" => {
             let secret = store.secret(id).await?;
-            ssh(store, &nas, &secret).await
+            ssh(store, &nas, &secret, told).await
         }
         "telnet" => {
             let secret = store.secret(id).await?;
             let dir = identity.oss_pathname.clone().unwrap_or_default();
-            telnet(&nas, &secret, &dir).await
+            telnet(&nas, &secret, &dir, told).await
         }
         "http" => {
             let secret = store.secret(id).await?;
-            http(&nas, &secret).await
+            http(&nas, &secret, told).await
         }
         "" => {
-            say(format!(
+            told.say(format!(
                 "NAS {id} {}: {} {place} (hash {}) is found and can be loaded",
                 one_line(&nas.name),
                 identity.kind,
                 identity.hash
             ));
-            remark(
+            told.remark(
                 "a script logs in by itself: what it says is in the log of the NAS after the next event",
             );
             Ok(DONE)
         }
         "radius" => {
             let secret = store.secret(id).await?;
-            by_radius(&nas, &secret).await
+            by_radius(&nas, &secret, told).await
         }
         "record" => {
-            say(format!(
+            told.say(format!(
                 "NAS {id} {}: scheme {place} sends nothing, there is nothing to log in to",
                 one_line(&nas.name)
             ));
@@ -108,7 +161,7 @@ pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
     }
 }
 
-async fn mikrotik(nas: &Nas, secret: &NasSecret) -> Outcome {
+async fn mikrotik(nas: &Nas, secret: &NasSecret, told: &Told) -> Outcome {
     let sessions = Sessions::default().mikrotik(nas, secret);
     let command = Command {
         path: HARMLESS.to_owned(),
@@ -123,12 +176,12 @@ async fn mikrotik(nas: &Nas, secret: &NasSecret) -> Outcome {
     sessions.talk(&command, LIMIT).await.map_err(&failed)?;
     let ms = clock::tick_ms().saturating_sub(began);
     let name = reply.rows.first().and_then(|row| row.get("name"));
-    say(format!(
+    told.say(format!(
         "{what}: logged in, first answer after {login_ms} ms, {HARMLESS} took {ms} ms (norm {NORM_MS} ms), identity {}",
         one_line(name.map_or("unknown", String::as_str))
     ));
     if ms > NORM_MS {
-        remark(
+        told.remark(
             "slower than the norm: look at the CPU of the NAS; more forks help only if it works on several commands at once",
         );
         return Ok(UNHEALTHY);
@@ -137,7 +190,7 @@ async fn mikrotik(nas: &Nas, secret: &NasSecret) -> Outcome {
 }
 
 /// Logs in, with `enable` and the lines of `setup`, and sends an empty line.
-async fn telnet(nas: &Nas, secret: &NasSecret, dir: &std::path::Path) -> Outcome {
+async fn telnet(nas: &Nas, secret: &NasSecret, dir: &std::path::Path, told: &Told) -> Outcome {
     let what = format!("NAS {} {} ({})", nas.id, one_line(&nas.name), nas.ip);
     let manners = NativeScheme::load(dir)
         .map_err(|_| "its scheme cannot be loaded".to_owned())
@@ -165,13 +218,13 @@ async fn telnet(nas: &Nas, secret: &NasSecret, dir: &std::path::Path) -> Outcome
     let began = clock::tick_ms();
     leased.run("", &[], LIMIT).await.map_err(&failed)?;
     let ms = clock::tick_ms().saturating_sub(began);
-    say(format!(
+    told.say(format!(
         "{what}: logged in after {login_ms} ms, an empty line took {ms} ms (norm {NORM_MS} ms), prompt {:?}",
         leased.prompt()
     ));
-    remark("telnet: name, password and commands cross the network in plain text");
+    told.remark("telnet: name, password and commands cross the network in plain text");
     if let Some(said) = leased.setup_said() {
-        remark(format!(
+        told.remark(format!(
             "a line of setup was not understood: {}",
             one_line(said)
         ));
@@ -179,7 +232,7 @@ async fn telnet(nas: &Nas, secret: &NasSecret, dir: &std::path::Path) -> Outcome
     Ok(if ms > NORM_MS { UNHEALTHY } else { DONE })
 }
 
-async fn ssh(store: &dyn Store, nas: &Nas, secret: &NasSecret) -> Outcome {
+async fn ssh(store: &dyn Store, nas: &Nas, secret: &NasSecret, told: &Told) -> Outcome {
     let learned: Arc<Mutex<Option<String>>> = Arc::default();
     let keep = Arc::clone(&learned);
     let sessions = Sessions::learning(Arc::new(move |_, line| {
@@ -198,7 +251,7 @@ async fn ssh(store: &dyn Store, nas: &Nas, secret: &NasSecret) -> Outcome {
     let began = clock::tick_ms();
     let output = ssh.exec(&command, LIMIT).await.map_err(&failed)?;
     let ms = clock::tick_ms().saturating_sub(began);
-    say(format!(
+    told.say(format!(
         "{what}: logged in, first answer after {login_ms} ms, `{HARMLESS_LINE}` took {ms} ms (norm {NORM_MS} ms), exit status {}",
         output.status
     ));
@@ -208,10 +261,10 @@ async fn ssh(store: &dyn Store, nas: &Nas, secret: &NasSecret) -> Outcome {
         .take();
     if let Some(key) = learned {
         store.set_host_key(nas.id, None, Some(&key)).await?;
-        remark(format!("host key learned: {}", one_line(&key)));
+        told.remark(format!("host key learned: {}", one_line(&key)));
     }
     if ms > NORM_MS {
-        remark("slower than the norm: look at the CPU of the NAS and at its login shell");
+        told.remark("slower than the norm: look at the CPU of the NAS and at its login shell");
         return Ok(UNHEALTHY);
     }
     Ok(DONE)
@@ -236,7 +289,7 @@ fn ssh_refused(what: &str, failure: &Failure) -> Failed {
 
 /// Any status but a refused login says that somebody is there who speaks HTTP: what a device
 /// answers to a look at its root is its own affair.
-async fn http(nas: &Nas, secret: &NasSecret) -> Outcome {
+async fn http(nas: &Nas, secret: &NasSecret, told: &Told) -> Outcome {
     let device = Sessions::default().http(nas, secret);
     let look = Request {
         method: "GET".to_owned(),
@@ -253,14 +306,14 @@ async fn http(nas: &Nas, secret: &NasSecret) -> Outcome {
         Err(failure) if failure.scope == Scope::Event && failure.code >= 200 => failure.code,
         Err(failure) => return Err(refused(&what, &failure)),
     };
-    say(format!(
+    told.say(format!(
         "{what}: HTTP {code} to GET / after {ms} ms (norm {NORM_MS} ms); nothing was changed"
     ));
     Ok(if ms > NORM_MS { UNHEALTHY } else { DONE })
 }
 
 /// A disconnect of a session that nobody has: whatever the NAS answers, it has the secret.
-async fn by_radius(nas: &Nas, secret: &NasSecret) -> Outcome {
+async fn by_radius(nas: &Nas, secret: &NasSecret, told: &Told) -> Outcome {
     let dictionary = Dictionary::shipped();
     let pairs = [("Acct-Session-Id".to_owned(), NO_SESSION.to_owned())];
     let request = radius::Request::new(Kind::Disconnect, &pairs, &dictionary)
@@ -268,10 +321,10 @@ async fn by_radius(nas: &Nas, secret: &NasSecret) -> Outcome {
     let what = format!("NAS {} {} ({})", nas.id, one_line(&nas.name), nas.ip);
     let sessions = Sessions::default().radius(nas, secret);
     let began = clock::tick_ms();
-    let told = sessions.talk(&request, &dictionary, LIMIT).await;
+    let answer = sessions.talk(&request, &dictionary, LIMIT).await;
     let ms = clock::tick_ms().saturating_sub(began);
-    if told.line.is_empty() {
-        let failure = told
+    if answer.line.is_empty() {
+        let failure = answer
             .failure
             .unwrap_or_else(|| Failure::transport("no answer"));
         return Err(Failed::new(
@@ -281,9 +334,9 @@ async fn by_radius(nas: &Nas, secret: &NasSecret) -> Outcome {
             ),
         ));
     }
-    say(format!(
+    told.say(format!(
         "{what}: answers after {ms} ms (norm {NORM_MS} ms), the secret is right: {}",
-        one_line(&told.line)
+        one_line(&answer.line)
     ));
     Ok(if ms > NORM_MS { UNHEALTHY } else { DONE })
 }

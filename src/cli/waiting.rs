@@ -1,116 +1,25 @@
-//! Why an event waits, in one sentence: from its row, its lane, its NAS, and what the daemon
-//! says of itself. The sentence is pure; gathering the facts is not.
-
-use serde_json::Value;
+//! Why an event waits, for the command line: the sentence is the API's own, the facts come from the
+//! database and from a running daemon, if there is one.
 
 use super::ctl::Ctl;
 use super::exit::Failed;
-use super::nas::paused_text;
-use crate::clock;
 use crate::config::Config;
-use crate::event::{Class, Cmd, EventId};
-use crate::store::{EventRow, Filter, Store, WhereIs};
+use crate::intake::waiting;
+pub use crate::intake::waiting::{Facts, of_the_daemon, sentence};
+use crate::store::{EventRow, Store, WhereIs};
 
-/// What the sentence is made of.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Facts {
-    /// Wall time, ms.
-    pub now_ms: i64,
-    /// A daemon answers.
-    pub daemon: bool,
-    /// `paused until …: reason`.
-    pub paused: Option<String>,
-    /// Why the daemon does not serve the NAS.
-    pub skipped: Option<String>,
-    /// State of the breaker and its reason, if it is not closed.
-    pub breaker: Option<(String, String)>,
-    /// Running attempts and slots of the NAS.
-    pub slots: Option<(i64, i64)>,
-    /// The event of the lane that is before this one: id, state, deferred until (ms).
-    pub ahead: Option<(EventId, String, Option<i64>)>,
-}
-
-/// Gathers the facts and says why; none for an event that has ended.
+/// Gathers the facts and says why; none for an event that has ended well.
 pub async fn why(
     config: &Config,
     store: &dyn Store,
     row: &EventRow,
 ) -> Result<Option<String>, Failed> {
-    let mut facts = Facts {
-        now_ms: clock::wall_ms(),
-        ..Facts::default()
+    let live = match row.place {
+        WhereIs::Done | WhereIs::Dead => None,
+        WhereIs::Compact | WhereIs::Stack => Ctl::new(config)?.get("/api/v1/status").await?,
     };
-    match row.place {
-        WhereIs::Done | WhereIs::Dead => return Ok(sentence(row, &facts)),
-        WhereIs::Compact | WhereIs::Stack => {}
-    }
-    let live = Ctl::new(config)?.get("/api/v1/status").await?;
-    facts.daemon = live.is_some();
-    if let Some(nas) = row.nas_id {
-        let states = store.nas_states().await?;
-        let state = states.get(&crate::nas::NasId(nas));
-        facts.paused = state.and_then(|state| paused_text(state, facts.now_ms));
-        of_the_daemon(&mut facts, live.as_ref(), nas);
-    }
-    let own_lane = Cmd::parse(&row.cmd).is_ok_and(|cmd| cmd.class() == Class::Interactive);
-    if let (Some(_), false) = (row.user_id, own_lane) {
-        facts.ahead = ahead(store, row).await?;
-    }
+    let facts = waiting::facts(store, row, live.as_ref()).await?;
     Ok(sentence(row, &facts))
-}
-
-/// What the daemon says of a NAS, into the facts.
-pub fn of_the_daemon(facts: &mut Facts, live: Option<&Value>, nas: i64) {
-    let Some(dispatch) = live.and_then(|live| live.get("dispatch")) else {
-        return;
-    };
-    let list = |name: &str| {
-        let list = dispatch.get(name).and_then(Value::as_array);
-        list.map(Vec::as_slice).unwrap_or_default()
-    };
-    let text = |value: &Value, name: &str| {
-        let text = value.get(name).and_then(Value::as_str);
-        text.unwrap_or_default().to_owned()
-    };
-    let skipped = list("skipped")
-        .iter()
-        .find(|pair| pair.get(0).and_then(Value::as_i64) == Some(nas));
-    facts.skipped = skipped.map(|pair| {
-        let reason = pair.get(1).and_then(Value::as_str);
-        reason.unwrap_or_default().to_owned()
-    });
-    if let Some(status) = list("nases")
-        .iter()
-        .find(|status| status.get("id").and_then(Value::as_i64) == Some(nas))
-    {
-        let breaker = text(status, "breaker");
-        facts.breaker = (breaker != "closed").then(|| (breaker, text(status, "reason")));
-        let number = |name: &str| status.get(name).and_then(Value::as_i64);
-        facts.slots = number("running").zip(number("forks"));
-    } else if facts.skipped.is_none() {
-        facts.skipped = Some("the daemon does not know it; is it in the table nas?".to_owned());
-    }
-}
-
-/// The event of the same lane that must go first.
-async fn ahead(
-    store: &dyn Store,
-    row: &EventRow,
-) -> Result<Option<(EventId, String, Option<i64>)>, Failed> {
-    for state in ["running", "deferred", "ready"] {
-        let filter = Filter {
-            state: Some(state.to_owned()),
-            nas: row.nas_id,
-            user: row.user_id,
-            before: Some(row.id.0),
-            limit: 1,
-            ..Filter::default()
-        };
-        if let Some(first) = store.events(&filter).await?.first() {
-            return Ok(Some((first.id, first.state.clone(), first.next_try_ms)));
-        }
-    }
-    Ok(None)
 }
 
 /// What an operator can do about an event that ended badly.
@@ -123,82 +32,17 @@ pub fn after_the_end(row: &EventRow) -> Option<String> {
     })
 }
 
-/// The sentence.
-pub fn sentence(row: &EventRow, facts: &Facts) -> Option<String> {
-    let at = |ms: Option<i64>| ms.map(clock::local_text).unwrap_or_default();
-    let error = row.error.as_deref().filter(|e| !e.is_empty());
-    let idle = "no daemon is running: it waits until one does";
-    Some(match (row.place, row.state.as_str()) {
-        (WhereIs::Done, _) => return None,
-        (WhereIs::Dead, _) => match row.retried_as {
-            Some(new) => format!("failed for good, and was posted anew as event {new}"),
-            None => format!(
-                "failed for good ({}); event retry {} posts it anew",
-                error.unwrap_or("no reason kept"),
-                row.id
-            ),
-        },
-        (WhereIs::Compact, _) if error.is_some() => format!(
-            "cannot be expanded: {}; tried again at {}, and when settings change",
-            error.unwrap_or_default(),
-            at(row.next_try_ms)
-        ),
-        (WhereIs::Compact, _) if facts.daemon => "waits for the next expansion".to_owned(),
-        (WhereIs::Stack, "running") if facts.daemon => "is being executed now".to_owned(),
-        (WhereIs::Stack, "running") => {
-            "was running when the daemon ended; the next one runs it again".to_owned()
-        }
-        (WhereIs::Stack, "held") => {
-            "held by a guard: an operator must release or drop it".to_owned()
-        }
-        _ if !facts.daemon => idle.to_owned(),
-        (WhereIs::Stack, "deferred") if row.next_try_ms.is_some_and(|t| t > facts.now_ms) => {
-            format!(
-                "deferred until {} after try {}: {}",
-                at(row.next_try_ms),
-                row.try_count,
-                error.unwrap_or("no error kept")
-            )
-        }
-        _ => stuck(facts, row.nas_id),
-    })
-}
-
-fn stuck(facts: &Facts, nas: Option<i64>) -> String {
-    let nas = nas.map_or_else(|| "its NAS".to_owned(), |id| format!("NAS {id}"));
-    if let Some(reason) = &facts.skipped {
-        return format!("{nas} is not served: {reason}");
-    }
-    if let Some(paused) = &facts.paused {
-        return format!("{nas} is {paused}");
-    }
-    if let Some((id, state, until)) = &facts.ahead {
-        let until = until.map(|ms| format!(" until {}", clock::local_text(ms)));
-        return format!(
-            "the account is busy with its earlier event {id}, which is {state}{}",
-            until.unwrap_or_default()
-        );
-    }
-    if let Some((state, reason)) = &facts.breaker {
-        return format!("{nas} fails for everybody (breaker {state}): {reason}");
-    }
-    match facts.slots {
-        Some((running, forks)) if running >= forks => {
-            format!("waits for a free fork: all {forks} of {nas} are busy")
-        }
-        _ => "may start at any moment".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::EventId;
 
-    fn row(place: WhereIs, state: &str) -> EventRow {
-        EventRow {
+    #[test]
+    fn only_what_can_be_retried_is_offered() {
+        let mut row = EventRow {
             id: EventId(9),
-            place,
-            state: state.to_owned(),
+            place: WhereIs::Dead,
+            state: "dead".to_owned(),
             cmd: "user_add".to_owned(),
             user_id: Some(1),
             abonent_id: None,
@@ -217,43 +61,9 @@ mod tests {
             params: None,
             retried_as: None,
             scheme_hash: None,
-        }
-    }
-
-    #[test]
-    fn the_strongest_reason_is_said() {
-        let up = Facts {
-            now_ms: 1_000,
-            daemon: true,
-            ..Facts::default()
         };
-        let ready = row(WhereIs::Stack, "ready");
-        let say = |row: &EventRow, facts: &Facts| sentence(row, facts).unwrap_or_default();
-        assert!(say(&ready, &Facts::default()).contains("no daemon"));
-        assert!(say(&ready, &up).contains("any moment"));
-        let mut facts = Facts {
-            slots: Some((5, 5)),
-            ..up.clone()
-        };
-        assert!(say(&ready, &facts).contains("all 5 of NAS 5"));
-        facts.breaker = Some(("open".into(), "no route".into()));
-        assert!(say(&ready, &facts).contains("breaker open): no route"));
-        facts.ahead = Some((EventId(7), "running".into(), None));
-        assert!(say(&ready, &facts).contains("earlier event 7, which is running"));
-        facts.paused = Some("paused: works".into());
-        assert!(say(&ready, &facts).contains("NAS 5 is paused: works"));
-        facts.skipped = Some("mode=off".into());
-        assert!(say(&ready, &facts).contains("not served: mode=off"));
-        let mut deferred = row(WhereIs::Stack, "deferred");
-        deferred.next_try_ms = Some(2_000);
-        deferred.error = Some("rc 254".into());
-        assert!(say(&deferred, &up).starts_with("deferred until 19"));
-        assert!(say(&deferred, &up).contains("after try 2: rc 254"));
-        let mut compact = row(WhereIs::Compact, "compact");
-        assert!(say(&compact, &up).contains("next expansion"));
-        compact.error = Some("no such account".into());
-        assert!(say(&compact, &up).contains("cannot be expanded: no such account"));
-        assert_eq!(sentence(&row(WhereIs::Done, "done"), &up), None);
-        assert!(say(&row(WhereIs::Dead, "dead"), &up).contains("event retry 9"));
+        assert!(after_the_end(&row).unwrap().contains("event retry 9"));
+        row.retried_as = Some(10);
+        assert_eq!(after_the_end(&row), None);
     }
 }

@@ -5,6 +5,8 @@
 //! loop, expansion, the hand-over from expansion to the scheduler, the scheduler (which owns
 //! the forks), one server per listener, the sign of life, the pruning of history.
 
+pub mod alarms;
+pub mod doors;
 pub mod notify;
 pub mod process;
 pub mod shutdown;
@@ -12,11 +14,10 @@ pub mod shutdown;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -215,6 +216,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         return Err(error.into());
     }
     let limited = Arc::new(AtomicBool::new(false));
+    let held = Arc::new(AtomicUsize::new(0));
     let expander = Expander {
         store: Arc::clone(&store),
         wake: Arc::clone(&wake),
@@ -224,6 +226,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         moved,
         watch: Watch::new(Arc::clone(&store), config.dispatch.guard, epoch),
         level: Level::new(config.http.high_water, Arc::clone(&limited)),
+        held: Arc::clone(&held),
     };
     let scheduler = Scheduler {
         store: Arc::clone(&store),
@@ -284,8 +287,22 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         stop.clone(),
     ));
 
+    let watched = alarms::Watched {
+        store: Arc::clone(&store),
+        status: status.clone(),
+        limited: Arc::clone(&limited),
+        held,
+    };
+    let alarm = config.alarm.clone();
+    tasks.spawn(alarms::run(
+        alarm,
+        process::host(),
+        watched,
+        stop.soft.clone(),
+    ));
+
     let metrics = health::install_metrics();
-    let doors = rest::Doors {
+    let given = rest::Doors {
         store: Arc::clone(&store),
         http: config.http.clone(),
         wake,
@@ -297,12 +314,18 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         metrics: Some(metrics.clone()),
         high_water: config.http.high_water,
         limited,
+        logs: Some(logs.clone()),
+        tester: Some(doors::tester(&config, Arc::clone(&store))),
+        foresee: Some({
+            let mode = config.dispatch.guard;
+            Arc::new(move |asks, accounts, orders| doors::foreseen(asks, accounts, orders, mode))
+        }),
         dispatch: Some({
             let status = status.clone();
-            Arc::new(move || with_sessions(&status.borrow(), &sessions))
+            Arc::new(move || doors::with_sessions(&status.borrow(), &sessions))
         }),
     };
-    let router = rest::router(doors);
+    let router = rest::router(given);
     let addresses = listeners
         .iter()
         .filter_map(|l| l.local_addr().ok())
@@ -465,23 +488,6 @@ async fn sign_of_life(
             }
         }
     }
-}
-
-/// The dispatcher's status, with the sessions of each NAS.
-fn with_sessions(status: &Status, sessions: &Sessions) -> Value {
-    let mut value = serde_json::to_value(status).unwrap_or_default();
-    let seen = sessions.seen();
-    let nases = value.get_mut("nases").and_then(Value::as_array_mut);
-    for nas in nases.into_iter().flatten() {
-        let id = nas.get("id").and_then(Value::as_i64).map(NasId);
-        if let (Some(of_nas), Some(nas)) = (id.and_then(|id| seen.get(&id)), nas.as_object_mut()) {
-            nas.insert(
-                "sessions".to_owned(),
-                serde_json::to_value(of_nas).unwrap_or_default(),
-            );
-        }
-    }
-    value
 }
 
 /// Writes down each SSH host key that was learned, once; one that is there stays.

@@ -115,6 +115,9 @@ impl Scheduler {
             }
         }
         super::status::count_attempt(f.nas, result, f.ms);
+        if let (Gone::Finished, Some((accepted_ms, cmd))) = (&gone, out.accepted) {
+            super::status::count_event(cmd, result, accepted_ms);
+        }
         let settle = Settle {
             id: f.id,
             try_count: Some(f.try_count),

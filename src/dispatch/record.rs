@@ -26,6 +26,18 @@ const LAST: Duration = Duration::from_secs(5);
 /// Settlements that nobody has told, each with the log of its NAS.
 pub(super) type Told = Vec<(Settle, Option<NasLog>)>;
 
+/// An event that ended without an attempt has not been counted by one.
+fn count(settle: &Settle, row: Option<&EventRow>) {
+    let result = match &settle.to {
+        SettleTo::Done { result, .. } => result.as_str(),
+        SettleTo::Dead { .. } => "dead",
+        SettleTo::Deferred { .. } | SettleTo::Ready { .. } => return,
+    };
+    if let (None, Some(row)) = (settle.try_count, row) {
+        super::status::count_event(super::status::label(&row.cmd), result, row.event_date_ms);
+    }
+}
+
 impl Scheduler {
     /// Nobody has written how this event ends: its settlement will be followed by a record.
     pub(super) fn untold(&self, s: &mut State, id: EventId, nas: NasId) {
@@ -94,6 +106,7 @@ impl Scheduler {
 }
 
 fn record(logs: &Logs, log: Option<&NasLog>, settle: &Settle, row: Option<&EventRow>) {
+    count(settle, row);
     let user = row.and_then(|r| r.user_id).map(UserId);
     let tries = row.map_or(0, |r| u32::try_from(r.try_count).unwrap_or(0));
     let key = Key {

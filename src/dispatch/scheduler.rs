@@ -15,7 +15,7 @@ use super::breaker::{Evidence, Start, Ticket};
 use super::fork::Fork;
 use super::lanes::{Gone, Lanes, Next, Owner, Taken};
 use super::pool::Pool;
-use super::status::{STATUS_MS, Status};
+use super::status::{STATUS_MS, Status, label};
 use super::{Finished, Message, Skipped};
 use crate::attempt::Job;
 use crate::clock;
@@ -83,6 +83,8 @@ pub(super) struct State {
 pub(super) struct OutEvent {
     pub(super) nas: NasId,
     pub(super) try_count: u32,
+    /// Accepted at, wall ms, and the command's label; known once it has started.
+    pub(super) accepted: Option<(i64, &'static str)>,
     pub(super) taken: Taken,
     pub(super) ticket: Ticket,
     pub(super) finished: bool,
@@ -345,6 +347,7 @@ impl Scheduler {
                 continue;
             };
             out.try_count = event.try_count;
+            out.accepted = Some((event.accepted_ms, label(&event.cmd)));
             let fork = Fork {
                 execute: Arc::clone(&pool.served.execute),
                 breaker: Arc::clone(&pool.breaker),
@@ -460,6 +463,7 @@ fn begin(s: &mut State, turn: &mut Turn, nas: NasId, taken: Taken, start: Start)
         OutEvent {
             nas,
             try_count: 0,
+            accepted: None,
             taken,
             ticket,
             finished: false,

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::breaker::Change;
 use super::scheduler::{Scheduler, State};
 use crate::clock;
+use crate::event::CATALOGUE;
 use crate::nas::NasId;
 
 /// How often `status` is renewed at most, ms.
@@ -56,6 +57,23 @@ pub struct Status {
     pub nases: Vec<NasStatus>,
     /// NASes that are not served, with the reason.
     pub skipped: Vec<(i64, String)>,
+}
+
+/// A command as a label: those of the catalogue by name, schemes' own together, so that no label
+/// has more values than a graph has colours.
+pub(super) fn label(cmd: &str) -> &'static str {
+    let known = CATALOGUE.iter().find(|(name, _)| *name == cmd);
+    known.map_or("other", |(name, _)| name)
+}
+
+/// Counts one event that has reached its end, and how long that took since it was accepted.
+pub(super) fn count_event(cmd: &'static str, result: &'static str, accepted_ms: i64) {
+    let ms = clock::wall_ms().saturating_sub(accepted_ms);
+    let took = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+    metrics::counter!("nas_event_daemon_events_total", "cmd" => cmd, "result" => result)
+        .increment(1);
+    metrics::histogram!("nas_event_daemon_event_latency_seconds", "result" => result)
+        .record(took.as_secs_f64());
 }
 
 /// Counts one ended attempt.

@@ -66,6 +66,11 @@ impl Watch {
         }
     }
 
+    /// How many events are held.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Reads the events that an earlier daemon held.
     pub async fn remember(&mut self) {
         if let Err(error) = self.read_held().await {
@@ -416,7 +421,8 @@ impl Watch {
     }
 }
 
-fn allowance(order: &GuardOrder) -> Option<Allowance> {
+/// An announced batch among the orders.
+pub fn allowance(order: &GuardOrder) -> Option<Allowance> {
     (order.kind == OrderKind::Allow).then(|| Allowance {
         id: order.id,
         source: order.source.clone().unwrap_or_default(),

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use metrics::gauge;
-
 use crate::clock;
 use crate::store::{Store, chain};
 
@@ -15,8 +13,6 @@ use crate::store::{Store, chain};
 pub const LOOK: Duration = Duration::from_secs(1);
 /// It ends at this share of the mark, in tenths, so that it does not flap.
 const EASED: usize = 9;
-/// 1 while only urgent events are expanded.
-const LIMITED: &str = "nas_event_daemon_intake_limited";
 
 /// How full the main stack is, as far as it is known.
 #[derive(Debug)]
@@ -31,8 +27,6 @@ pub struct Level {
 impl Level {
     /// `mark` 0 = none. `limited` tells the doors.
     pub fn new(mark: usize, limited: Arc<AtomicBool>) -> Self {
-        metrics::describe_gauge!(LIMITED, "1 while the main stack is above http.high_water");
-        gauge!(LIMITED).set(0.0);
         Self {
             mark,
             rows: mark,
@@ -71,7 +65,6 @@ impl Level {
         let above = limited(before, self.rows, self.mark);
         if above != before {
             self.limited.store(above, Ordering::Relaxed);
-            gauge!(LIMITED).set(f64::from(u8::from(above)));
             if above {
                 tracing::error!(
                     "more than {} events are on the main stack (http.high_water): only those that give access and questions are expanded until it is below {}",

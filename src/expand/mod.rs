@@ -2,11 +2,13 @@
 //! transaction, and hands what was moved to dispatch. Rows that cannot be expanded keep their
 //! error, are tried again with back-off (1 → 60 s) and never stand in the way.
 
+pub mod foresee;
 pub mod guard;
 pub mod hold;
 pub mod level;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -43,6 +45,8 @@ pub struct Expander {
     pub watch: Watch,
     /// How full the main stack may be.
     pub level: Level,
+    /// How many events the guard holds, for others to see.
+    pub held: Arc<AtomicUsize>,
 }
 
 impl Expander {
@@ -56,6 +60,8 @@ impl Expander {
                 return;
             }
             let cmds = self.cmds.borrow_and_update().clone();
+            let held = self.watch.held();
+            self.held.store(held, Ordering::Relaxed);
             let limited = self.level.is_above(self.store.as_ref()).await;
             let asked = if limited {
                 self.store.expand_urgent(self.batch, &cmds).await

@@ -17,7 +17,7 @@ use crate::config;
 use crate::event::{EventId, UserId};
 use crate::intake::access::{At, Operator, Support, Viewer};
 use crate::intake::rest::{self, Desk, Refusal};
-use crate::intake::{compact, health, json};
+use crate::intake::{attempts, compact, health, json, plan, tails, waiting};
 use crate::nas::NasId;
 use crate::store::{EventRow, Filter, WhereIs, chain};
 
@@ -58,6 +58,7 @@ pub fn asked<T>(query: Asked<T>) -> Result<T, Refusal> {
 #[serde(deny_unknown_fields)]
 pub struct PostQuery {
     wait: Option<String>,
+    plan: Option<bool>,
 }
 
 /// `POST /api/v1/events`: one event or `{"events": […]}`, all or nothing; 201 with the ids.
@@ -67,7 +68,7 @@ pub async fn post(
     query: Asked<PostQuery>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let wait = asked(query)?.wait;
+    let PostQuery { wait, plan } = asked(query)?;
     let wait = wait.map(|text| wait_of(&text)).transpose()?;
     let (parts, body) = request.into_parts();
     let body = rest::whole_body(&parts.headers, body).await?;
@@ -96,6 +97,10 @@ pub async fn post(
         });
         each.collect::<Result<Vec<_>, _>>()?
     };
+    if plan == Some(true) {
+        let asks: Vec<plan::Ask> = events.into_iter().map(plan::Ask::from).collect();
+        return Ok(Json(plan::of(&desk, &caller, &asks).await?).into_response());
+    }
     if wait.is_some() && events.len() > WAIT_EVENTS_MAX {
         return Err(Refusal::malformed(format!(
             "wait is for at most {WAIT_EVENTS_MAX} events"
@@ -262,7 +267,7 @@ pub fn shown(row: &EventRow, whole: bool) -> Value {
     value
 }
 
-/// `GET /api/v1/events/{id}`: one event, wherever it is.
+/// `GET /api/v1/events/{id}`: one event, wherever it is, why it waits, and its attempts.
 pub async fn show(
     State(desk): State<Desk>,
     At(_): Viewer,
@@ -271,7 +276,42 @@ pub async fn show(
     let id = EventId(number(&id)?);
     let row = desk.doors.store.event(id).await.map_err(Refusal::store)?;
     let row = row.ok_or_else(|| no_event(id))?;
-    Ok(Json(shown(&row, true)))
+    let live = desk
+        .doors
+        .dispatch
+        .as_ref()
+        .map(|say| json!({ "dispatch": say() }));
+    let facts = waiting::facts(desk.doors.store.as_ref(), &row, live.as_ref()).await;
+    let why = waiting::sentence(&row, &facts.map_err(Refusal::store)?);
+    let attempts = attempts_of(&desk, &row).await?;
+    let mut value = shown(&row, true);
+    if let Some(map) = value.as_object_mut() {
+        map.insert("why".to_owned(), Value::from(why));
+        map.insert("attempts".to_owned(), json!(attempts));
+    }
+    Ok(Json(value))
+}
+
+/// What the log of its account, or of its NAS, says of an event; nothing where there is none.
+async fn attempts_of(desk: &Desk, row: &EventRow) -> Result<Vec<attempts::Attempt>, Refusal> {
+    let Some(logs) = &desk.doors.logs else {
+        return Ok(Vec::new());
+    };
+    let path = match (row.user_id, row.nas_id) {
+        (Some(user), _) => logs.account_path(row.abonent_id, UserId(user)),
+        (None, Some(nas)) => match tails::nas_path(desk, NasId(nas)).await? {
+            Some(path) => path,
+            None => return Ok(Vec::new()),
+        },
+        (None, None) => return Ok(Vec::new()),
+    };
+    let id = row.id;
+    let read = tokio::task::spawn_blocking(move || {
+        // An event that was never tried has no log.
+        let log = attempts::tail(&path, attempts::TAIL_MAX).unwrap_or_default();
+        attempts::of_event(&log, id)
+    });
+    Ok(read.await.unwrap_or_default())
 }
 
 /// The number in a path.

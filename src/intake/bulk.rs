@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::event::CompactEvent;
 use crate::intake::access::{self, At, Caller, Operator};
 use crate::intake::rest::{self, Desk, Refusal};
-use crate::intake::{compact, json};
+use crate::intake::{compact, json, plan};
 use crate::store::Idempotency;
 
 /// Longest line, bytes.
@@ -43,6 +43,7 @@ const BATCH_ID_MAX: usize = 128;
 #[serde(deny_unknown_fields)]
 pub struct BulkQuery {
     batch_id: Option<String>,
+    plan: Option<bool>,
 }
 
 /// 200 with counts if anything was accepted, also beside wrong lines; 400 if nothing was.
@@ -52,7 +53,7 @@ pub async fn post(
     query: Result<Query<BulkQuery>, axum::extract::rejection::QueryRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let Query(BulkQuery { batch_id }) =
+    let Query(BulkQuery { batch_id, plan }) =
         query.map_err(|e| Refusal::malformed(format!("the query string: {}", e.body_text())))?;
     let (parts, body) = request.into_parts();
     let key = rest::idempotency(&parts.headers, &[])?.map(|guard| guard.key);
@@ -70,6 +71,7 @@ pub async fn post(
         key,
         format: announced(&parts.headers),
         batches: Vec::new(),
+        plan: (plan == Some(true)).then(Vec::new),
         stored: 0,
         accepted: 0,
         lines: 0,
@@ -77,6 +79,15 @@ pub async fn post(
         rejected_total: 0,
     };
     let done = call.run(&desk, &caller, Lines::new(body, BODY_MAX)).await;
+    if let Some(asks) = call.plan.take() {
+        done?;
+        let mut plan = plan::of(&desk, &caller, &asks).await?;
+        if let Some(map) = plan.as_object_mut() {
+            map.insert("rejected".to_owned(), call.rejected());
+            map.insert("rejected_total".to_owned(), call.rejected_total.into());
+        }
+        return Ok(Json(plan).into_response());
+    }
     Ok(call.answer(done))
 }
 
@@ -135,6 +146,8 @@ struct Call {
     key: Option<String>,
     format: Format,
     batches: Vec<Batch>,
+    /// Only planned: what the events ask for.
+    plan: Option<Vec<plan::Ask>>,
     /// Batches already stored.
     stored: usize,
     accepted: usize,
@@ -202,6 +215,10 @@ impl Call {
     }
 
     fn add(&mut self, event: CompactEvent, line: &[u8]) {
+        if let Some(asks) = &mut self.plan {
+            asks.push(event.into());
+            return;
+        }
         if self.batches.last().is_none_or(|b| b.events.len() >= BATCH) {
             self.batches.push(Batch::default());
         }
@@ -239,12 +256,14 @@ impl Call {
         Ok(())
     }
 
+    fn rejected(&self) -> Value {
+        let each = self.rejected.iter();
+        each.map(|(line, error)| json!({ "line": line, "error": error }))
+            .collect()
+    }
+
     fn answer(self, done: Result<(), Refusal>) -> Response {
-        let rejected: Vec<Value> = self
-            .rejected
-            .iter()
-            .map(|(line, error)| json!({ "line": line, "error": error }))
-            .collect();
+        let rejected = self.rejected();
         let body = json!({
             "batch_id": self.batch_id,
             "accepted": self.accepted,

@@ -20,6 +20,7 @@ const BUSY: &str = "nas_event_daemon_forks_busy";
 const BREAKER: &str = "nas_event_daemon_breaker_state";
 const PAUSED: &str = "nas_event_daemon_nas_paused";
 const SERVED: &str = "nas_event_daemon_nas_served";
+const LIMITED: &str = "nas_event_daemon_intake_limited";
 const PARENT: &str = "nas_event_daemon_settings_age_seconds";
 
 /// States of a breaker, as its label.
@@ -49,6 +50,7 @@ pub fn describe() {
     describe_gauge!(BREAKER, "1 for the state in which the NAS's breaker is");
     describe_gauge!(PAUSED, "1 while an operator has paused the NAS");
     describe_gauge!(SERVED, "0 for a NAS that is skipped, off, or gone");
+    describe_gauge!(LIMITED, "1 while the main stack is above http.high_water");
     describe_gauge!(PARENT, "Time since the settings loop turned");
     describe_counter!(
         "nas_event_daemon_dispatch_attempts_total",
@@ -57,6 +59,14 @@ pub fn describe() {
     describe_histogram!(
         "nas_event_daemon_attempt_duration_seconds",
         "Duration of attempts by NAS"
+    );
+    describe_counter!(
+        "nas_event_daemon_events_total",
+        "Events that reached their end, by command and result"
+    );
+    describe_histogram!(
+        "nas_event_daemon_event_latency_seconds",
+        "From acceptance to the end of an event"
     );
     describe_gauge!(
         "nas_event_daemon_nas_last_success_timestamp_seconds",
@@ -115,6 +125,11 @@ pub fn stacks(shown: &Shown, counts: &Counts) {
                 .set(rows as f64);
         }
     }
+}
+
+/// Shows whether only urgent events are expanded.
+pub fn intake(limited: bool) {
+    gauge!(LIMITED).set(f64::from(u8::from(limited)));
 }
 
 /// Shows how long ago the settings loop turned.

@@ -259,6 +259,7 @@ pub async fn metrics(State(desk): State<Desk>, request: Request) -> Result<Respo
         gauges::dispatch(&desk.seen.shown, &status());
     }
     gauges::parent(parent_age_ms(&desk));
+    gauges::intake(desk.doors.limited.load(Ordering::Relaxed));
     if let Ok(counts) = counts(&desk, Freshness::Second).await {
         gauges::stacks(&desk.seen.shown, &counts);
     }

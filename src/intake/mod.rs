@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod api;
+pub mod attempts;
 pub mod bulk;
 pub mod chain;
 pub mod classic;
@@ -16,7 +17,11 @@ pub mod json;
 pub mod lookup;
 pub mod nases;
 pub mod openapi;
+pub mod plan;
 pub mod rest;
+pub mod schemas;
 pub mod serve;
+pub mod tails;
 pub mod trail;
+pub mod waiting;
 pub mod wanted;

@@ -1,6 +1,8 @@
 //! NASes over `/api/v1/`: what they are, what the dispatcher says of them, and what operators
 //! may say beside the billing: pause, resume, forks.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use serde_json::{Value, json};
@@ -12,6 +14,49 @@ use crate::intake::api::{number, order, why};
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::nas::{Forks, Nas, NasId, NasState};
 use crate::store::shown_url;
+
+/// Tests at once: each logs in to a device.
+pub const TESTS_MAX: usize = 4;
+
+/// `POST /api/v1/nas/{id}/test`: logs in and times one harmless command; changes nothing.
+pub async fn test(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    let id = NasId(number(&id)?);
+    let rows = desk.doors.store.nases().await.map_err(Refusal::store)?;
+    let known = rows.iter().any(|row| match row {
+        Ok(nas) => nas.id == id,
+        Err(bad) => bad.id == id,
+    });
+    let Some(tester) = desk.doors.tester.as_ref().filter(|_| known) else {
+        return Err(Refusal::not_found(
+            format!("there is no NAS {id} that could be tested from here"),
+            "GET /api/v1/nas lists them",
+        ));
+    };
+    let _place = desk.tests.try_acquire().map_err(|_| Refusal {
+        retry_after: Some(5),
+        ..Refusal::new(
+            429,
+            "too_many_tests",
+            format!("{TESTS_MAX} NASes are tested at once"),
+            "wait for one of them",
+        )
+    })?;
+    let (well, mut said) = tester(id).await;
+    let detail = format!("nas={id} well={well}");
+    let store = Arc::clone(&desk.doors.store);
+    desk.trail
+        .note(store.as_ref(), &caller.who, "nas_test", detail)
+        .await;
+    if let Some(map) = said.as_object_mut() {
+        map.insert("id".to_owned(), json!(id));
+        map.insert("well".to_owned(), Value::from(well));
+    }
+    Ok(Json(said))
+}
 
 /// `GET /api/v1/nas`: settings and operators' settings, without credentials and `vars`.
 pub async fn nases(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Value>, Refusal> {
@@ -162,7 +207,7 @@ pub async fn nas(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
     let wanted = number(&id)?;
-    let Json(all) = nases(State(std::sync::Arc::clone(&desk)), At(caller)).await?;
+    let Json(all) = nases(State(Arc::clone(&desk)), At(caller)).await?;
     let list = all.get("nas").and_then(Value::as_array);
     let found = list
         .into_iter()

@@ -4,7 +4,7 @@
 use axum::Json;
 use serde_json::{Map, Value, json};
 
-use crate::intake::compact;
+use crate::intake::schemas::{self, reference, whole};
 
 /// The document, for anybody: it says what exists, not what is in it.
 pub async fn served() -> Json<Value> {
@@ -21,7 +21,7 @@ pub fn document() -> Value {
             "description": "Events for subscribers in, every NAS obeys. 2xx means committed."
         },
         "security": [{ "token": [] }],
-        "components": { "securitySchemes": securities(), "schemas": schemas() },
+        "components": { "securitySchemes": securities(), "schemas": schemas::all() },
         "paths": paths(),
     })
 }
@@ -34,8 +34,8 @@ fn securities() -> Value {
 fn paths() -> Value {
     let id = path_id();
     json!({
-        "/healthz": { "get": open("The parent loop turns", &["200", "503"]) },
-        "/readyz": { "get": open("The database answers", &["200", "503"]) },
+        "/healthz": { "get": open("The parent loop turns", &[("200", "Alive"), ("503", "Error")]) },
+        "/readyz": { "get": open("The database answers", &[("200", "Ready"), ("503", "Error")]) },
         "/metrics": { "get": {
             "summary": "Prometheus text format; without a token on loopback",
             "responses": { "200": { "description": "Numbers",
@@ -52,7 +52,7 @@ fn paths() -> Value {
                 json!({ "type": ["object", "string"] }),
             )
         },
-        "/api/openapi.json": { "get": open("This document", &["200"]) },
+        "/api/openapi.json": { "get": open("This document", &[("200", "")]) },
         "/api/v1/events": {
             "get": {
                 "summary": "Events of one state (or compact and main stack), newest first",
@@ -63,9 +63,10 @@ fn paths() -> Value {
                 "summary": "Posts one event or a list, all or nothing",
                 "parameters": [
                     query("wait", "string", "at most 60s: wait for the outcome and the answer"),
+                    query("plan", "boolean", "store nothing, say what it would do"),
                     idempotency_key(),
                 ],
-                "responses": responses("201", reference("Posted")),
+                "responses": also(responses("201", reference("Posted")), "200", "Plan"),
             }), &["application/json"], json!({ "oneOf": [
                 reference("NewEvent"),
                 { "type": "object", "required": ["events"], "additionalProperties": false,
@@ -74,114 +75,66 @@ fn paths() -> Value {
         },
         "/api/v1/events/bulk": { "post": with_body(json!({
             "summary": "Posts many events as a stream, 1000 in one transaction",
-            "parameters": [query("batch_id", "string", "default: a new one"), idempotency_key()],
-            "responses": responses("200", reference("Bulk")),
+            "parameters": [query("batch_id", "string", "default: a new one"),
+                query("plan", "boolean", "store nothing, say what it would do"), idempotency_key()],
+            "responses": responses("200", json!({ "oneOf": [reference("Bulk"), reference("Plan")] })),
         }), &["application/x-ndjson", "text/csv"], json!({ "type": "string" })) },
         "/api/v1/events/{id}": { "parameters": [id.clone()],
-            "get": answered("One event, wherever it is", "200", reference("Event")) },
+            "get": answered("One event, wherever it is, why it waits, and its attempts", "200", reference("EventDetail")) },
         "/api/v1/events/{id}/retry": { "parameters": [id.clone()],
-            "post": answered("Posts a dead event anew", "201", json!({ "type": "object",
-                "properties": { "id": whole(), "retried_from": whole() } })) },
+            "post": answered("Posts a dead event anew", "201", reference("Retried")) },
         "/api/v1/events/{id}/drop": { "parameters": [id.clone()],
             "post": with_optional_body(
-                answered("Removes an event that is not running", "200", json!({ "type": "object" })),
+                answered("Removes an event that is not running", "200", reference("Dropped")),
                 json!({ "type": "object", "additionalProperties": false,
                     "properties": { "why": { "type": "string", "maxLength": 500 } } })) },
         "/api/v1/events/retry": { "post": with_optional_body(
-            answered("Posts dead events that fit anew; dry_run counts, spread takes its time", "200",
-                json!({ "type": "object" })), crowd_body(&["spread"])) },
+            json!({ "summary": "Posts dead events that fit anew; dry_run counts, spread takes its time",
+                "responses": also(responses("200", reference("RetriedMany")), "202", "Spread") }), crowd_body(&["spread"])) },
         "/api/v1/events/drop": { "post": with_optional_body(
             answered("Removes events that fit and do not run; dry_run counts", "200",
-                json!({ "type": "object" })), crowd_body(&["why"])) },
+                reference("DroppedMany")), crowd_body(&["why"])) },
         "/api/v1/batches/{batch}": {
             "parameters": [{ "name": "batch", "in": "path", "required": true,
                 "schema": { "type": "string" } }],
-            "get": answered("Progress of a bulk call", "200", json!({ "type": "object" })) },
+            "get": answered("Progress of a bulk call", "200", reference("Batch")) },
         "/api/v1/accounts/{id}": { "parameters": [id.clone()],
             "get": answered("What the billing wants of an account, and its events", "200",
-                json!({ "type": "object" })) },
+                reference("Account")) },
         "/api/v1/accounts/{id}/history": { "parameters": [id.clone()],
             "get": { "summary": "Every event of an account that is kept, newest first",
                 "parameters": page_parameters(),
                 "responses": responses("200", reference("EventPage")) } },
         "/api/v1/audit": { "get": { "summary": "Who changed what, newest first",
             "parameters": page_parameters(),
-            "responses": responses("200", json!({ "type": "object" })) } },
+            "responses": responses("200", reference("AuditPage")) } },
         "/api/v1/nas/{id}": { "parameters": [id.clone()],
             "get": answered("One NAS, with what the dispatcher says of it", "200",
-                json!({ "type": "object" })) },
+                reference("Nas")) },
         "/api/v1/nas/{id}/forks": { "parameters": [id.clone()],
             "post": with_optional_body(
-                answered("Overrides the forks of a NAS; null ends it", "200", json!({ "type": "object" })),
+                answered("Overrides the forks of a NAS; null ends it", "200", reference("Nas")),
                 json!({ "type": "object", "required": ["forks"], "additionalProperties": false,
                     "properties": { "forks": { "type": ["integer", "null"], "minimum": 1, "maximum": 100 } } })) },
-        "/api/v1/nas": { "get": answered("All NASes", "200", json!({ "type": "object" })) },
+        "/api/v1/nas": { "get": answered("All NASes", "200", reference("NasList")) },
         "/api/v1/nas/{id}/pause": { "parameters": [id.clone()],
             "post": with_optional_body(
-                answered("Starts nothing new on a NAS", "200", json!({ "type": "object" })),
+                answered("Starts nothing new on a NAS", "200", reference("Nas")),
                 json!({ "type": "object", "additionalProperties": false, "properties": {
                     "reason": { "type": "string", "maxLength": 500 },
                     "for": { "type": "string", "description": "like 30m; else until resumed" } } })) },
-        "/api/v1/nas/{id}/resume": { "parameters": [id],
-            "post": answered("Ends a pause", "200", json!({ "type": "object" })) },
+        "/api/v1/nas/{id}/resume": { "parameters": [id.clone()],
+            "post": answered("Ends a pause", "200", reference("Nas")) },
+        "/api/v1/nas/{id}/test": { "parameters": [id],
+            "post": answered("Logs in and times one harmless command", "200", reference("NasTest")) },
+        "/api/v1/logs/daemon": { "get": tailed("The end of the daemon log", None) },
+        "/api/v1/logs/nas/{id}": { "get": tailed("The end of a NAS's log", Some(path_id())) },
+        "/api/v1/logs/accounts/{id}": { "get": tailed("The end of an account's log", Some(path_id())) },
         "/api/v1/reload": {
-            "post": answered("Reads NAS settings now", "202", json!({ "type": "object" })) },
+            "post": answered("Reads NAS settings now", "202", reference("Reload")) },
         "/api/v1/status": {
-            "get": answered("The stacks in numbers", "200", json!({ "type": "object" })) },
+            "get": answered("The stacks in numbers", "200", reference("Status")) },
     })
-}
-
-fn schemas() -> Value {
-    let fields: Map<String, Value> = compact::FIELDS
-        .iter()
-        .map(|(name, kind)| ((*name).to_owned(), field_schema(kind)))
-        .collect();
-    json!({
-        "NewEvent": { "type": "object", "required": ["cmd"], "additionalProperties": false,
-            "description": "Needs user_id, or a NAS for an event of the NAS as a whole",
-            "properties": fields },
-        "Posted": { "type": "object", "required": ["ids"], "properties": {
-            "ids": { "type": "array", "items": whole() },
-            "final": { "type": "boolean" },
-            "events": { "type": "array", "items": { "type": "object" } } } },
-        "Bulk": { "type": "object",
-            "required": ["batch_id", "accepted", "rejected", "rejected_total"],
-            "properties": {
-                "batch_id": { "type": "string" }, "accepted": whole(), "rejected_total": whole(),
-                "rejected": { "type": "array", "items": { "type": "object", "properties": {
-                    "line": whole(), "error": { "type": "string" } } } } } },
-        "Event": { "type": "object", "required": ["id", "place", "state", "cmd"], "properties": {
-            "id": whole(), "place": { "type": "string" }, "state": { "type": "string" },
-            "cmd": { "type": "string" }, "event_date_ms": whole() } },
-        "EventPage": { "type": "object", "required": ["events", "next_before"], "properties": {
-            "events": { "type": "array", "items": reference("Event") },
-            "next_before": { "type": ["integer", "null"] } } },
-        "Error": { "type": "object", "required": ["error"], "properties": { "error": {
-            "type": "object", "required": ["code", "message", "hint"], "properties": {
-                "code": { "type": "string" }, "message": { "type": "string" },
-                "hint": { "type": "string" } } } } },
-        "Classic": { "type": "object", "required": ["call"], "properties": {
-            "call": { "type": "string" }, "result": {}, "error": { "type": "string" } } },
-    })
-}
-
-fn field_schema(kind: &str) -> Value {
-    match kind {
-        "integer" => json!({ "type": ["integer", "string", "null"] }),
-        "boolean" => json!({ "type": ["boolean", "integer", "string", "null"] }),
-        "object" => json!({ "type": ["object", "string", "null"] }),
-        "datetime" => json!({ "type": ["string", "null"],
-            "description": "YYYY-MM-DD HH:MM:SS, YYYY-MM-DD (both UTC), or RFC 3339" }),
-        _ => json!({ "type": ["string", "null"] }),
-    }
-}
-
-fn whole() -> Value {
-    json!({ "type": "integer", "format": "int64" })
-}
-
-fn reference(name: &str) -> Value {
-    json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
 fn path_id() -> Value {
@@ -255,17 +208,41 @@ fn answered(summary: &str, good: &str, schema: Value) -> Value {
     json!({ "summary": summary, "responses": responses(good, schema) })
 }
 
-fn open(summary: &str, codes: &[&str]) -> Value {
+fn open(summary: &str, codes: &[(&str, &str)]) -> Value {
     let answers: Map<String, Value> = codes
         .iter()
-        .map(|code| {
-            (
-                (*code).to_owned(),
-                json_answer(&json!({ "type": "object" })),
-            )
+        .map(|(code, name)| {
+            let schema = match *name {
+                "" => json!({ "type": "object" }),
+                name => reference(name),
+            };
+            ((*code).to_owned(), json_answer(&schema))
         })
+        .chain([("default".to_owned(), failed())])
         .collect();
     json!({ "summary": summary, "security": [], "responses": answers })
+}
+
+/// One more good answer.
+fn also(mut responses: Value, code: &str, name: &str) -> Value {
+    if let Some(map) = responses.as_object_mut() {
+        map.insert(code.to_owned(), json_answer(&reference(name)));
+    }
+    responses
+}
+
+/// The end of a log: JSON, or events for as long as the client listens.
+fn tailed(summary: &str, id: Option<Value>) -> Value {
+    let mut parameters = vec![
+        query("lines", "integer", "0..1000, default 50"),
+        query("follow", "boolean", "go on with server-sent events"),
+    ];
+    parameters.extend(id);
+    json!({ "summary": summary, "parameters": parameters, "responses": {
+        "200": { "description": "Done", "content": {
+            "application/json": { "schema": reference("Tail") },
+            "text/event-stream": { "schema": { "type": "string" } } } },
+        "default": failed() } })
 }
 
 fn classic(summary: &str) -> Value {

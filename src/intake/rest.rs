@@ -2,7 +2,9 @@
 //! in, and the router. The hot path is read → [`Store::post`] → wake expansion → audit →
 //! answer; a 2xx is given only for what is committed.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,9 +32,10 @@ use crate::event::{Cmd, CompactEvent, EventId, UserId};
 use crate::intake::access::{self, Caller, Peer};
 use crate::intake::health::Seen;
 use crate::intake::trail::Trail;
-use crate::intake::{api, bulk, classic, crowd, form, health, nases, openapi};
+use crate::intake::{api, bulk, classic, crowd, form, health, nases, openapi, plan, tails};
+use crate::logs::Logs;
 use crate::nas::NasId;
-use crate::store::{self, Idempotency, Posted, Store};
+use crate::store::{self, GuardOrder, Idempotency, Posted, Store};
 
 /// Largest body but for bulk calls, bytes; the longest sensible event has a few KiB.
 pub const BODY_MAX: usize = 1024 * 1024;
@@ -48,6 +51,13 @@ const WAITERS_MAX: usize = 64;
 const EVENTS_MAX: usize = 5_000;
 /// What a producer is told to wait at the high-water mark, seconds.
 const RETRY_AFTER_S: u32 = 5;
+
+/// Tests one NAS: whether it is well, and what is told of it.
+pub type Tester =
+    dyn Fn(NasId) -> Pin<Box<dyn Future<Output = (bool, Value)> + Send>> + Send + Sync;
+/// Judges what a plan would cut off, given the accounts of each NAS and announced batches.
+pub type Foresee =
+    dyn Fn(&[plan::Ask], &BTreeMap<NasId, usize>, &[GuardOrder]) -> Value + Send + Sync;
 
 /// What the doors need of the daemon.
 pub struct Doors {
@@ -73,6 +83,12 @@ pub struct Doors {
     pub high_water: usize,
     /// Set while the main stack is above the mark and expansion takes only what is urgent.
     pub limited: Arc<AtomicBool>,
+    /// All logs, to show them; none = 404.
+    pub logs: Option<Logs>,
+    /// Logs in to a NAS and times one harmless command; none = 404.
+    pub tester: Option<Arc<Tester>>,
+    /// What the intent guard would say of a plan; none = nothing.
+    pub foresee: Option<Arc<Foresee>>,
     /// What the dispatcher says of itself, for `/api/v1/status`; none = left out.
     pub dispatch: Option<Arc<dyn Fn() -> Value + Send + Sync>>,
 }
@@ -87,6 +103,10 @@ pub struct Shared {
     pub trail: Trail,
     /// Places for `?wait=`.
     pub waiters: Semaphore,
+    /// Places for followed logs.
+    pub tails: Arc<Semaphore>,
+    /// Places for tests of NASes.
+    pub tests: Semaphore,
     /// Changes to operators' NAS settings are read, changed and written one at a time.
     pub nas_settings: tokio::sync::Mutex<()>,
     places: Arc<Semaphore>,
@@ -222,6 +242,8 @@ pub fn router(doors: Doors) -> Router {
         seen: Seen::default(),
         trail: Trail::default(),
         waiters: Semaphore::new(WAITERS_MAX),
+        tails: Arc::new(Semaphore::new(tails::STREAMS_MAX)),
+        tests: Semaphore::new(nases::TESTS_MAX),
         nas_settings: tokio::sync::Mutex::new(()),
         places: Arc::new(Semaphore::new(CHANGES_MAX)),
         changes: Mutex::new(JoinSet::new()),
@@ -257,6 +279,10 @@ pub fn router(doors: Doors) -> Router {
         .route("/api/v1/nas/{id}/forks", post(nases::forks))
         .route("/api/v1/nas/{id}/pause", post(nases::pause))
         .route("/api/v1/nas/{id}/resume", post(nases::resume))
+        .route("/api/v1/nas/{id}/test", post(nases::test))
+        .route("/api/v1/logs/daemon", get(tails::of_daemon))
+        .route("/api/v1/logs/nas/{id}", get(tails::of_nas))
+        .route("/api/v1/logs/accounts/{id}", get(tails::of_account))
         .route("/api/v1/reload", post(api::reload))
         .route("/api/v1/status", get(api::status))
         .fallback(no_such_path)

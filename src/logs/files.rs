@@ -165,6 +165,11 @@ impl Logs {
             .join(format!("{ACCOUNTS}/{abonent}/event_{user}.log"))
     }
 
+    /// Where the daemon log is.
+    pub fn daemon_path(&self) -> PathBuf {
+        self.0.daemon_path.to_path_buf()
+    }
+
     /// Where the log of a NAS is.
     pub fn nas_path(&self, nas: &NasLog) -> PathBuf {
         nas.0.to_path_buf()

@@ -199,6 +199,8 @@ pub struct Started {
     pub usluga: Option<i64>,
     /// Variables.
     pub params: StoredParams,
+    /// Accepted at, wall ms.
+    pub accepted_ms: i64,
     /// Number of this try, from 1.
     pub try_count: u32,
     /// May have been executed before.

@@ -14,6 +14,7 @@
 mod lab;
 
 mod bad;
+mod bulk;
 mod classic;
 mod events;
 mod guard;

@@ -93,6 +93,9 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
         "nas_event_daemon_breaker_state{nas_id=\"5\",nas=\"bras5\",state=\"open\"} 0",
         "nas_event_daemon_nas_last_success_timestamp_seconds{nas_id=\"5\"}",
         "nas_event_daemon_settings_age_seconds ",
+        "nas_event_daemon_events_total{cmd=\"user_add\",result=\"done\"} 1",
+        "nas_event_daemon_event_latency_seconds_count{result=\"done\"} 1",
+        "nas_event_daemon_event_latency_seconds_bucket{result=\"done\",le=\"86400\"} 1",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }

@@ -302,6 +302,12 @@ impl Lab {
         request.send().await.unwrap().text().await.unwrap()
     }
 
+    /// A path that goes on answering.
+    pub async fn stream(&self, path: &str) -> reqwest::Response {
+        let request = self.client.get(self.url(path)).bearer_auth(SECRET);
+        request.send().await.unwrap()
+    }
+
     /// One event of an account.
     pub async fn event(&self, user: i64, cmd: &str) -> i64 {
         self.post(json!({"cmd": cmd, "user_id": user})).await[0]

@@ -452,6 +452,9 @@ fn built(fake: Arc<Fake>, store: Arc<dyn Store>, high_water: usize) -> House {
         metrics: Some(nas_event_daemon::intake::rest::install_metrics()),
         high_water,
         limited: Arc::new(AtomicBool::new(false)),
+        logs: None,
+        tester: None,
+        foresee: None,
         dispatch: Some(Arc::new(|| serde_json::json!({ "turns": 7 }))),
     };
     House {

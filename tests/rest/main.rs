@@ -6,6 +6,8 @@ mod classic;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod judge;
+#[cfg(test)]
 #[path = "../lab/mod.rs"]
 mod lab;
 #[cfg(test)]
@@ -16,5 +18,7 @@ mod modern;
 mod operations;
 #[cfg(test)]
 mod running;
+#[cfg(test)]
+mod seed;
 #[cfg(test)]
 mod sockets;

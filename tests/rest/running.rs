@@ -1,12 +1,25 @@
-//! The doors of a running daemon: the mark above which producers wait.
+//! The doors of a running daemon: the mark above which producers wait, what an event, a log and a
+//! NAS tell, plans, alarms, and a thousand slow clients.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 
-use crate::lab::daemon::Lab;
+use crate::lab::daemon::{Daemon, Lab, PATIENCE};
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 
-on_each_store!(above_the_mark_producers_wait_and_payers_get_through);
+on_each_store!(
+    above_the_mark_producers_wait_and_payers_get_through,
+    an_event_tells_its_attempts_and_why_it_waits,
+    logs_are_read_and_followed,
+    a_nas_is_tested_over_the_api,
+    a_plan_says_what_a_call_would_do,
+    an_alarm_rings_and_is_called_off,
+    a_thousand_slow_clients_delay_nobody,
+);
 
 /// A scheme that renders and sends nothing.
 const RECORD: &str = "Record";
@@ -84,5 +97,324 @@ async fn above_the_mark_producers_wait_and_payers_get_through(kind: Kind) {
         (status == 201).then_some(())
     })
     .await;
+    daemon.stop().await;
+}
+
+async fn json_of(lab: &Lab, path: &str) -> Value {
+    let text = lab.get(path).await;
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}"))
+}
+
+/// A daemon with a NAS that is served, a paused one, and one whose scheme is missing.
+async fn small_house(kind: Kind) -> (Lab, Daemon) {
+    let lab = Lab::new(kind, "").await;
+    lab.native(
+        RECORD,
+        "driver = \"record\"\n[[on.user_add]]\ncall = \"/x\"\nargs = { ip = \"{{ ip }}\" }\n",
+    );
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.nas(6, RECORD, 2, &[]).await;
+    lab.nas(7, "Missing", 2, &[]).await;
+    lab.accounts(5, 50..=119).await;
+    lab.accounts(6, [600]).await;
+    lab.sql("insert into nas_state (nas_id, paused_until, pause_reason) values (6, '2999-01-01 00:00:00', 'works')")
+        .await;
+    let daemon = lab.start().await;
+    lab.until("the dispatcher says what it serves", async || {
+        let served = lab.scheduler().await?;
+        (served["nases"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    (lab, daemon)
+}
+
+async fn an_event_tells_its_attempts_and_why_it_waits(kind: Kind) {
+    let (lab, daemon) = small_house(kind).await;
+    let id = lab.event(50, "user_add").await;
+    lab.drained().await;
+    let event = lab
+        .until("the attempt in the log", async || {
+            let event = json_of(&lab, &format!("/api/v1/events/{id}")).await;
+            event["attempts"][0]["ended"].is_string().then_some(event)
+        })
+        .await;
+    assert_eq!(event["place"], "done");
+    assert_eq!(event["why"], Value::Null);
+    let attempts = event["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 1, "{event}");
+    assert_eq!(attempts[0]["try"], 1);
+    assert_eq!(attempts[0]["result"], event["state"]);
+    let line = attempts[0]["lines"][0].as_str().unwrap();
+    assert!(line.starts_with("> ") && line.contains("/x"), "{line}");
+    let waiting = lab.event(600, "user_add").await;
+    lab.until("the event on the main stack", async || {
+        let event = json_of(&lab, &format!("/api/v1/events/{waiting}")).await;
+        let why = event["why"].as_str().unwrap_or_default().to_owned();
+        (why.contains("NAS 6 is paused until") && why.ends_with("works")).then_some(())
+    })
+    .await;
+    daemon.stop().await;
+}
+
+async fn logs_are_read_and_followed(kind: Kind) {
+    let (lab, daemon) = small_house(kind).await;
+    let first = lab.event(50, "user_add").await;
+    lab.drained().await;
+    for path in ["nas/5", "accounts/50"] {
+        lab.until("the end in the log", async || {
+            let tail = json_of(&lab, &format!("/api/v1/logs/{path}?lines=1")).await;
+            let lines = tail["lines"].as_array().unwrap();
+            let last = lines.first()?.as_str().unwrap();
+            (lines.len() == 1
+                && last.contains(&format!("event={first} "))
+                && last.contains("end result="))
+            .then_some(())
+        })
+        .await;
+    }
+    let text = lab.get("/api/v1/logs/daemon?lines=1000").await;
+    assert!(text.contains("Start work with nas nasid=5"), "{text}");
+    assert!(lab.get("/api/v1/logs/nas/77").await.contains("not_found"));
+    assert!(
+        lab.get("/api/v1/logs/accounts/7777")
+            .await
+            .contains("not_found")
+    );
+    assert!(
+        lab.get("/api/v1/logs/daemon?lines=1001")
+            .await
+            .contains("lines is outside")
+    );
+
+    let mut stream = lab
+        .stream("/api/v1/logs/accounts/51?follow=true&lines=0")
+        .await;
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let second = lab.event(51, "user_add").await;
+    let mark = format!("event={second} user=51 cmd=user_add try=1 end result=");
+    let mut got = String::new();
+    let read = async {
+        while !got.contains(&mark) {
+            got.push_str(&String::from_utf8_lossy(
+                &stream.chunk().await.unwrap().unwrap(),
+            ));
+        }
+    };
+    tokio::time::timeout(PATIENCE, read).await.unwrap();
+    assert!(got.contains("event: lines\ndata: "), "{got}");
+    // A followed log does not keep the daemon from stopping.
+    daemon.stop().await;
+}
+
+async fn a_nas_is_tested_over_the_api(kind: Kind) {
+    let (lab, daemon) = small_house(kind).await;
+    let (status, told) = lab
+        .try_post("/api/v1/nas/5/test", &json!({}), None)
+        .await
+        .unwrap();
+    assert_eq!(
+        (status, &told["well"], &told["code"]),
+        (200, &json!(true), &json!(0)),
+        "{told}"
+    );
+    assert!(
+        told["said"][0].as_str().unwrap().contains("sends nothing"),
+        "{told}"
+    );
+    let (status, told) = lab
+        .try_post("/api/v1/nas/7/test", &json!({}), None)
+        .await
+        .unwrap();
+    assert_eq!((status, &told["well"]), (200, &json!(false)), "{told}");
+    assert!(
+        told["error"].as_str().unwrap().contains("NAS 7 is skipped"),
+        "{told}"
+    );
+    let (status, _) = lab
+        .try_post("/api/v1/nas/77/test", &json!({}), None)
+        .await
+        .unwrap();
+    assert_eq!(status, 404);
+    let audit = lab
+        .rows("select detail from audit where what = 'nas_test' order by id")
+        .await;
+    assert_eq!(audit, [["nas=5 well=true"], ["nas=7 well=false"]]);
+    daemon.stop().await;
+}
+
+async fn a_plan_says_what_a_call_would_do(kind: Kind) {
+    let (lab, daemon) = small_house(kind).await;
+    let before = lab.number("select count(*) from events_done").await;
+    let cut: Vec<Value> = (50..110)
+        .map(|user| json!({ "cmd": "user_drop", "user_id": user }))
+        .chain([
+            json!({ "cmd": "user_add", "user_id": 600 }),
+            json!({ "cmd": "user_add", "user_id": 9999 }),
+        ])
+        .collect();
+    let body = json!({ "events": cut });
+    let (status, plan) = lab
+        .try_post("/api/v1/events?plan=true", &body, None)
+        .await
+        .unwrap();
+    assert_eq!(status, 200, "{plan}");
+    assert_eq!(
+        (
+            &plan["events"],
+            &plan["unknown_accounts"],
+            &plan["without_nas"]
+        ),
+        (&json!(62), &json!(1), &json!(1))
+    );
+    assert_eq!(plan["by_cmd"], json!({ "user_add": 2, "user_drop": 60 }));
+    let nas = plan["nas"].as_array().unwrap();
+    assert_eq!(nas.len(), 2, "{plan}");
+    assert_eq!(
+        (&nas[0]["nas_id"], &nas[0]["events"], &nas[0]["forks"]),
+        (&json!(5), &json!(60), &json!(2))
+    );
+    // Nothing was measured: 30 rounds of the norm, 300 ms.
+    assert_eq!(
+        (&nas[0]["measured"], &nas[0]["seconds"], &plan["seconds"]),
+        (&json!(false), &json!(9), &json!(9))
+    );
+    assert!(
+        nas[1]["stands_still"].as_str().unwrap().contains("paused"),
+        "{plan}"
+    );
+    assert_eq!(
+        (&plan["guard"]["mode"], &plan["guard"]["beyond"]),
+        (&json!("warn"), &json!(10)),
+        "{plan}"
+    );
+    assert!(
+        plan["guard"]["says"][0]
+            .as_str()
+            .unwrap()
+            .contains("60 accounts within a minute")
+    );
+    let lines: String = cut.iter().map(|e| format!("{e}\n")).collect::<String>() + "{\"cmd\":1}\n";
+    let bulk = lab
+        .client
+        .post(lab.url("/api/v1/events/bulk?plan=true"))
+        .bearer_auth("token-of-the-lab")
+        .body(lines)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(bulk.status().as_u16(), 200);
+    let bulk: Value = bulk.json().await.unwrap();
+    assert_eq!(
+        (
+            &bulk["events"],
+            &bulk["rejected_total"],
+            &bulk["rejected"][0]["line"]
+        ),
+        (&json!(62), &json!(1), &json!(63))
+    );
+    assert_eq!(bulk["nas"], plan["nas"]);
+    // Nothing was stored.
+    assert_eq!(lab.waiting().await, 0);
+    assert_eq!(lab.number("select count(*) from events_done").await, before);
+    daemon.stop().await;
+}
+
+/// Posts that a webhook got.
+type Got = Arc<Mutex<Vec<Value>>>;
+
+async fn receiver() -> (std::net::SocketAddr, Got, tokio::task::JoinSet<()>) {
+    let got = Got::default();
+    let kept = Arc::clone(&got);
+    let take = move |axum::Json(message): axum::Json<Value>| {
+        kept.lock().unwrap().push(message);
+        async { "taken" }
+    };
+    let router = axum::Router::new().route("/hook", axum::routing::post(take));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    let stop = tokio_util::sync::CancellationToken::new();
+    tasks.spawn(nas_event_daemon::intake::serve::serve(
+        listener, router, stop,
+    ));
+    (address, got, tasks)
+}
+
+async fn an_alarm_rings_and_is_called_off(kind: Kind) {
+    let (address, got, _tasks) = receiver().await;
+    let lab = Lab::new(kind, "").await;
+    lab.configure(
+        &format!("[alarm]\nwebhook = \"http://{address}/hook?token=geheim\"\nafter = \"100ms\""),
+        "settings_interval = \"200ms\"",
+    );
+    lab.native(
+        RECORD,
+        "driver = \"record\"\n[[on.user_add]]\ncall = \"/x\"\n",
+    );
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.nas(7, "Missing", 2, &[]).await;
+    let daemon = lab.start().await;
+    let with = |state: &str| {
+        let got = got.lock().unwrap();
+        let found = got
+            .iter()
+            .find(|m| m["alarm"] == "nas_7" && m["state"] == state);
+        found.cloned()
+    };
+    let raised = lab.until("the alarm", async || with("raised")).await;
+    assert!(
+        raised["text"]
+            .as_str()
+            .unwrap()
+            .starts_with("NAS 7 is not served: "),
+        "{raised}"
+    );
+    assert!(raised["at"].is_string() && raised["host"].is_string());
+    lab.sql("update nas set oss_path = 'Record' where id = 7")
+        .await;
+    lab.until("the all-clear", async || with("cleared")).await;
+    let other = got.lock().unwrap().iter().any(|m| m["alarm"] != "nas_7");
+    assert!(!other, "{got:?}");
+    assert_eq!(got.lock().unwrap().len(), 2);
+    assert!(!lab.daemon_log().concat().contains("geheim"));
+    daemon.stop().await;
+}
+
+async fn a_thousand_slow_clients_delay_nobody(kind: Kind) {
+    let (lab, daemon) = small_house(kind).await;
+    let address = ("127.0.0.1", lab.port);
+    let mut slow = Vec::new();
+    for _ in 0..1_000 {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(b"POST /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ")
+            .await
+            .unwrap();
+        slow.push(stream);
+    }
+    // Twenty answers one after another within 100 ms each, while they drip. Several rounds,
+    // because this machine may be busy with other tests.
+    let mut worst = Vec::new();
+    let calm = async {
+        loop {
+            let mut round = Duration::ZERO;
+            for _ in 0..20 {
+                for stream in slow.iter_mut().take(50) {
+                    let _ = stream.write_all(b"a").await;
+                }
+                slow.rotate_left(50);
+                let began = std::time::Instant::now();
+                assert!(lab.is_up().await);
+                round = round.max(began.elapsed());
+            }
+            worst.push(round);
+            if round < Duration::from_millis(100) {
+                return;
+            }
+        }
+    };
+    let calm = tokio::time::timeout(PATIENCE, calm).await;
+    assert!(calm.is_ok(), "worst of each round: {worst:?}");
+    drop(slow);
     daemon.stop().await;
 }

@@ -237,5 +237,6 @@ fn started(id: EventId, row: &Row) -> Started {
         params: StoredParams::default(),
         try_count: row.tries,
         possible_duplicate: row.dup,
+        accepted_ms: 0,
     }
 }

@@ -388,6 +388,7 @@ impl World {
                 params: nas_event_daemon::event::StoredParams::default(),
                 try_count: row.tries + 1,
                 possible_duplicate: row.dup,
+                accepted_ms: 0,
             })
         });
         Turned {

@@ -97,13 +97,13 @@ fn text() -> &'static str {
                  started_at = now()
                where id = any($10) and state in ('ready', 'deferred') and exists (select 1 from owned)
                returning id, event_type, user_id, abonent_id, usluga_id, params::text, try_count,
-                 possible_duplicate)
+                 possible_duplicate, (date_part('epoch', event_date) * 1000)::bigint as accepted_ms)
              select 0 as kind, null::bigint as id, null as event_type, null::bigint as user_id,
                null::bigint as abonent_id, null::bigint as usluga_id, null as params,
-               null::int as try_count, null::boolean as possible_duplicate from owned
-             union all select 1, id, null, null, null, null, null, null, null from done
+               null::int as try_count, null::boolean as possible_duplicate, null::bigint as accepted_ms from owned
+             union all select 1, id, null, null, null, null, null, null, null, null from done
              union all select 2, id, event_type, user_id, abonent_id, usluga_id, params, try_count,
-               possible_duplicate from started",
+               possible_duplicate, accepted_ms from started",
             kept = kept.join(", ")
         )
     })

@@ -255,7 +255,8 @@ async fn mark(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<Started>> {
         "update events_stack set state = 'running', epoch = $2,
            try_count = try_count + (state <> 'running')::int, started_at = now()
          where id = any($1) and (state in ('ready', 'deferred') or ($3 and state = 'running' and epoch = $2))
-         returning id, event_type, user_id, abonent_id, usluga_id, params::text, try_count, possible_duplicate",
+         returning id, event_type, user_id, abonent_id, usluga_id, params::text, try_count, possible_duplicate,
+           (date_part('epoch', event_date) * 1000)::bigint as accepted_ms",
     )
     .bind(ids)
     .bind(turn.epoch)
@@ -279,6 +280,7 @@ pub(super) fn started(row: &PgRow) -> Result<Started> {
             params: StoredParams(text.to_owned()),
             try_count: u32::try_from(row.try_get::<i32, _>("try_count")?).unwrap_or(0),
             possible_duplicate: row.try_get("possible_duplicate")?,
+            accepted_ms: row.try_get::<Option<i64>, _>("accepted_ms")?.unwrap_or(0),
         })
     };
     read().map_err(sql("read a started event"))

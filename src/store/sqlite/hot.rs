@@ -192,7 +192,8 @@ const ROW: char = '\u{1e}';
 /// and a JSON text would have PARAMS written and read once more.
 const STARTED: &str = "group_concat(id || char(31) || event_type || char(31) || ifnull(user_id, '') || char(31)
   || ifnull(abonent_id, '') || char(31) || ifnull(usluga_id, '') || char(31) || try_count || char(31)
-  || possible_duplicate || char(31) || params, char(30))";
+  || possible_duplicate || char(31) || ifnull(cast(round(unixepoch(event_date, 'subsec') * 1000) as integer), 0)
+  || char(31) || params, char(30))";
 
 fn started(rows: &str) -> Result<Vec<Started>> {
     rows.split(ROW)
@@ -207,7 +208,7 @@ fn started(rows: &str) -> Result<Vec<Started>> {
 }
 
 fn one_started(row: &str) -> Option<Started> {
-    let mut fields = row.splitn(8, FIELD);
+    let mut fields = row.splitn(9, FIELD);
     let mut field = || fields.next();
     let number = |text: &str| match text {
         "" => Some(None),
@@ -221,6 +222,7 @@ fn one_started(row: &str) -> Option<Started> {
         usluga: number(field()?)?,
         try_count: field()?.parse().ok()?,
         possible_duplicate: field()? != "0",
+        accepted_ms: field()?.parse().ok()?,
         params: StoredParams(field()?.to_owned()),
     })
 }

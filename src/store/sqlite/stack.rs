@@ -169,13 +169,14 @@ type StartValues = (
     u32,
     i64,
     i64,
+    i64,
 );
 
 async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Read>> {
     // One text for all: each row of its own would wake this task once.
     let (rows,): (String,) = sqlx::query_as(
         "select json_group_array(json_array(id, event_type, user_id, abonent_id, usluga_id, params, try_count,
-           possible_duplicate, state in ('ready', 'deferred')))
+           possible_duplicate, state in ('ready', 'deferred'), ifnull(cast(round(unixepoch(event_date, 'subsec') * 1000) as integer), 0)))
          from events_stack where id in (select value from json_each(?1))",
     )
     .bind(json!(ids).to_string())
@@ -187,18 +188,21 @@ async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Read>> {
     Ok(rows
         .into_iter()
         .map(
-            |(id, cmd, user, abonent, usluga, params, try_count, duplicate, waits)| Read {
-                event: Started {
-                    id: EventId(id),
-                    cmd,
-                    user: user.map(UserId),
-                    abonent,
-                    usluga,
-                    params: StoredParams(params),
-                    try_count,
-                    possible_duplicate: duplicate != 0,
-                },
-                waits: waits != 0,
+            |(id, cmd, user, abonent, usluga, params, try_count, duplicate, waits, accepted_ms)| {
+                Read {
+                    event: Started {
+                        id: EventId(id),
+                        cmd,
+                        user: user.map(UserId),
+                        abonent,
+                        usluga,
+                        params: StoredParams(params),
+                        try_count,
+                        possible_duplicate: duplicate != 0,
+                        accepted_ms,
+                    },
+                    waits: waits != 0,
+                }
             },
         )
         .collect())

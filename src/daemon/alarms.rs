@@ -1,0 +1,289 @@
+//! Alarms to whoever is on duty: a POST to `alarm.webhook` when something needs a person, and one
+//! when it is well again. What flaps rings once: an alarm begins when it has been there for
+//! `alarm.after`, and ends when it has been away ten times as long.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::config;
+use crate::dispatch::status::Status;
+use crate::driver::tls::{self, Trust};
+use crate::store::{Error, Store, chain, shown_url};
+
+/// It ends after this many times `alarm.after` without it.
+const CLEAR_TIMES: u64 = 10;
+/// Messages that wait for a receiver that does not answer; the oldest are given up.
+const WAITING_MAX: usize = 100;
+/// For one message.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
+/// Between two tries of a message: the first, and the longest.
+const AGAIN_FIRST_MS: u64 = 1_000;
+const AGAIN_LAST_MS: u64 = 60_000;
+/// Between two looks, at most and at least.
+const LOOK_MOST: Duration = Duration::from_secs(5);
+const LOOK_LEAST: Duration = Duration::from_millis(50);
+
+/// What changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The same name for the beginning and the end.
+    pub alarm: String,
+    /// `raised` or `cleared`.
+    pub state: &'static str,
+    /// For people.
+    pub text: String,
+}
+
+#[derive(Debug)]
+struct Seen {
+    text: String,
+    first: u64,
+    last: u64,
+    raised: bool,
+}
+
+/// Which alarms are on. Pure: `now` is an argument, ms.
+#[derive(Debug)]
+pub struct Alarms {
+    after: u64,
+    seen: BTreeMap<String, Seen>,
+}
+
+impl Alarms {
+    /// `after`: how long something has to be wrong, ms.
+    pub fn new(after: u64) -> Self {
+        Self {
+            after,
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// Takes what is wrong now, by name, and says what to tell.
+    pub fn update(&mut self, now: u64, wrong: BTreeMap<String, String>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (alarm, text) in wrong {
+            let seen = self.seen.entry(alarm.clone()).or_insert(Seen {
+                text: String::new(),
+                first: now,
+                last: now,
+                raised: false,
+            });
+            seen.last = now;
+            seen.text = text;
+            if !seen.raised && now.saturating_sub(seen.first) >= self.after {
+                seen.raised = true;
+                changes.push(Change {
+                    alarm,
+                    state: "raised",
+                    text: seen.text.clone(),
+                });
+            }
+        }
+        let clear = self.after.saturating_mul(CLEAR_TIMES);
+        self.seen.retain(|alarm, seen| {
+            let over = now.saturating_sub(seen.last) >= clear.max(1);
+            if over && seen.raised {
+                changes.push(Change {
+                    alarm: alarm.clone(),
+                    state: "cleared",
+                    text: seen.text.clone(),
+                });
+            }
+            !over
+        });
+        changes
+    }
+}
+
+/// What is looked at.
+pub struct Watched {
+    /// The database.
+    pub store: Arc<dyn Store>,
+    /// What the scheduler says of itself.
+    pub status: watch::Receiver<Status>,
+    /// The main stack is above its mark.
+    pub limited: Arc<AtomicBool>,
+    /// Events that the intent guard holds.
+    pub held: Arc<AtomicUsize>,
+}
+
+impl Watched {
+    async fn wrong(&self) -> BTreeMap<String, String> {
+        let mut wrong = BTreeMap::new();
+        if let Err(error) = self.store.owner().await {
+            let text = format!("the database does not answer: {}", chain(&error));
+            wrong.insert("database".to_owned(), text);
+        }
+        if self.limited.load(Ordering::Relaxed) {
+            let text = "the main stack is above http.high_water: only those who paid are expanded";
+            wrong.insert("high_water".to_owned(), text.to_owned());
+        }
+        let held = self.held.load(Ordering::Relaxed);
+        if held > 0 {
+            let text =
+                format!("the intent guard holds {held} events: guard list, then approve or deny");
+            wrong.insert("guard".to_owned(), text);
+        }
+        let status = self.status.borrow();
+        for nas in status.nases.iter().filter(|nas| nas.breaker != "closed") {
+            let text = format!(
+                "NAS {} {} ({}) does not obey, breaker {}: {}",
+                nas.id, nas.name, nas.ip, nas.breaker, nas.reason
+            );
+            wrong.insert(format!("nas_{}", nas.id), text);
+        }
+        // What the billing has switched off is meant.
+        let broken = status
+            .skipped
+            .iter()
+            .filter(|(_, why)| !why.contains("mode=off"));
+        for (id, why) in broken {
+            wrong.insert(
+                format!("nas_{id}"),
+                format!("NAS {id} is not served: {why}"),
+            );
+        }
+        wrong
+    }
+}
+
+/// Looks and tells until `stop`; without a webhook it ends at once.
+pub async fn run(
+    settings: config::Alarm,
+    host: String,
+    watched: Watched,
+    stop: CancellationToken,
+) -> Result<&'static str, Error> {
+    const WHO: &str = "the alarms";
+    let client = match client(&settings.webhook) {
+        Some(Ok(client)) => client,
+        Some(Err(why)) => {
+            tracing::error!(
+                "alarm.webhook {} cannot be used: {why}",
+                shown_url(&settings.webhook)
+            );
+            stop.cancelled().await;
+            return Ok(WHO);
+        }
+        None => {
+            stop.cancelled().await;
+            return Ok(WHO);
+        }
+    };
+    let after = u64::try_from(settings.after.as_millis()).unwrap_or(u64::MAX);
+    let look = (settings.after / 5).clamp(LOOK_LEAST, LOOK_MOST);
+    let mut alarms = Alarms::new(after);
+    let mut waiting: VecDeque<Value> = VecDeque::new();
+    let (mut again_at, mut pause) = (0, AGAIN_FIRST_MS);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(WHO),
+            () = tokio::time::sleep(look) => {}
+        }
+        for change in alarms.update(clock::tick_ms(), watched.wrong().await) {
+            if waiting.len() >= WAITING_MAX {
+                waiting.pop_front();
+                tracing::error!("alarm.webhook takes nothing: the oldest message is given up");
+            }
+            waiting.push_back(json!({
+                "alarm": change.alarm, "state": change.state, "text": change.text,
+                "host": host, "at": clock::utc_text(clock::wall_ms()),
+            }));
+        }
+        while clock::tick_ms() >= again_at
+            && let Some(message) = waiting.front()
+        {
+            let sent = tokio::select! {
+                () = stop.cancelled() => return Ok(WHO),
+                sent = send(&client, &settings.webhook, message) => sent,
+            };
+            match sent {
+                Ok(()) => {
+                    waiting.pop_front();
+                    pause = AGAIN_FIRST_MS;
+                }
+                Err(why) => {
+                    tracing::warn!(
+                        "alarm.webhook {} did not take a message, again in {pause} ms: {why}",
+                        shown_url(&settings.webhook)
+                    );
+                    again_at = clock::tick_ms().saturating_add(pause);
+                    pause = (pause * 2).min(AGAIN_LAST_MS);
+                }
+            }
+        }
+    }
+}
+
+/// None without a URL.
+fn client(url: &str) -> Option<Result<reqwest::Client, String>> {
+    if url.is_empty() {
+        return None;
+    }
+    let builder = if url.starts_with("https:") {
+        match tls::client_config(&Trust::System) {
+            Ok(config) => reqwest::Client::builder()
+                .no_proxy()
+                .tls_backend_preconfigured(config.as_ref().clone()),
+            Err(why) => return Some(Err(why)),
+        }
+    } else {
+        tls::plain_client()
+    };
+    let built = builder.timeout(SEND_LIMIT).build();
+    Some(built.map_err(|e| chain(&e)))
+}
+
+/// The reason names no URL: it may hold a token.
+async fn send(client: &reqwest::Client, url: &str, message: &Value) -> Result<(), String> {
+    let answer = client.post(url).json(message).send().await;
+    match answer {
+        Ok(answer) if answer.status().is_success() => Ok(()),
+        Ok(answer) => Err(format!("HTTP {}", answer.status())),
+        Err(error) => Err(chain(&error.without_url())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(alarms: &mut Alarms, now: u64, wrong: &[&str]) -> Vec<String> {
+        let wrong = wrong.iter().map(|w| ((*w).to_owned(), "x".to_owned()));
+        let changes = alarms.update(now, wrong.collect());
+        let short = changes
+            .into_iter()
+            .map(|c| format!("{} {}", c.alarm, c.state));
+        short.collect()
+    }
+
+    #[test]
+    fn what_flaps_rings_once() {
+        let mut alarms = Alarms::new(100);
+        assert!(told(&mut alarms, 0, &["nas_5"]).is_empty());
+        assert!(told(&mut alarms, 99, &["nas_5"]).is_empty());
+        assert_eq!(told(&mut alarms, 100, &["nas_5"]), ["nas_5 raised"]);
+        for turn in 1..20 {
+            let wrong: &[&str] = if turn % 2 == 0 { &["nas_5"] } else { &[] };
+            assert!(
+                told(&mut alarms, 100 + turn * 400, wrong).is_empty(),
+                "{turn}"
+            );
+        }
+        assert!(told(&mut alarms, 8_200, &[]).is_empty());
+        assert_eq!(told(&mut alarms, 8_300, &[]), ["nas_5 cleared"]);
+        assert!(told(&mut alarms, 20_000, &[]).is_empty());
+        // What is short rings never.
+        assert!(told(&mut alarms, 30_000, &["guard"]).is_empty());
+        assert!(told(&mut alarms, 31_000, &[]).is_empty());
+        assert!(told(&mut alarms, 40_000, &["guard"]).is_empty());
+    }
+}
