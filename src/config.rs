@@ -319,6 +319,13 @@ impl Config {
                 "write webhook = \"https://HOST/PATH\", or leave it out",
             ));
         }
+        if self.audit.keep < ms(30 * 86_400_000) {
+            return Err(bad(
+                "audit.keep",
+                format!("{:?} is less than 30d", self.audit.keep),
+                "the default is 1095d, three years",
+            ));
+        }
         if self.alarm.after < ms(100) || self.alarm.after > ms(3_600_000) {
             return Err(bad(
                 "alarm.after",

@@ -204,6 +204,7 @@ impl Fork {
         let policy = self.execute.policy();
         let script = self.execute.identity().kind != "native";
         let evidence = Evidence::of(report, policy, script);
+        super::status::count_error(job.nas.id, &report.verdict);
         let facts = Facts {
             try_count: job.try_count,
             class: job.class,

@@ -203,6 +203,9 @@ impl Scheduler {
             let turned = self.write(&mut turn, hard).await?;
             s.turns += 1;
             metrics::counter!("nas_event_daemon_turns_total").increment(1);
+            metrics::histogram!("nas_event_daemon_claim_batch_events").record(f64::from(
+                u32::try_from(turn.starts.len()).unwrap_or(u32::MAX),
+            ));
             self.settled(s, &batch, &turned);
             let told = Self::to_tell(s, &turn, &turned);
             for (id, gone) in &after {

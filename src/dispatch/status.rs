@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::breaker::Change;
 use super::scheduler::{Scheduler, State};
+use crate::attempt::{Failure, Verdict};
 use crate::clock;
 use crate::event::CATALOGUE;
 use crate::nas::NasId;
@@ -74,6 +75,21 @@ pub(super) fn count_event(cmd: &'static str, result: &'static str, accepted_ms: 
         .increment(1);
     metrics::histogram!("nas_event_daemon_event_latency_seconds", "result" => result)
         .record(took.as_secs_f64());
+}
+
+/// Counts an attempt that failed, by the kind of failure.
+pub(super) fn count_error(nas: NasId, verdict: &Verdict) {
+    let class = match verdict {
+        Verdict::Done | Verdict::Observed | Verdict::NotImplemented => return,
+        Verdict::Failed(failure) if failure.code == Failure::CODE_TIMEOUT => "timeout",
+        Verdict::Failed(failure) => failure.class.as_str(),
+        Verdict::Exit(0) => return,
+        Verdict::Exit(Failure::CODE_TIMEOUT) => "timeout",
+        Verdict::Exit(_) => "exit",
+    };
+    metrics::counter!("nas_event_daemon_attempt_errors_total", "nas_id" => nas.to_string(),
+        "class" => class)
+    .increment(1);
 }
 
 /// Counts one ended attempt.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::event::{Cmd, Waiting};
 use crate::store::Store;
 use hold::Watch;
@@ -63,14 +64,23 @@ impl Expander {
             let held = self.watch.held();
             self.held.store(held, Ordering::Relaxed);
             let limited = self.level.is_above(self.store.as_ref()).await;
+            let began = clock::tick_ms();
             let asked = if limited {
                 self.store.expand_urgent(self.batch, &cmds).await
             } else {
                 self.store.expand(self.batch, &cmds).await
             };
+            if !asked.as_ref().is_ok_and(|out| out.moved.is_empty()) {
+                let took = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+                metrics::histogram!("nas_event_daemon_expand_duration_seconds")
+                    .record(took.as_secs_f64());
+            }
             let pause = match asked {
                 Ok(out) => {
                     wait = RETRY_FIRST;
+                    let failed = out.failed.len().saturating_add(out.overtaken);
+                    metrics::counter!("nas_event_daemon_expand_errors_total")
+                        .increment(u64::try_from(failed).unwrap_or(0));
                     for (id, why) in &out.failed {
                         tracing::warn!("event={id} cannot be expanded: {why}");
                     }

@@ -20,6 +20,7 @@ const BUSY: &str = "nas_event_daemon_forks_busy";
 const BREAKER: &str = "nas_event_daemon_breaker_state";
 const PAUSED: &str = "nas_event_daemon_nas_paused";
 const SERVED: &str = "nas_event_daemon_nas_served";
+const STREAMS: &str = "nas_event_daemon_sse_clients";
 const LIMITED: &str = "nas_event_daemon_intake_limited";
 const PARENT: &str = "nas_event_daemon_settings_age_seconds";
 
@@ -50,6 +51,31 @@ pub fn describe() {
     describe_gauge!(BREAKER, "1 for the state in which the NAS's breaker is");
     describe_gauge!(PAUSED, "1 while an operator has paused the NAS");
     describe_gauge!(SERVED, "0 for a NAS that is skipped, off, or gone");
+    describe_gauge!(STREAMS, "Logs that are being followed");
+    describe_counter!(
+        "nas_event_daemon_attempt_errors_total",
+        "Failed attempts by NAS and kind of failure"
+    );
+    describe_histogram!(
+        "nas_event_daemon_claim_batch_events",
+        "Events that one writer turn starts"
+    );
+    describe_histogram!(
+        "nas_event_daemon_expand_duration_seconds",
+        "Duration of one batch of expansion"
+    );
+    describe_counter!(
+        "nas_event_daemon_expand_errors_total",
+        "Rows that could not be expanded, each time"
+    );
+    describe_gauge!("process_resident_memory_bytes", "Memory that is in use");
+    describe_gauge!("process_open_fds", "Open files and sockets");
+    describe_gauge!("process_max_fds", "Files and sockets that may be open");
+    describe_gauge!("process_threads", "Threads");
+    describe_counter!(
+        "process_cpu_seconds_total",
+        "Processor time, user and system"
+    );
     describe_gauge!(LIMITED, "1 while the main stack is above http.high_water");
     describe_gauge!(PARENT, "Time since the settings loop turned");
     describe_counter!(
@@ -127,8 +153,42 @@ pub fn stacks(shown: &Shown, counts: &Counts) {
     }
 }
 
-/// Shows whether only urgent events are expanded.
-pub fn intake(limited: bool) {
+/// Shows what the kernel says of this process (proc(5)); what it does not say is left out.
+pub fn process() {
+    let read =
+        |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+    let number = |text: &str, name: &str| -> Option<f64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let status = read("status");
+    if let Some(kib) = number(&status, "VmRSS:") {
+        gauge!("process_resident_memory_bytes").set(kib * 1024.0);
+    }
+    if let Some(threads) = number(&status, "Threads:") {
+        gauge!("process_threads").set(threads);
+    }
+    if let Some(most) = number(&read("limits"), "Max open files") {
+        gauge!("process_max_fds").set(most);
+    }
+    if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
+        gauge!("process_open_fds").set(f64::from(u32::try_from(files.count()).unwrap_or(u32::MAX)));
+    }
+    // Behind the name in brackets: the 14th and 15th field, in hundredths of a second.
+    let stat = read("stat");
+    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' '));
+    let ticks: Option<u64> = fields.map(|fields| {
+        let two = fields.skip(11).take(2);
+        two.filter_map(|n| n.parse::<u64>().ok()).sum()
+    });
+    if let Some(ticks) = ticks {
+        metrics::counter!("process_cpu_seconds_total").absolute(ticks / 100);
+    }
+}
+
+/// Shows whether only urgent events are expanded, and how many logs are followed.
+pub fn intake(limited: bool, streams: usize) {
+    gauge!(STREAMS).set(f64::from(u32::try_from(streams).unwrap_or(u32::MAX)));
     gauge!(LIMITED).set(f64::from(u8::from(limited)));
 }
 

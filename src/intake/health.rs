@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::intake::access::{self, Openness, Scope};
-use crate::intake::gauges;
 use crate::intake::rest::{Desk, Refusal};
+use crate::intake::{gauges, tails};
 use crate::store::Counts;
 
 /// The parent loop is alive if it turned within this many of its intervals …
@@ -259,7 +259,9 @@ pub async fn metrics(State(desk): State<Desk>, request: Request) -> Result<Respo
         gauges::dispatch(&desk.seen.shown, &status());
     }
     gauges::parent(parent_age_ms(&desk));
-    gauges::intake(desk.doors.limited.load(Ordering::Relaxed));
+    let streams = tails::STREAMS_MAX.saturating_sub(desk.tails.available_permits());
+    gauges::intake(desk.doors.limited.load(Ordering::Relaxed), streams);
+    gauges::process();
     if let Ok(counts) = counts(&desk, Freshness::Second).await {
         gauges::stacks(&desk.seen.shown, &counts);
     }

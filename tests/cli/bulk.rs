@@ -38,6 +38,11 @@ async fn a_file_is_planned_then_posted_once(kind: Kind) {
         .await
         .failed(2, &["without spaces"]);
     let daemon = lab.start().await;
+    lab.until("the dispatcher says what it serves", async || {
+        let served = lab.scheduler().await?;
+        (served["nases"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
     let plan = bulk(&["--plan"]).await.fine();
     let mut parts = serde_json::Deserializer::from_str(&plan).into_iter::<Value>();
     let all = parts.next().unwrap().unwrap();

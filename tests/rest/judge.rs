@@ -1,6 +1,7 @@
 //! An independent judge of the API: schemathesis (PyPI, `scripts/install-peers`) reads the OpenAPI
 //! document from a running daemon, makes calls of it, well-formed and not, and holds every answer
-//! against it. A short form; `NED_JUDGE_SECONDS` makes it longer by hand.
+//! against it. A short form; `NED_JUDGE_SECONDS` makes it longer by hand, and
+//! `NED_JUDGE_REPORT` names a file for what it says.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -82,8 +83,8 @@ async fn no_call_breaks_the_document(kind: Kind) {
     let seconds = std::env::var("NED_JUDGE_SECONDS");
     let seconds = seconds.map_or(20, |text| text.parse().unwrap());
     let (content, said) = judged(&lab, &lab.url("/api/openapi.json"), seconds).await;
-    if std::env::var("NED_JUDGE_SECONDS").is_ok() {
-        println!("{said}");
+    if let Ok(file) = std::env::var("NED_JUDGE_REPORT") {
+        std::fs::write(file, &said).unwrap();
     }
     assert!(content, "{said}");
     assert!(lab.is_up().await, "{said}");

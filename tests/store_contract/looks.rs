@@ -194,14 +194,27 @@ pub(super) async fn a_nul_never_blocks_a_settle(db: Db) {
 }
 
 pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
-    for n in 1..=5 {
+    for n in 1..=3 {
+        db.sql(&format!(
+            "insert into audit (at, who, what, detail) values ('2020-01-01 00:00:0{n}', 'crm', 'post', 'old')"
+        ))
+        .await;
+    }
+    for n in 4..=5 {
         db.store
             .audit("crm", "post", &format!("event={n}"))
             .await
             .unwrap();
     }
-    db.sql("update audit set at = '2020-01-01 00:00:00' where id <= 3")
-        .await;
+    // Nobody covers his traces, not even who may write.
+    for change in [
+        "update audit set who = 'somebody else' where id = 5",
+        "delete from audit where id = 5",
+    ] {
+        let refused = db.store.sql(change, true).await.unwrap_err();
+        let refused = nas_event_daemon::store::chain(&refused);
+        assert!(refused.contains("the audit table"), "{refused}");
+    }
     let now = nas_event_daemon::clock::wall_ms();
     let year = 366 * 86_400_000;
     let store = db.store.as_ref();

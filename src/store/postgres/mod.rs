@@ -195,6 +195,11 @@ fn migrator() -> Migrator {
             "batches",
             include_str!("../../../migrations/postgres/0005_batches.sql"),
         ),
+        (
+            6,
+            "audit",
+            include_str!("../../../migrations/postgres/0006_audit.sql"),
+        ),
     ];
     Migrator::with_migrations(
         files

@@ -212,6 +212,11 @@ fn migrator() -> Migrator {
             "batches",
             include_str!("../../../migrations/sqlite/0005_batches.sql"),
         ),
+        (
+            6,
+            "audit",
+            include_str!("../../../migrations/sqlite/0006_audit.sql"),
+        ),
     ];
     Migrator::with_migrations(
         files
