@@ -17,6 +17,8 @@ mod mutations;
 mod secrets;
 mod shell;
 mod subscribers;
+#[path = "../../fuzz/src/lib.rs"]
+mod targets;
 
 use std::io::Write;
 

@@ -1,18 +1,12 @@
 //! Every parser of what comes from outside, with seeds that are mutated by a repeatable dice:
-//! none may panic, hang, or give what does not fit its promise. The seeds are in `corpus/` and
-//! serve cargo-fuzz, too (`fuzz/`).
+//! none may panic, hang, or give what does not fit its promise. Seeds and promises are those of
+//! libFuzzer, too (`fuzz/`).
 
 use std::path::Path;
 
-use nas_event_daemon::attempt::{Line, LineKind};
 use nas_event_daemon::clock::tick_ms;
-use nas_event_daemon::config::Config;
-use nas_event_daemon::driver::mikrotik::wire::{Bounds, Decoder, encode, text};
-use nas_event_daemon::event::{Cmd, EventId, UserId};
-use nas_event_daemon::intake::{compact, form, json};
-use nas_event_daemon::logs::line::{Key, Origin, Records};
-use nas_event_daemon::scheme::native::NativeScheme;
 
+use crate::targets::{TARGETS, sentences};
 use crate::{Dice, from_environment, hostile, say};
 
 /// Inputs of the quick form, for each parser that is cheap; `NED_MUTATIONS` changes it.
@@ -91,130 +85,29 @@ fn each(parser: &str, share: u64, mut check: impl FnMut(&[u8])) {
     }
 }
 
-const BOUNDS: Bounds = Bounds {
-    words: 64,
-    word: 4_096,
-    sentence: 16_384,
-};
+/// A test of this name for each parser.
+macro_rules! parsers {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            let (name, run, share) = TARGETS
+                .iter()
+                .find(|(known, ..)| *known == stringify!($name))
+                .unwrap();
+            each(name, *share, run);
+        })*
 
-fn sentences(parts: &[&[u8]]) -> Result<Vec<Vec<Vec<u8>>>, String> {
-    let mut decoder = Decoder::new(BOUNDS);
-    let mut all = Vec::new();
-    for part in parts {
-        decoder.feed(part);
-        while let Some(sentence) = decoder.next().map_err(|e| e.to_string())? {
-            all.push(sentence);
+        #[test]
+        fn every_parser_is_here() {
+            let here = [$(stringify!($name)),*];
+            let all: Vec<&str> = TARGETS.iter().map(|(name, ..)| *name).collect();
+            assert_eq!(all, here);
         }
-    }
-    Ok(all)
-}
-
-#[test]
-fn routeros_words() {
-    each("words", 1, |bytes| {
-        let whole = sentences(&[bytes]);
-        // However it is split, it is the same.
-        let middle = bytes.len() / 2;
-        let halves = sentences(&[&bytes[..middle], &bytes[middle..]]);
-        assert_eq!(whole, halves);
-        let Ok(whole) = whole else { return };
-        for sentence in whole {
-            let size: usize = sentence.iter().map(Vec::len).sum();
-            assert!(sentence.len() <= BOUNDS.words && size <= BOUNDS.sentence);
-            // What was read is written and read again as it was.
-            let mut out = Vec::new();
-            let words = sentence.iter().map(Vec::as_slice);
-            encode(words, BOUNDS, &mut out).unwrap();
-            assert_eq!(sentences(&[&out]).unwrap(), std::slice::from_ref(&sentence));
-            for word in &sentence {
-                assert!(!text(word).is_empty());
-            }
-        }
-    });
-}
-
-#[test]
-fn bodies_of_the_classic_call() {
-    each("form", 1, |bytes| {
-        if let Err(error) = form::read(bytes) {
-            assert!(!error.to_string().is_empty());
-        }
-    });
-}
-
-#[test]
-fn events_as_json() {
-    each("event", 1, |bytes| {
-        let Ok(text) = std::str::from_utf8(bytes) else {
-            return;
-        };
-        if let Ok((value, used)) = json::first_json(text) {
-            assert!(text.is_char_boundary(used));
-            if let Ok(event) = compact::read(value, "fuzz", &[]) {
-                assert!(Cmd::parse(&event.cmd).is_ok());
-                assert!(
-                    event.user_id.is_some() || event.nas_id.is_some() || event.nas_ip.is_some()
-                );
-            }
-        }
-        let _ = json::strict_json(text);
-    });
-}
-
-#[test]
-fn scheme_files() {
-    let dir = tempfile::tempdir().unwrap();
-    each("scheme", 10, |bytes| {
-        std::fs::write(dir.path().join("scheme.toml"), bytes).unwrap();
-        if let Err(findings) = NativeScheme::load(dir.path()) {
-            assert!(findings.iter().all(|f| !f.text.is_empty()));
-            assert!(!findings.is_empty());
-        }
-    });
-}
-
-#[test]
-fn configuration_files() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("ned.toml");
-    each("config", 10, |bytes| {
-        std::fs::write(&file, bytes).unwrap();
-        if let Err(error) = Config::load(Some(&file), std::iter::empty()) {
-            assert!(!error.reason.is_empty() && !error.hint.is_empty());
-        }
-    });
-}
-
-#[test]
-fn log_records() {
-    let key = Key {
-        event: EventId(7),
-        user: Some(UserId(1424)),
-        cmd: "user_add",
-        try_count: 1,
     };
-    each("record", 1, |bytes| {
-        let text = String::from_utf8_lossy(bytes).into_owned();
-        let mut out = Vec::new();
-        let mut records = Records::new(Origin::new("bras", 1));
-        for kind in [LineKind::Command, LineKind::Answer] {
-            let line = Line {
-                at_ms: 0,
-                kind,
-                text: text.clone(),
-            };
-            records.line(&mut out, &key, &line);
-        }
-        records.daemon(&mut out, 0, &text);
-        // Three records are three lines, whatever they hold.
-        let out = String::from_utf8(out).unwrap();
-        assert_eq!(out.matches('\n').count(), 3, "{out:?}");
-        assert!(
-            !out.contains(['\r', '\u{1b}', '\u{2028}', '\u{202e}']),
-            "{out:?}"
-        );
-    });
 }
+parsers!(
+    words, form, event, chain, scheme, config, record, session, telnet, dialogue, hostkey, http
+);
 
 /// The negative control: a decoder that is told a larger bound than it has is found out.
 #[test]

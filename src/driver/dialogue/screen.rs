@@ -69,7 +69,7 @@ impl Screen {
         self.taken = 0;
     }
 
-    /// Bytes taken since it was cleared, whatever they left on it.
+    /// Bytes taken since it was cleared, whatever they left on it, and blanks that were left out.
     pub(super) fn taken(&self) -> usize {
         self.taken
     }
@@ -182,6 +182,8 @@ impl Screen {
                         *old = byte;
                     }
                 } else if self.row.len() < COLUMNS_MAX {
+                    // A few bytes may leave thousands of columns out: they count as sent.
+                    self.taken = self.taken.saturating_add(self.column - self.row.len());
                     self.row.resize(self.column, b' ');
                     self.row.push(byte);
                 } else {
@@ -222,6 +224,9 @@ impl Screen {
     /// One column is one character: continuation bytes of UTF-8 go with their first byte.
     fn left(&mut self, count: usize) {
         for _ in 0..count.min(self.column) {
+            if self.column == 0 {
+                return;
+            }
             self.column -= 1;
             while self.column > 0 && self.row.get(self.column).is_some_and(|b| b & 0xc0 == 0x80) {
                 self.column -= 1;
@@ -352,6 +357,26 @@ mod tests {
                 "{bytes:?}"
             );
         }
+    }
+
+    /// Found by fuzzing: columns are counted in characters to the left, in bytes by the row.
+    #[test]
+    fn left_of_the_first_column_is_nothing() {
+        assert_eq!(
+            shown("\u{43f}\u{44c}\x1b[4D!".as_bytes()).1,
+            "!\\xbf\u{44c}"
+        );
+        assert_eq!(shown(b"ab\x1b[9Dc").1, "cb");
+    }
+
+    #[test]
+    fn what_is_left_out_counts_as_sent() {
+        let mut screen = Screen::new();
+        for _ in 0..100 {
+            screen.take(b"\x1b[4000C#\n");
+        }
+        assert!(screen.finished.len() > 100 * 4_000);
+        assert!(screen.taken() >= screen.finished.len());
     }
 
     #[test]
