@@ -44,6 +44,15 @@ impl Mode {
         }
     }
 
+    /// What holds where an operator said another mode than the billing: the operator's word, but
+    /// what the billing has switched off stays off.
+    pub fn overridden(self, by: Option<Self>) -> Self {
+        match self {
+            Self::Off => Self::Off,
+            Self::Active | Self::Observe => by.unwrap_or(self),
+        }
+    }
+
     /// The word in the column.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -115,7 +124,7 @@ pub struct Nas {
     pub name: String,
     /// Management address or host name.
     pub ip: String,
-    /// `nas.mode`.
+    /// `nas.mode`, or what the operator said instead (`nas activate`, `nas observe`).
     pub mode: Mode,
     /// Slots.
     pub forks: Forks,
@@ -173,6 +182,8 @@ pub struct NasState {
     pub pause_reason: String,
     /// Overrides `nas.forks`.
     pub forks: Option<i64>,
+    /// Overrides `nas.mode`, unless that is `off`; [`Nas::mode`] tells what holds.
+    pub mode: Option<Mode>,
     /// SSH host key learned under `ssh_host_key = 'tofu'`, an OpenSSH public key line.
     pub ssh_host_key: Option<String>,
 }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::ctl::Ctl;
-use super::exit::{DONE, Failed, NOT_FOUND, Outcome, remark};
+use super::exit::{DONE, Failed, NOT_FOUND, Outcome, REFUSED, remark};
 use super::table::Table;
 use super::{Console, nas_test, rekey, resync, who};
 use crate::clock;
@@ -51,6 +51,24 @@ pub enum Verb {
         #[arg(value_parser = forks)]
         forks: Override,
     },
+    /// Send commands from now on, whatever nas.mode says (but off).
+    Activate {
+        /// nas.id
+        id: i64,
+    },
+    /// Send nothing from now on: everything is rendered, ordered and logged only.
+    Observe {
+        /// nas.id
+        id: i64,
+    },
+    /// Override nas.mode, or take the override back.
+    Mode {
+        /// nas.id
+        id: i64,
+        /// active, observe, or "default" for what the billing says
+        #[arg(value_parser = mode)]
+        mode: ModeOverride,
+    },
     /// Log in and time one harmless command.
     Test {
         /// nas.id
@@ -86,6 +104,19 @@ fn forks(text: &str) -> Result<Override, String> {
     match text.parse() {
         Ok(n) if (1..=i64::from(Forks::MAX)).contains(&n) => Ok(Override(Some(n))),
         _ => Err("expected 1 to 100, or default".to_owned()),
+    }
+}
+
+/// A mode, or none.
+#[derive(Debug, Clone, Copy)]
+pub struct ModeOverride(Option<Mode>);
+
+fn mode(text: &str) -> Result<ModeOverride, String> {
+    match text {
+        "default" => Ok(ModeOverride(None)),
+        "active" => Ok(ModeOverride(Some(Mode::Active))),
+        "observe" => Ok(ModeOverride(Some(Mode::Observe))),
+        _ => Err("expected active, observe or default (pause stops a NAS)".to_owned()),
     }
 }
 
@@ -145,6 +176,9 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             )
             .await
         }
+        Verb::Activate { id } => set_mode(&config, store.as_ref(), id, Some(Mode::Active)).await,
+        Verb::Observe { id } => set_mode(&config, store.as_ref(), id, Some(Mode::Observe)).await,
+        Verb::Mode { id, mode } => set_mode(&config, store.as_ref(), id, mode.0).await,
         Verb::Test { id } => nas_test::test(&config, store.as_ref(), NasId(id)).await,
         Verb::Rekey(args) => rekey::rekey(&config, store.as_ref(), args).await,
         Verb::Resync(args) => {
@@ -193,6 +227,39 @@ async fn change(
     store.set_nas_state(id, &state).await?;
     store.audit(&who(), what, detail).await?;
     poke(config).await;
+    Ok(DONE)
+}
+
+async fn set_mode(config: &Config, store: &dyn Store, id: i64, mode: Option<Mode>) -> Outcome {
+    let id = NasId(id);
+    match find(store, id).await? {
+        Ok(nas) if nas.mode == Mode::Off && mode.is_some() => {
+            return Err(Failed::new(
+                REFUSED,
+                format!(
+                    "the billing says nas.mode = 'off' for NAS {id}\nhint: set it to active or observe there first"
+                ),
+            ));
+        }
+        Ok(_) => {}
+        Err(bad) => {
+            return Err(Failed::new(
+                REFUSED,
+                format!(
+                    "NAS {id} cannot be served: {}\nhint: correct its row",
+                    bad.reason
+                ),
+            ));
+        }
+    }
+    let word = mode.map_or("default", Mode::as_str);
+    let set = |state: &mut NasState| state.mode = mode;
+    let detail = format!("nas={id} mode={word}");
+    change(config, store, id, "nas_mode", &detail, set).await?;
+    // What it comes to, for those who took an override back.
+    if let Ok(nas) = find(store, id).await? {
+        remark(format!("NAS {id} is in the mode {}", nas.mode.as_str()));
+    }
     Ok(DONE)
 }
 
@@ -281,6 +348,11 @@ fn line(
     };
     let mut notes = Vec::new();
     notes.extend(paused_text(state, now));
+    notes.extend(
+        state
+            .mode
+            .map(|mode| format!("mode {} by an operator", mode.as_str())),
+    );
     let (scheme, skipped) = scheme_of(nas, resolve);
     notes.extend(skipped.map(|why| format!("skipped: {why}")));
     notes.extend(plain_text(nas, resolve));
@@ -358,6 +430,7 @@ async fn show(console: &Console, config: &Config, store: &dyn Store, id: NasId) 
         ("name", json!(nas.name)),
         ("ip", json!(nas.ip)),
         ("mode", json!(nas.mode)),
+        ("mode_override", json!(state.mode)),
         ("forks", json!(nas.forks)),
         ("forks_override", json!(state.forks)),
         ("forks_warning", json!(nas.forks_warning)),

@@ -155,7 +155,7 @@ fn of_the_nas(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
             say(
                 "nas_off",
                 format!("NAS {nas} is switched off (mode=off)"),
-                "set nas.mode to active in the billing when it shall work",
+                "nas activate makes it send, when it shall work",
             )
         } else {
             say(
@@ -309,7 +309,7 @@ fn ended(case: &Case) -> Option<Verdict> {
             format!(
                 "event {id} {cmd} was only observed: its NAS is in the mode observe, nothing is sent"
             ),
-            "set nas.mode to active in the billing when it shall work",
+            "nas activate makes it send, when it shall work",
         )),
         _ => None,
     }
@@ -442,7 +442,7 @@ fn fine(case: &Case) -> Verdict {
         None if case.observed => say(
             "observed",
             "the NAS is in the mode observe: nothing is sent",
-            "set nas.mode to active in the billing when it shall work",
+            "nas activate makes it send, when it shall work",
         ),
         None if case.done.is_empty() => say(
             "never_sent",

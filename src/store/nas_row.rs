@@ -10,6 +10,14 @@ use crate::nas::{BadNas, Forks, Mode, Nas, NasId, OnError};
 /// Longest deadline of one attempt that a row may ask for, ms (24 h).
 const TIMEOUT_MAX_MS: i64 = 86_400_000;
 
+/// Name under which both stores read what the operator said instead of `nas.mode`.
+pub(super) const OPERATORS_MODE: &str = "operators_mode";
+
+/// Reads it; a word of a newer version means nothing here.
+pub(super) fn operators_mode(text: Option<String>) -> Option<Mode> {
+    text.and_then(|text| Mode::parse(Some(&text)).ok())
+}
+
 /// Builds a NAS from its columns as texts; NULL is none.
 pub(super) fn nas_from(id: i64, column: impl Fn(&str) -> Option<String>) -> Result<Nas, BadNas> {
     let ip = column("ip")
@@ -106,7 +114,9 @@ pub(super) fn nas_from(id: i64, column: impl Fn(&str) -> Option<String>) -> Resu
     Ok(Nas {
         id: NasId(id),
         name: column("name").unwrap_or_default(),
-        mode: Mode::parse(column("mode").as_deref()).map_err(&bad)?,
+        mode: Mode::parse(column("mode").as_deref())
+            .map_err(&bad)?
+            .overridden(operators_mode(column(OPERATORS_MODE))),
         forks,
         forks_warning,
         oss_path: text("oss_path"),
@@ -166,6 +176,21 @@ mod tests {
             let error = row(&[("ip", "10.0.0.1"), (name, value)]).unwrap_err();
             assert!(error.reason.contains(name), "{name}: {}", error.reason);
         }
+        let mode = |billing: &str, operator: &str| {
+            let row = row(&[
+                ("ip", "10.0.0.1"),
+                ("mode", billing),
+                (OPERATORS_MODE, operator),
+            ]);
+            row.unwrap().mode
+        };
+        assert_eq!(mode("observe", "active"), Mode::Active);
+        assert_eq!(mode("active", "observe"), Mode::Observe);
+        assert_eq!(
+            mode("off", "active"),
+            Mode::Off,
+            "the billing's off is kept"
+        );
         assert!(row(&[("ip", "$(reboot)")]).is_err());
         assert!(row(&[]).is_err());
     }

@@ -84,6 +84,31 @@ async fn a_nas_is_listed_paused_and_resumed(kind: Kind) {
     assert_eq!(row["scheme_kind"], "native");
     ned(&lab, &["nas", "forks", "5", "default"]).await.fine();
     lab.said("nasid=5 nas_ip=127.0.0.1 forks=2").await;
+    // One command over, one back; the billing's row stays as it is.
+    ned(&lab, &["nas", "observe", "5"]).await.fine();
+    lab.said("forks=2 mode=observe").await;
+    let id = lab.event(1, "user_add").await;
+    assert_eq!(lab.ended(id).await, ("done".into(), "observed".into()));
+    let row = list(&lab).await.remove(0);
+    assert_eq!(row["mode"], "observe");
+    assert_eq!(row["note"], "mode observe by an operator");
+    ned(&lab, &["nas", "activate", "5"]).await.fine();
+    lab.said("forks=2 mode=active").await;
+    let id = lab.event(1, "user_add").await;
+    assert_eq!(lab.ended(id).await, ("done".into(), "done".into()));
+    ned(&lab, &["nas", "mode", "5", "default"]).await.fine();
+    assert_eq!(list(&lab).await.remove(0)["note"], "");
+    lab.sql("update nas set mode = 'off' where id = 5").await;
+    ned(&lab, &["nas", "activate", "5"])
+        .await
+        .failed(6, &["nas.mode = 'off'", "hint:"]);
+    lab.sql("update nas set mode = 'active' where id = 5").await;
+    ned(&lab, &["nas", "activate", "6"])
+        .await
+        .failed(6, &["mode is 'maybe'"]);
+    let audit = ned(&lab, &["-o", "json", "audit"]).await.fine();
+    assert!(audit.contains("nas=5 mode=observe"), "{audit}");
+
     ned(&lab, &["nas", "forks", "5", "101"])
         .await
         .failed(2, &["1 to 100"]);
@@ -91,6 +116,8 @@ async fn a_nas_is_listed_paused_and_resumed(kind: Kind) {
         &["show"][..],
         &["pause"],
         &["resume"],
+        &["activate"],
+        &["observe"],
         &["test"],
         &["resync"],
     ] {

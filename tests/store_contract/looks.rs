@@ -1,5 +1,6 @@
 //! What the contract says of the billing's tables, NAS rows, secrets and statements.
 
+use nas_event_daemon::nas::{Mode, NasState};
 use nas_event_daemon::store::{postgres, sqlite};
 
 use super::*;
@@ -39,10 +40,11 @@ pub(super) async fn nas_rows_are_checked_one_by_one(db: Db) {
         ("admin", "servicemode")
     );
     assert!(!format!("{secret:?}").contains("servicemode"));
-    let mut state = nas_event_daemon::nas::NasState {
+    let mut state = NasState {
         paused_until_ms: Some(i64::MAX),
         pause_reason: "night".into(),
         forks: Some(2),
+        mode: Some(Mode::Observe),
         ssh_host_key: None,
     };
     db.store.set_nas_state(NasId(1), &state).await.unwrap();
@@ -50,6 +52,14 @@ pub(super) async fn nas_rows_are_checked_one_by_one(db: Db) {
     state.paused_until_ms = None;
     db.store.set_nas_state(NasId(1), &state).await.unwrap();
     assert_eq!(db.store.nas_states().await.unwrap()[&NasId(1)], state);
+    // The operator's word on the mode holds until it is taken back.
+    for (word, mode) in [(Some(Mode::Active), Mode::Active), (None, Mode::Observe)] {
+        db.sql("update nas set mode = 'observe' where id = 1").await;
+        state.mode = word;
+        db.store.set_nas_state(NasId(1), &state).await.unwrap();
+        let rows = db.store.nases().await.unwrap();
+        assert_eq!(rows[0].as_ref().unwrap().mode, mode);
+    }
     host_keys_are_replaced_only_by_who_knows_the_old_one(&db).await;
     let flags = db.store.account_flags(Some(NasId(1)), None).await.unwrap();
     assert_eq!(flags.len(), 9);

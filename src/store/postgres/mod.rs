@@ -25,9 +25,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, PgPool, SqlSafeStr};
+use sqlx::{ConnectOptions, PgPool};
 
 use self::connection::{CONNECT_TIMEOUT, Reopening};
 use super::{
@@ -179,7 +179,7 @@ async fn call<T>(doing: &'static str, work: impl Future<Output = Result<T>>) -> 
 }
 
 fn migrator() -> Migrator {
-    let files = [
+    super::migrator(&[
         (
             1,
             "events",
@@ -191,6 +191,11 @@ fn migrator() -> Migrator {
             include_str!("../../../migrations/postgres/0003_guard.sql"),
         ),
         (
+            4,
+            "nas_mode",
+            include_str!("../../../migrations/postgres/0004_nas_mode.sql"),
+        ),
+        (
             5,
             "batches",
             include_str!("../../../migrations/postgres/0005_batches.sql"),
@@ -200,22 +205,7 @@ fn migrator() -> Migrator {
             "audit",
             include_str!("../../../migrations/postgres/0006_audit.sql"),
         ),
-    ];
-    Migrator::with_migrations(
-        files
-            .into_iter()
-            .map(|(version, name, text)| {
-                let text = sqlx::AssertSqlSafe(text.to_owned()).into_sql_str();
-                Migration::new(
-                    version,
-                    Cow::Owned(name.to_owned()),
-                    MigrationType::Simple,
-                    text,
-                    false,
-                )
-            })
-            .collect(),
-    )
+    ])
 }
 
 #[async_trait]

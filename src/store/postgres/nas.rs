@@ -6,9 +6,9 @@ use sqlx::Row;
 
 use super::{Postgres, kept_ms, ms_of, sql, storable};
 use crate::event::UserId;
-use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use crate::nas::{BadNas, Mode, Nas, NasId, NasSecret, NasState};
 use crate::store::billing::NAS_OPTIONAL;
-use crate::store::nas_row::nas_from;
+use crate::store::nas_row::{OPERATORS_MODE, nas_from, operators_mode};
 use crate::store::{AccountFlags, Result};
 
 const NAS_TEXTS: &[&str] = &["name", "ip", "forks", "oss_path", "script_name"];
@@ -21,7 +21,9 @@ pub(super) async fn nases(store: &Postgres) -> Result<Vec<std::result::Result<Na
         .map(|name| format!("{} as \"{name}\"", shape.text("nas", name)))
         .collect();
     let text = format!(
-        "select id::bigint as id, {} from nas order by 1",
+        "select id::bigint as id,
+           (select s.mode from nas_state s where s.nas_id = nas.id::bigint) as {OPERATORS_MODE},
+           {} from nas order by 1",
         columns.join(", ")
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(text))
@@ -39,13 +41,20 @@ pub(super) async fn nases(store: &Postgres) -> Result<Vec<std::result::Result<Na
     Ok(nases)
 }
 
-/// NAS, end of its pause in ms, why, forks, learned SSH host key.
-type StateRow = (i64, Option<i64>, String, Option<i64>, Option<String>);
+/// NAS, end of its pause in ms, why, forks, mode, learned SSH host key.
+type StateRow = (
+    i64,
+    Option<i64>,
+    String,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+);
 
 pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>> {
     let text = format!(
         "select nas_id, case when paused_until = 'infinity' then {} else {} end, pause_reason, forks,
-           ssh_host_key
+           mode, ssh_host_key
          from nas_state",
         i64::MAX,
         ms_of("paused_until")
@@ -56,32 +65,36 @@ pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>
         .map_err(sql("read the NAS states"))?;
     Ok(rows
         .into_iter()
-        .map(|(id, paused_until_ms, pause_reason, forks, ssh_host_key)| {
-            (
-                NasId(id),
-                NasState {
-                    paused_until_ms,
-                    pause_reason,
-                    forks,
-                    ssh_host_key,
-                },
-            )
-        })
+        .map(
+            |(id, paused_until_ms, pause_reason, forks, mode, ssh_host_key)| {
+                (
+                    NasId(id),
+                    NasState {
+                        paused_until_ms,
+                        pause_reason,
+                        forks,
+                        mode: operators_mode(mode),
+                        ssh_host_key,
+                    },
+                )
+            },
+        )
         .collect())
 }
 
 pub(super) async fn set_state(store: &Postgres, nas: NasId, state: &NasState) -> Result<()> {
     sqlx::query(
-        "insert into nas_state (nas_id, paused_until, pause_reason, forks)
-         values ($1, case when $2 then 'infinity' else to_timestamp($3::bigint / 1000.0) end, $4, $5)
+        "insert into nas_state (nas_id, paused_until, pause_reason, forks, mode)
+         values ($1, case when $2 then 'infinity' else to_timestamp($3::bigint / 1000.0) end, $4, $5, $6)
          on conflict (nas_id) do update set paused_until = excluded.paused_until,
-           pause_reason = excluded.pause_reason, forks = excluded.forks",
+           pause_reason = excluded.pause_reason, forks = excluded.forks, mode = excluded.mode",
     )
         .bind(nas.0)
         .bind(state.paused_until_ms == Some(i64::MAX))
         .bind(state.paused_until_ms.map(kept_ms))
         .bind(storable(&state.pause_reason))
         .bind(state.forks)
+        .bind(state.mode.map(Mode::as_str))
         .execute(&store.pool)
         .await
         .map_err(sql("write a NAS state"))?;

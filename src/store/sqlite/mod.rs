@@ -15,18 +15,15 @@ mod stack;
 
 pub use look::list_text;
 
-use std::borrow::Cow;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{
-    ConnectOptions, Connection, SqlSafeStr, Sqlite as Db, SqliteConnection, SqlitePool, Transaction,
-};
+use sqlx::{ConnectOptions, Connection, Sqlite as Db, SqliteConnection, SqlitePool, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
@@ -196,7 +193,7 @@ impl Writer {
 }
 
 fn migrator() -> Migrator {
-    let files = [
+    super::migrator(&[
         (
             1,
             "events",
@@ -208,6 +205,11 @@ fn migrator() -> Migrator {
             include_str!("../../../migrations/sqlite/0003_guard.sql"),
         ),
         (
+            4,
+            "nas_mode",
+            include_str!("../../../migrations/sqlite/0004_nas_mode.sql"),
+        ),
+        (
             5,
             "batches",
             include_str!("../../../migrations/sqlite/0005_batches.sql"),
@@ -217,22 +219,7 @@ fn migrator() -> Migrator {
             "audit",
             include_str!("../../../migrations/sqlite/0006_audit.sql"),
         ),
-    ];
-    Migrator::with_migrations(
-        files
-            .into_iter()
-            .map(|(version, name, text)| {
-                let text = sqlx::AssertSqlSafe(text.to_owned()).into_sql_str();
-                Migration::new(
-                    version,
-                    Cow::Owned(name.to_owned()),
-                    MigrationType::Simple,
-                    text,
-                    false,
-                )
-            })
-            .collect(),
-    )
+    ])
 }
 
 #[async_trait]

@@ -7,9 +7,9 @@ use sqlx::Row;
 use super::{Sqlite, sql};
 use crate::clock;
 use crate::event::UserId;
-use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use crate::nas::{BadNas, Mode, Nas, NasId, NasSecret, NasState};
 use crate::store::billing::NAS_OPTIONAL;
-use crate::store::nas_row::nas_from;
+use crate::store::nas_row::{OPERATORS_MODE, nas_from, operators_mode};
 use crate::store::{AccountFlags, Result};
 
 const NAS_TEXTS: &[&str] = &["name", "ip", "forks", "oss_path", "script_name"];
@@ -25,7 +25,9 @@ pub(super) async fn nases(store: &Sqlite) -> Result<Vec<std::result::Result<Nas,
         })
         .collect();
     let text = format!(
-        "select cast(id as integer) as id, {} from nas order by 1",
+        "select cast(id as integer) as id,
+           (select s.mode from nas_state s where s.nas_id = cast(nas.id as integer)) as {OPERATORS_MODE},
+           {} from nas order by 1",
         columns.join(", ")
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(text))
@@ -42,14 +44,21 @@ pub(super) async fn nases(store: &Sqlite) -> Result<Vec<std::result::Result<Nas,
     Ok(nases)
 }
 
-/// NAS, end of its pause in ms, why, forks, learned SSH host key.
-type StateRow = (i64, Option<i64>, String, Option<i64>, Option<String>);
+/// NAS, end of its pause in ms, why, forks, mode, learned SSH host key.
+type StateRow = (
+    i64,
+    Option<i64>,
+    String,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+);
 
 pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> {
     let rows: Vec<StateRow> = sqlx::query_as(
         "select nas_id, case when paused_until = 'until resumed' then 9223372036854775807
              else cast(round(unixepoch(paused_until, 'subsec') * 1000) as integer) end, pause_reason, forks,
-           ssh_host_key
+           mode, ssh_host_key
          from nas_state",
     )
     .fetch_all(&store.readers)
@@ -57,17 +66,20 @@ pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> 
     .map_err(sql("read the NAS states"))?;
     Ok(rows
         .into_iter()
-        .map(|(id, paused_until_ms, pause_reason, forks, ssh_host_key)| {
-            (
-                NasId(id),
-                NasState {
-                    paused_until_ms,
-                    pause_reason,
-                    forks,
-                    ssh_host_key,
-                },
-            )
-        })
+        .map(
+            |(id, paused_until_ms, pause_reason, forks, mode, ssh_host_key)| {
+                (
+                    NasId(id),
+                    NasState {
+                        paused_until_ms,
+                        pause_reason,
+                        forks,
+                        mode: operators_mode(mode),
+                        ssh_host_key,
+                    },
+                )
+            },
+        )
         .collect())
 }
 
@@ -79,14 +91,16 @@ pub(super) async fn set_state(store: &Sqlite, nas: NasId, state: &NasState) -> R
     };
     let mut writer = store.write().await;
     sqlx::query(
-        "insert into nas_state (nas_id, paused_until, pause_reason, forks) values (?1, ?2, ?3, ?4)
+        "insert into nas_state (nas_id, paused_until, pause_reason, forks, mode)
+         values (?1, ?2, ?3, ?4, ?5)
          on conflict (nas_id) do update set paused_until = excluded.paused_until,
-           pause_reason = excluded.pause_reason, forks = excluded.forks",
+           pause_reason = excluded.pause_reason, forks = excluded.forks, mode = excluded.mode",
     )
     .bind(nas.0)
     .bind(until)
     .bind(&state.pause_reason)
     .bind(state.forks)
+    .bind(state.mode.map(Mode::as_str))
     .execute(&mut writer.conn)
     .await
     .map_err(sql("write a NAS state"))?;
