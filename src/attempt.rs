@@ -218,7 +218,7 @@ pub enum DoneResult {
 
 impl DoneResult {
     /// The word in tables, logs and answers.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
             Self::Observed => "observed",

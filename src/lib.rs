@@ -32,6 +32,8 @@ pub mod logs;
 pub mod store;
 
 // the pipeline, in flow order
+/// Another way in: the rows of a foreign stack.
+pub mod bridge;
 pub mod intake;
 
 pub mod expand;

@@ -36,6 +36,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "intake",
         &["clock", "config", "event", "logs", "nas", "store"],
     ),
+    ("bridge", &["attempt", "config", "event", "store"]),
     // The guard settles what it held (attempt: the result word) and is told how strict it is.
     (
         "expand",
@@ -112,13 +113,14 @@ const POWERS: &[Power] = &[
         name: "SQL text",
         look_in: Where::Sql,
         needles: &[],
-        owners: &["src/store/", "src/cli/sqlexec"],
+        // The bridge speaks the SQL of stacks that are not ours.
+        owners: &["src/store/", "src/cli/sqlexec", "src/bridge/"],
     },
     Power {
         name: "starting programs",
         look_in: Where::Code,
         needles: &["Command::new("],
-        owners: &["src/scheme/"],
+        owners: &["src/scheme/", "src/bridge/isql.rs"],
     },
     Power {
         name: "ending the process",

@@ -1,0 +1,271 @@
+//! The bridge between real foreign databases (Firebird, MariaDB, PostgreSQL) and the daemon: what
+//! a row becomes, what it hears of its event, and that a bridge which is killed between posting
+//! and taking loses nothing and doubles nothing.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed step fails the test"
+)]
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod peers;
+
+use std::process::Stdio;
+
+use lab::daemon::{Lab, PATIENCE};
+use lab::db::Kind;
+use peers::{Peer, Which};
+
+/// Rows that are there while bridges are killed, and rows of one turn.
+const ROWS: i64 = 120;
+const BATCH: i64 = 15;
+
+macro_rules! of_each_source {
+    ($($name:ident),* $(,)?) => {
+        mod firebird {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::Which::Firebird).await; })*
+        }
+        mod mariadb {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::Which::Mariadb).await; })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::Which::Postgres).await; })*
+        }
+    };
+}
+
+of_each_source!(
+    rows_become_events_and_hear_of_them,
+    killed_between_posting_and_taking_it_loses_and_doubles_nothing,
+    a_source_that_is_away_is_named_and_asked_again,
+);
+
+fn bridge(lab: &Lab, args: &[&str]) -> tokio::process::Command {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the program under test is a program"
+    )]
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_nas_event_daemon"));
+    command
+        .args(["bridge", "--map"])
+        .arg(lab.path("bridge.toml"))
+        .args(args)
+        .env("NED_CONFIG", lab.path("ned.toml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Exit code, stdout, stderr of one run.
+async fn ran(lab: &Lab, args: &[&str]) -> (i32, String, String) {
+    let output = tokio::time::timeout(PATIENCE, bridge(lab, args).output())
+        .await
+        .expect("the bridge does not end")
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().expect("ended by a signal");
+    (code, text(output.stdout), text(output.stderr))
+}
+
+fn map(lab: &Lab, peer: &Peer, then: &str) {
+    let text = format!(
+        "[source]\nname = \"asr\"\n{}every = \"20ms\"\nbatch = {BATCH}\n\
+         [take]\ntable = \"stack\"\nid = \"id\"\nwhere = \"hold = 0\"\n{then}\n",
+        peer.place()
+    );
+    std::fs::write(lab.path("bridge.toml"), text).unwrap();
+}
+
+const MARK: &str = "then = \"mark\"\nmark = \"ned\"\n[back]\nstate = \"state\"\ntries = \"tries\"\nerror = \"err\"\nanswer = \"answer\"\n";
+const COLUMNS: &str = "[columns]\ncmd = \"cmd\"\nuser_id = \"user_id\"\nusluga_id = \"nullif(usluga_id, 0)\"\nparams = \"params\"\n";
+
+async fn rows_become_events_and_hear_of_them(which: Which) {
+    let peer = Peer::start(which).await;
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    lab.native(
+        "Mine",
+        "driver = \"record\"\nshell = \"posix\"\n[[on.user_add]]\nexec = [\"add {{ user_id }}\"]\n\
+         [[on.user_info]]\nanswer = \"{{ user_id }}: {{ note }}\"\n",
+    );
+    lab.nas(1, "Mine", 2, &[]).await;
+    lab.accounts(1, 10..14).await;
+    map(&lab, &peer, &format!("{MARK}{COLUMNS}"));
+    // What a subscriber typed stays a value, whatever it holds.
+    let note = "it's \\ $(x)\\n\u{44e} \"q\"\nC1 +user_del;";
+    let params = serde_json::json!({ "note": note }).to_string();
+    peer.insert(1, "user_add", 10, None).await;
+    peer.insert(2, "", 11, None).await;
+    peer.insert(3, "user_info", 12, Some(&params)).await;
+    peer.insert(4, "user_add", 99, None).await;
+    peer.insert(5, "user_add", 13, Some(&"x".repeat(3_500)))
+        .await;
+    peer.sql(
+        "insert into stack (id, cmd, user_id, usluga_id, hold) values (6, 'user_add', 13, 0, 1)",
+    )
+    .await;
+
+    let (code, out, err) = ran(&lab, &["--dry-run"]).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.starts_with("1\tuser_add\t10\t"), "{out}");
+    assert!(out.contains("cmd is empty"), "{out}");
+    assert_eq!(
+        lab.number("select count(*) from events_stack_compact")
+            .await,
+        0
+    );
+    assert_eq!(
+        peer.rows("select count(*) from stack where ned is not null")
+            .await,
+        [["0"]]
+    );
+
+    let daemon = lab.start().await;
+    let (code, _, err) = ran(&lab, &["--once"]).await;
+    assert_eq!(code, 8, "two rows are no events: {err}");
+    assert!(err.contains("row 2 is no event: cmd is empty"), "{err}");
+    assert!(err.contains("row 5 is no event: params is "), "{err}");
+    let done = "select count(*) from events_done where source = 'asr'";
+    lab.until("both good rows are done", async || {
+        (lab.number(done).await == 2).then_some(())
+    })
+    .await;
+    assert!(
+        lab.account_log(10)
+            .iter()
+            .any(|line| line.contains("> ") && line.contains("add ")),
+        "{:?}",
+        lab.account_log(10)
+    );
+    lab.until("the rows have heard", async || {
+        let (code, _, err) = ran(&lab, &["--once"]).await;
+        assert_eq!(code, 0, "{err}");
+        let rows = peer
+            .rows("select id, state, tries from stack where id in (1, 3, 4) order by id")
+            .await;
+        (rows[0][1..] == ["done", "1"] && rows[1][1..] == ["done", "1"] && rows[2][1] == "compact")
+            .then_some(())
+    })
+    .await;
+    let rows = peer
+        .rows("select ned, state, err from stack where id in (2, 5) order by id")
+        .await;
+    assert_eq!(rows[0], ["0", "refused", "cmd is empty"]);
+    assert_eq!(rows[1][..2], ["0", "refused"]);
+    // There and back, to the character.
+    let wanted = format!("12: {note}");
+    let answer = lab
+        .rows("select answer from events_done where batch_id = 'asr:3'")
+        .await;
+    assert_eq!(answer, [[wanted.as_str()]]);
+    let answer = peer
+        .rows("select char_length(answer), substring(answer from 1 for 10) from stack where id = 3")
+        .await;
+    let length = wanted.chars().count().to_string();
+    assert_eq!(answer, [[length.as_str(), "12: it's \\"]]);
+    let error = peer.rows("select err from stack where id = 4").await;
+    assert!(
+        error[0][0].contains("99"),
+        "the account that is not there: {error:?}"
+    );
+    let held = peer
+        .rows("select count(*) from stack where id = 6 and ned is null")
+        .await;
+    assert_eq!(held, [["1"]], "the map's condition holds");
+    let kept = lab
+        .rows("select count(*) from events_done where batch_id in ('asr:1', 'asr:3')")
+        .await;
+    assert_eq!(kept, [["2"]]);
+    daemon.stop().await;
+}
+
+async fn killed_between_posting_and_taking_it_loses_and_doubles_nothing(which: Which) {
+    let peer = Peer::start(which).await;
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    // The harder way: a row that is gone cannot say that it was taken.
+    map(&lab, &peer, &format!("then = \"delete\"\n{COLUMNS}"));
+    for id in 1..=ROWS {
+        peer.insert(id, "user_add", 1000 + id, None).await;
+    }
+    let posted = "select count(*) from events_stack_compact";
+    let mut kills = 0;
+    while lab.number(posted).await < ROWS {
+        let before = lab.number(posted).await;
+        let mut bridge = bridge(&lab, &[]).spawn().unwrap();
+        lab.until("it has posted and not yet taken", async || {
+            (lab.number(posted).await > before).then_some(())
+        })
+        .await;
+        bridge.kill().await.unwrap();
+        kills += 1;
+        assert!(kills < 4 * ROWS, "it does not get on");
+    }
+    let (code, _, err) = ran(&lab, &["--once"]).await;
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(peer.rows("select count(*) from stack").await, [["0"]]);
+    let rows = lab
+        .rows("select batch_id, user_id from events_stack_compact order by id")
+        .await;
+    let wanted: Vec<_> = (1..=ROWS)
+        .map(|id| vec![format!("asr:{id}"), (1000 + id).to_string()])
+        .collect();
+    assert_eq!(rows, wanted, "each once, in the order of the source");
+    assert!(kills >= 3, "only {kills} kills");
+    let again = lab.number("select count(*) from idempotency").await;
+    assert_eq!(again, ROWS, "the keys are what made it so");
+}
+
+async fn a_source_that_is_away_is_named_and_asked_again(which: Which) {
+    let peer = Peer::start(which).await;
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    map(&lab, &peer, &format!("{MARK}{COLUMNS}"));
+    peer.sql("alter table stack add hold2 integer").await;
+    let file = lab.path("bridge.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, good.replace("hold = 0", "no_such_column = 0")).unwrap();
+    let (code, _, err) = ran(&lab, &["--once"]).await;
+    assert_eq!(code, 4, "{err}");
+    assert!(err.contains("the source asr: "), "{err}");
+    assert!(err.to_lowercase().contains("no_such_column"), "{err}");
+    assert!(!err.contains(peers::PASSWORD), "{err}");
+    std::fs::write(&file, good.replace("mark = \"ned\"\n", "")).unwrap();
+    let (code, _, err) = ran(&lab, &["--once"]).await;
+    assert_eq!(code, 3, "{err}");
+    assert!(
+        err.contains("bridge.toml") && err.contains("take.mark"),
+        "{err}"
+    );
+    // A running bridge lives through it.
+    std::fs::write(&file, good.replace("hold = 0", "hold2 = 0")).unwrap();
+    peer.sql("alter table stack drop hold2").await;
+    let mut running = bridge(&lab, &[]).stderr(Stdio::inherit()).spawn().unwrap();
+    peer.insert(1, "user_add", 10, None).await;
+    peer.sql("alter table stack add hold2 integer default 0 not null")
+        .await;
+    lab.until("the row is taken", async || {
+        (lab.number("select count(*) from events_stack_compact")
+            .await
+            == 1)
+            .then_some(())
+    })
+    .await;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(running.id().unwrap().cast_signed()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
+    assert_eq!(running.wait().await.unwrap().code(), Some(0));
+    assert_eq!(
+        peer.rows("select count(*) from stack where ned > 0").await,
+        [["1"]]
+    );
+}
