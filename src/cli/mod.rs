@@ -2,18 +2,21 @@
 //! Called by another name (link or copy) the binary behaves as that command.
 
 pub mod account;
+pub mod bridge;
 pub mod bulk;
 pub mod check;
 pub mod classic;
 pub mod config;
 pub mod ctl;
 pub mod demo;
+pub mod effects;
 pub mod event;
 pub mod exit;
 pub mod follow;
 pub mod guard;
 pub mod health;
 pub mod logs;
+pub mod migrate;
 pub mod nas;
 pub mod nas_test;
 pub mod post;
@@ -90,6 +93,11 @@ enum Verb {
     /// NASes: look, pause, test, set right.
     #[command(subcommand)]
     Nas(nas::Verb),
+    /// Take the events of a foreign stack (Firebird, PostgreSQL, MySQL).
+    Bridge(bridge::Bridge),
+    /// Moving in from the classic daemon: compare what both send.
+    #[command(subcommand)]
+    Migrate(migrate::Verb),
     /// The intent guard: held events, announced batches.
     #[command(subcommand)]
     Guard(guard::Verb),
@@ -156,6 +164,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Audit(args) => runtime()?.block_on(bulk::audit(&console, args)),
         Verb::Check(args) => runtime()?.block_on(check::check(&console, args)),
         Verb::Nas(verb) => runtime()?.block_on(nas::run(&console, verb)),
+        Verb::Bridge(args) => runtime()?.block_on(bridge::bridge(&console, args)),
+        Verb::Migrate(verb) => runtime()?.block_on(migrate::run(&console, verb)),
         Verb::Guard(verb) => runtime()?.block_on(guard::run(&console, verb)),
         Verb::Stack(verb) => runtime()?.block_on(stack::run(&console, verb)),
         Verb::Scheme(verb) => runtime()?.block_on(scheme::run(&console, verb)),

@@ -18,6 +18,7 @@ mod bulk;
 mod classic;
 mod events;
 mod guard;
+mod migrate;
 mod mikrotik;
 mod monitoring;
 mod nases;
