@@ -27,6 +27,10 @@ pub const UNHEALTHY: u8 = 9;
 /// A bug.
 pub const BUG: u8 = 70;
 
+/// What to do about a database that stays locked.
+pub const LOCKED: &str = "another process holds the database's write lock: a daemon that was stopped (kill -CONT lets \
+     it go on, kill -KILL ends it), a prompt or a backup with an open transaction; fuser FILE names it";
+
 /// A verb that did not do what was asked.
 #[derive(Debug)]
 pub struct Failed {
@@ -57,6 +61,9 @@ impl Failed {
 impl From<store::Error> for Failed {
     fn from(error: store::Error) -> Self {
         let (code, hint) = match &error {
+            store::Error::Open { .. } | store::Error::Sql { .. } if error.is_locked() => {
+                (NOT_REACHABLE, LOCKED)
+            }
             store::Error::Open { .. } => (
                 NOT_REACHABLE,
                 "check database.url, that the server runs (or the directory exists and is writable), and the rights",

@@ -8,6 +8,7 @@
 pub mod alarms;
 pub mod doors;
 pub mod notify;
+mod ownership;
 pub mod process;
 pub mod shutdown;
 
@@ -40,16 +41,11 @@ use crate::nas::NasId;
 use crate::scheme::native::{NativeExecute, NativeScheme};
 use crate::scheme::ride::{self, Rides};
 use crate::scheme::{Execute, resolve};
-use crate::store::{self, After, Error, Store, chain, prune_audit};
+use crate::store::{self, Error, Store, chain, prune_audit};
 
+use ownership::{given_up, own, owned_by_another, sign_of_life};
 use shutdown::{Signals, Stop};
 
-/// A holder that gave no sign of life for so long is taken over, ms.
-const STALE_MS: i64 = 10_000;
-/// A daemon that has got its ports takes the ownership next; this much later it has, ms.
-const PORT_BEFORE_OWNERSHIP_MS: u64 = 1_000;
-/// Between two looks at who owns the database.
-const LOOK_AT_OWNER: Duration = Duration::from_millis(50);
 /// How often the sign of life is renewed: several times within `STALE_MS`.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 /// How often old done events are looked for.
@@ -411,81 +407,6 @@ fn local_doors(
         Err(error) => {
             let _ = std::fs::remove_file(ctl);
             Err(error)
-        }
-    }
-}
-
-/// Gives the ownership up when the start fails after it was taken: the next daemon shall not
-/// have to find out that this one is dead.
-async fn given_up(store: &dyn Store, epoch: i64) {
-    if let Err(error) = store.disown(epoch).await {
-        tracing::warn!("the ownership could not be given up: {}", chain(&error));
-    }
-}
-
-/// Takes the ownership: at once from a holder that is seen to be dead, after [`STALE_MS`]
-/// without a sign of life from one that cannot be seen, never from a live one. A dead holder is
-/// followed by one daemon only, however many start at once.
-async fn own(store: &dyn Store) -> Result<i64, Failed> {
-    let me = process::holder();
-    let mut last_seen: Option<i64> = None;
-    let mut after = After::Silence(STALE_MS);
-    loop {
-        match store.own(&me, after).await {
-            Ok(epoch) => return Ok(epoch),
-            Err(Error::Owned(owner)) if process::is_dead(&owner.holder) => {
-                after = After::Death(owner.epoch);
-            }
-            Err(Error::Owned(owner)) => {
-                let seen_ms = owner.seen_ms;
-                if process::is_here(&owner.holder)
-                    || last_seen.is_some_and(|before| seen_ms < before)
-                {
-                    return Err(Error::Owned(owner).into());
-                }
-                after = After::Silence(STALE_MS);
-                last_seen = Some(seen_ms);
-                tokio::time::sleep(SIGN_OF_LIFE / 2).await;
-            }
-            Err(other) => return Err(other.into()),
-        }
-    }
-}
-
-/// The likeliest holder of our port is another daemon, and then it is to be named. It may have
-/// started together with this one and be about to take the ownership, so nothing is taken here.
-async fn owned_by_another(store: &dyn Store) -> Result<(), Failed> {
-    let until = clock::tick_ms() + PORT_BEFORE_OWNERSHIP_MS;
-    loop {
-        if let Some(owner) = store.owner().await?
-            && !process::is_dead(&owner.holder)
-            && (process::is_here(&owner.holder) || owner.seen_ms < STALE_MS)
-        {
-            return Err(Error::Owned(owner).into());
-        }
-        if clock::tick_ms() >= until {
-            return Ok(());
-        }
-        tokio::time::sleep(LOOK_AT_OWNER).await;
-    }
-}
-
-async fn sign_of_life(
-    store: Arc<dyn Store>,
-    epoch: i64,
-    ended: CancellationToken,
-) -> Result<&'static str, Error> {
-    loop {
-        tokio::select! {
-            () = ended.cancelled() => return Ok("the sign of life"),
-            () = tokio::time::sleep(SIGN_OF_LIFE) => {}
-        }
-        match store.still_own(epoch).await {
-            Ok(true) => {}
-            Ok(false) => return Err(Error::Fenced { epoch }),
-            Err(error) => {
-                tracing::warn!("the sign of life could not be written: {}", chain(&error))
-            }
         }
     }
 }

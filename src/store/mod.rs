@@ -13,11 +13,14 @@ pub mod rows;
 pub mod sqlite;
 mod statement;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 pub use audit::{AuditRow, audit_rows, prune_audit};
 pub use rows::{
@@ -74,6 +77,28 @@ pub enum Error {
     /// The request itself makes no sense.
     #[error("{0}")]
     Refused(String),
+}
+
+impl Error {
+    /// Another process has held SQLite's write lock for longer than we waited
+    /// (SQLITE_BUSY in the lowest byte, <https://sqlite.org/rescode.html#busy>).
+    pub fn is_locked(&self) -> bool {
+        const BUSY: i64 = 5;
+        let source = match self {
+            Self::Sql { source, .. } | Self::Open { source, .. } => source,
+            Self::Migrate { .. }
+            | Self::Billing(_)
+            | Self::Owned(_)
+            | Self::Fenced { .. }
+            | Self::Refused(_) => return false,
+        };
+        let Some(database) = source.as_database_error() else {
+            return false;
+        };
+        let code = database.code().and_then(|code| code.parse::<i64>().ok());
+        // PostgreSQL's codes have five characters.
+        code.is_some_and(|code| code < 10_000 && code % 256 == BUSY)
+    }
 }
 
 /// Who owns the database.
@@ -311,7 +336,7 @@ pub trait Store: Send + Sync {
 
     // -- settings ---------------------------------------------------------------------------
 
-    /// Every row of `nas`, checked one by one.
+    /// Every row of `nas`, checked one by one; its mode is the operator's, where one was said.
     async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>>;
 
     /// Operator's settings.
@@ -407,6 +432,21 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Store>> {
             shown_url(url)
         )))
     }
+}
+
+/// Our own tables, from the files of one kind of database: version, name, text.
+fn migrator(files: &[(i64, &'static str, &'static str)]) -> Migrator {
+    let each = files.iter().map(|(version, name, text)| {
+        let text = sqlx::AssertSqlSafe((*text).to_owned()).into_sql_str();
+        Migration::new(
+            *version,
+            Cow::Borrowed(*name),
+            MigrationType::Simple,
+            text,
+            false,
+        )
+    });
+    Migrator::with_migrations(each.collect())
 }
 
 /// The URL without its password and without its parameters, for messages.

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use sqlx::Connection as _;
+
 use crate::lab::daemon::Lab;
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
@@ -244,5 +246,41 @@ async fn a_bad_nas_or_scheme_hurts_that_nas_alone(kind: Kind) {
         .await
         .fine();
     assert!(shown.contains("NAS 2 is not served: "), "{shown}");
+    daemon.stop().await;
+}
+
+/// A prompt with an open transaction, or a daemon that was stopped within one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_database_is_waited_for_and_told() {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    lab.nas(5, RECORD, 1, &[]).await;
+    lab.accounts(5, [1]).await;
+    let mut holder = sqlx::SqliteConnection::connect(&lab.db.url).await.unwrap();
+    sqlx::raw_sql("begin immediate")
+        .execute(&mut holder)
+        .await
+        .unwrap();
+    let post = ["event", "post", "--user", "1", "--cmd", "user_add"];
+    ned(&lab, &post).await.failed(
+        4,
+        &[
+            "database is locked",
+            "hint: another process holds",
+            "kill -CONT",
+        ],
+    );
+    let mut daemon = lab.spawn();
+    lab.said("the database has been locked for").await;
+    assert!(daemon.child.try_wait().unwrap().is_none(), "it waits");
+    sqlx::raw_sql("rollback")
+        .execute(&mut holder)
+        .await
+        .unwrap();
+    lab.until("it works as soon as it can", async || {
+        lab.is_up().await.then_some(())
+    })
+    .await;
+    let id = lab.event(1, "user_add").await;
+    assert_eq!(lab.ended(id).await, ("done".into(), "done".into()));
     daemon.stop().await;
 }
