@@ -417,19 +417,38 @@ async fn drop_events(console: &Console, args: Give) -> Outcome {
     let ctl = Ctl::new(&config)?;
     let mut table = Table::new(&["id", "result"]);
     let mut refused = 0;
+    let mut failed = None;
     for row in &rows {
-        if dropped(&ctl, store.as_ref(), row.id, &args.reason).await? {
-            table.push(vec![json!(row.id), json!("dropped")]);
-        } else {
-            refused += 1;
-            let now = find(store.as_ref(), row.id).await?;
-            remark(format!(
-                "event {} is {}: only events that are neither running nor done can be dropped",
-                row.id, now.state
-            ));
+        match dropped(&ctl, store.as_ref(), row.id, &args.reason).await {
+            Ok(true) => table.push(vec![json!(row.id), json!("dropped")]),
+            Ok(false) => {
+                refused += 1;
+                let state = store
+                    .event(row.id)
+                    .await?
+                    .map_or("gone".to_owned(), |row| row.state);
+                remark(format!(
+                    "event {} is {state}: only events that are neither running nor done can be dropped",
+                    row.id
+                ));
+            }
+            Err(error) => {
+                failed = Some((row.id, error));
+                break;
+            }
         }
     }
+    // What was dropped is told, also if the rest was not.
     console.list(&table);
+    if let Some((id, error)) = failed {
+        return Err(Failed::new(
+            error.code,
+            format!(
+                "event {id} and those after it were not dropped: {}",
+                error.text
+            ),
+        ));
+    }
     Ok(match refused {
         0 => DONE,
         n if n == rows.len() => REFUSED,

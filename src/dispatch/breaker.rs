@@ -450,8 +450,15 @@ impl Breaker {
             Evidence::NasFailure { text, parks: false } => Some((Gate::Open, text)),
             Evidence::Permanent { text } => {
                 self.look_back(user, false);
-                self.equal_answers(user, &text)
-                    .then_some((Gate::Parked { by_answers: true }, text))
+                self.equal_answers(user, &text).then(|| {
+                    // Those that were answered are dead, and stay so until somebody has looked.
+                    let reason = format!(
+                        "{text}: the same for {EQUAL_ANSWERS} events of {EQUAL_ACCOUNTS} accounts \
+                         or more, none done between; they are dead, and event retry --state dead \
+                         posts them anew when it is mended"
+                    );
+                    (Gate::Parked { by_answers: true }, reason)
+                })
             }
             Evidence::ScriptDefer => {
                 self.look_back(user, true);

@@ -242,7 +242,12 @@ fn equal_permanent_answers_of_many_accounts_park() {
     assert_eq!(feed(two, 20, 99).state(), "closed");
 
     let mut b = feed(|_| "unknown parameter", 10, 99);
-    assert_eq!(b.reason(), "unknown parameter");
+    let told = b.reason();
+    assert!(
+        told.starts_with("unknown parameter: the same for 20 events"),
+        "{told}"
+    );
+    assert!(told.contains("event retry --state dead"), "{told}");
     for (n, answer) in [permanent("unknown parameter"), Evidence::Other]
         .into_iter()
         .enumerate()

@@ -10,6 +10,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::lane::{Head, Item, Lane, item, lane_mut, lower, nudge, owner_of};
+use super::leave::Dropped;
 use crate::event::{Class, EventId, UserId, Waiting};
 use crate::nas::NasId;
 
@@ -97,7 +98,7 @@ pub struct Lanes {
     timers: BTreeSet<(u64, NasId, Owner)>,
     pub(super) expiring: BTreeSet<(i64, EventId, NasId, Owner)>,
     /// The last dropped ids: rows that were read before must not come back.
-    pub(super) dropped: BTreeSet<EventId>,
+    pub(super) dropped: Dropped,
     refills: VecDeque<(NasId, Owner)>,
     window: usize,
     cross_wait_ms: u64,
@@ -113,7 +114,7 @@ impl Lanes {
             out: HashMap::new(),
             timers: BTreeSet::new(),
             expiring: BTreeSet::new(),
-            dropped: BTreeSet::new(),
+            dropped: Dropped::default(),
             refills: VecDeque::new(),
             window,
             cross_wait_ms,
@@ -186,7 +187,7 @@ impl Lanes {
             let Some(lane) = lane_mut(&mut self.lanes, owner, nas) else {
                 return;
             };
-            if lane.knows(w.id) || self.dropped.contains(&w.id) {
+            if lane.knows(w.id) || self.dropped.contains(w.id) {
                 continue;
             }
             // A full window leaves each lane what it needs to go on, and not to ask again at once.
@@ -411,7 +412,7 @@ impl Lanes {
 
     fn keep(&mut self, w: &Waiting, now: u64, wall_ms: i64, new: bool) {
         let (nas, owner) = (w.nas, owner_of(w));
-        if self.out.contains_key(&w.id) || self.dropped.contains(&w.id) {
+        if self.out.contains_key(&w.id) || self.dropped.contains(w.id) {
             return;
         }
         let room = self.has_room(nas);

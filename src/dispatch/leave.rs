@@ -1,6 +1,8 @@
 //! How waiting events leave the lanes without being started: their time has run out, nobody
 //! can answer them, their NAS is no longer served, an operator dropped them. Pure, like `lanes`.
 
+use std::collections::{HashSet, VecDeque};
+
 use super::lane::{Head, lane_mut};
 use super::lanes::{Lanes, Owner};
 use crate::event::{EventId, UserId};
@@ -10,15 +12,38 @@ use crate::nas::NasId;
 /// read.
 const DROPPED_MAX: usize = 1_000;
 
+/// The last dropped ids; of too many the one that was dropped first is forgotten, whatever its
+/// number is.
+#[derive(Debug, Default)]
+pub(super) struct Dropped {
+    ids: HashSet<EventId>,
+    order: VecDeque<EventId>,
+}
+
+impl Dropped {
+    pub(super) fn contains(&self, id: EventId) -> bool {
+        self.ids.contains(&id)
+    }
+
+    fn note(&mut self, id: EventId) {
+        if !self.ids.insert(id) {
+            return;
+        }
+        self.order.push_back(id);
+        if self.order.len() > DROPPED_MAX
+            && let Some(first) = self.order.pop_front()
+        {
+            self.ids.remove(&first);
+        }
+    }
+}
+
 impl Lanes {
     /// An operator dropped this waiting event; the store has it no more. What waited behind it
     /// may start.
     pub fn drop_event(&mut self, id: EventId, nas: NasId, user: Option<UserId>, now: u64) {
         let owner = user.map_or(Owner::Nas(nas), Owner::User);
-        self.dropped.insert(id);
-        if self.dropped.len() > DROPPED_MAX {
-            self.dropped.pop_first();
-        }
+        self.dropped.note(id);
         self.take_out(id, nas, owner, now);
     }
 
@@ -116,5 +141,29 @@ impl Lanes {
             queue.dark = true;
         }
         interactive
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_drop_is_forgotten_not_the_lowest_id() {
+        let mut dropped = Dropped::default();
+        // A low id that is dropped last is the one that a late page of rows may still hold.
+        let ids = || (10..10 + DROPPED_MAX as i64).chain([1]).map(EventId);
+        ids().for_each(|id| dropped.note(id));
+        assert!(dropped.contains(EventId(1)));
+        assert!(!dropped.contains(EventId(10)), "dropped first");
+        assert_eq!(
+            ids().filter(|id| dropped.contains(*id)).count(),
+            DROPPED_MAX
+        );
+        dropped.note(EventId(1));
+        assert!(
+            dropped.contains(EventId(11)),
+            "a second drop costs nobody's place"
+        );
     }
 }

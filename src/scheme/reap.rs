@@ -12,6 +12,8 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+/// The number of the signal by which operators and systems end a process.
+pub const SIGTERM: i32 = Signal::SIGTERM as i32;
 /// Rounds of [`end_marked`]: a process may fork while it is being looked for.
 const ROUNDS_MAX: usize = 50;
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -253,15 +254,26 @@ impl SessionScheme {
         }
         let mark = token.to_owned();
         let ended = tokio::task::spawn_blocking(move || reap::end_marked(&mark)).await;
+        let ended = ended.unwrap_or_default();
+        if status
+            .as_ref()
+            .is_ok_and(|s| s.signal() == Some(reap::SIGTERM))
+        {
+            // Terminated before it listened to signals: the same as a terminated script.
+            return Ok(End {
+                signal: Some(reap::SIGTERM),
+                left: ended,
+                ..End::default()
+            });
+        }
         let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
         Err(Failure {
             scope: Scope::Event,
             class: FailureClass::Unknown,
             code: Failure::CODE_TIMEOUT,
             text: format!(
-                "the process that watched the script ended without a report ({how}); {} \
-                 processes of the script were killed, it may have been applied",
-                ended.unwrap_or_default()
+                "the process that watched the script ended without a report ({how}); {ended} \
+                 processes of the script were killed, it may have been applied"
             ),
             parks: false,
         })

@@ -215,3 +215,39 @@ async fn a_terminated_fork_is_deferred_like_a_terminated_script() {
     assert_eq!(told.report.verdict, Verdict::Exit(143));
     assert!(marked(&job).is_empty());
 }
+
+#[tokio::test]
+async fn a_fork_terminated_before_it_listens_is_deferred_as_well() {
+    let scheme = session("user_add() { sleep 1000; }");
+    for _ in 0..20 {
+        let job = job("user_add");
+        let end = async {
+            let mut shim = None;
+            until("the shim is there", || {
+                shim = children().find(|pid| environ(*pid).contains(&"NED_SHIM=1".to_owned()));
+                shim.is_some()
+            })
+            .await;
+            kill(shim.unwrap(), Signal::SIGTERM).unwrap();
+        };
+        let (told, ()) = tokio::join!(scheme.run(&job), end);
+        assert_eq!(told.report.verdict, Verdict::Exit(143));
+        assert!(marked(&job).is_empty());
+    }
+}
+
+/// Children of this process; every test is a process of its own.
+fn children() -> impl Iterator<Item = Pid> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| parent(*pid) == Some(std::process::id().cast_signed()))
+        .map(Pid::from_raw)
+}
+
+fn environ(pid: Pid) -> Vec<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    bytes
+        .split(|b| *b == 0)
+        .map(|entry| String::from_utf8_lossy(entry).into_owned())
+        .collect()
+}
