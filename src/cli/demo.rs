@@ -116,6 +116,13 @@ async fn inside(args: &DemoArgs, dir: &Path) -> Outcome {
     let mut posting = tokio::task::JoinSet::new();
     posting.spawn(post_all(url.clone(), events));
     watch(&running, store.as_ref(), events, &mut posting).await?;
+    if running.stop.soft.is_cancelled() {
+        running.wait().await?;
+        for sim in sims {
+            sim.stop().await;
+        }
+        return Err(Failed::new(FAILED, "stopped before the proof"));
+    }
     let counts = store.counts().await?;
     let took = clock::tick_ms().saturating_sub(began);
     say("");
@@ -396,8 +403,15 @@ async fn watch(
     let mut shown = 0;
     let mut last = String::new();
     loop {
+        if running.stop.soft.is_cancelled() {
+            // The doors close, too: what is still being posted is refused, and no failure.
+            return Ok(());
+        }
         while let Some(ended) = posting.try_join_next() {
             if let Ok(Err(reason)) = ended {
+                if running.stop.soft.is_cancelled() {
+                    return Ok(());
+                }
                 return Err(Failed::new(
                     FAILED,
                     format!("an event was refused at the REST door: {reason}"),
@@ -420,7 +434,7 @@ async fn watch(
             shown = table.lines().count();
             last = table;
         }
-        if ended || running.stop.soft.is_cancelled() {
+        if ended {
             return Ok(());
         }
         if elapsed > LIMIT_MS {
