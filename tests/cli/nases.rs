@@ -93,7 +93,7 @@ async fn a_nas_is_listed_paused_and_resumed(kind: Kind) {
     assert_eq!(row["mode"], "observe");
     assert_eq!(row["note"], "mode observe by an operator");
     ned(&lab, &["nas", "activate", "5"]).await.fine();
-    lab.said("forks=2 mode=active").await;
+    lab.said_times("forks=2 mode=active", 2).await;
     let id = lab.event(1, "user_add").await;
     assert_eq!(lab.ended(id).await, ("done".into(), "done".into()));
     ned(&lab, &["nas", "mode", "5", "default"]).await.fine();

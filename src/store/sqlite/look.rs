@@ -173,7 +173,8 @@ pub(super) async fn events(store: &Sqlite, filter: &Filter) -> Result<Vec<EventR
 }
 
 pub(super) async fn event(store: &Sqlite, id: EventId) -> Result<Option<EventRow>> {
-    for source in [STACK, DONE, COMPACT, DEAD, DONE] {
+    // In the order of the flow: what moves on between two looks is found at the next place.
+    for source in [COMPACT, STACK, DEAD, DONE] {
         let text = format!("select * from ({source}) where id = ?1");
         let row = sqlx::query(sqlx::AssertSqlSafe(text))
             .bind(id.0)
