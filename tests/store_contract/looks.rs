@@ -332,3 +332,21 @@ async fn plan(db: &Db, filter: &Filter) -> String {
         .map(|row| row.last().cloned().flatten().unwrap_or_default());
     lines.collect::<Vec<_>>().join("\n")
 }
+
+/// Moves between two looks must not make an event vanish: a bridge, a waiting client and
+/// `event show` would take it for one that was deleted long ago.
+pub(super) async fn an_event_on_its_way_is_always_found(db: Db) {
+    fill(&db).await;
+    for _ in 0..200 {
+        let id = posted(&db.store, &[event("user_add", 1)]).await[0];
+        let moving = {
+            let store = Arc::clone(&db.store);
+            tokio::spawn(async move { store.expand(10, &[]).await.unwrap() })
+        };
+        while !moving.is_finished() {
+            let found = db.store.event(id).await.unwrap();
+            assert!(found.is_some(), "event {id} was nowhere");
+        }
+        assert_eq!(moving.await.unwrap().moved.len(), 1);
+    }
+}

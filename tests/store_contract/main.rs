@@ -78,6 +78,7 @@ on_both!(
     above_the_mark_payers_come_first_and_in_order,
     old_audit_rows_are_deleted_in_pieces,
     lists_of_a_crowded_database_are_read_by_index,
+    an_event_on_its_way_is_always_found,
 );
 
 fn event(cmd: &str, user: i64) -> CompactEvent {
