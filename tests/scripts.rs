@@ -34,10 +34,10 @@ const TOOLS: &[&str] = &[
 fn run(args: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     for tool in TOOLS {
-        let from = ["/usr/bin", "/bin"]
+        let mut from = ["/usr/bin", "/bin"]
             .iter()
             .map(|place| Path::new(place).join(tool));
-        let from = from.into_iter().find(|path| path.exists()).expect(tool);
+        let from = from.find(|path| path.exists()).expect(tool);
         std::os::unix::fs::symlink(from, dir.path().join(tool)).unwrap();
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

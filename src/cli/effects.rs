@@ -383,8 +383,8 @@ fn command(line: &str) -> Option<&str> {
         .min()?;
     let head = line.get(..at).unwrap_or_default();
     let fed = ["echo ", "printf "].iter().filter_map(|word| {
-        let found = head.match_indices(word).map(|(at, _)| at);
-        found.into_iter().find(|at| is_start(*at))
+        let mut found = head.match_indices(word).map(|(at, _)| at);
+        found.find(|at| is_start(*at))
     });
     line.get(fed.min().unwrap_or(at)..)
 }

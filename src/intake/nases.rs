@@ -12,7 +12,7 @@ use crate::config;
 use crate::intake::access::{At, Operator, Viewer};
 use crate::intake::api::{number, order, why};
 use crate::intake::rest::{self, Desk, Refusal};
-use crate::nas::{Forks, Nas, NasId, NasState};
+use crate::nas::{Forks, Mode, Nas, NasId, NasState};
 use crate::store::shown_url;
 
 /// Tests at once: each logs in to a device.
@@ -85,6 +85,7 @@ fn nas_shown(nas: &Nas, state: &NasState, now: i64) -> Value {
         "name": nas.name,
         "ip": nas.ip,
         "mode": nas.mode,
+        "mode_override": state.mode,
         "forks": nas.forks,
         "forks_override": state.forks,
         "oss_path": nas.oss_path,
@@ -173,12 +174,12 @@ pub async fn change_nas(
             Ok(nas) => nas.id == id,
             Err(bad) => bad.id == id,
         });
-        let Some(known) = known else {
+        if known.is_none() {
             return Err(Refusal::not_found(
                 format!("there is no NAS {id}"),
                 "GET /api/v1/nas lists them",
             ));
-        };
+        }
         let mut states = store.nas_states().await.map_err(Refusal::store)?;
         let mut state = states.remove(&id).unwrap_or_default();
         change(&mut state);
@@ -187,13 +188,20 @@ pub async fn change_nas(
             .await
             .map_err(Refusal::store)?;
         drop(one_at_a_time);
+        // Its mode may be another one now.
+        let rows = store.nases().await.map_err(Refusal::store)?;
+        let known = rows.iter().find(|row| match row {
+            Ok(nas) => nas.id == id,
+            Err(bad) => bad.id == id,
+        });
         desk.doors.reload.notify_one();
         let detail = format!("nas={id} {detail}");
         let detail = detail.trim_end().to_owned();
         desk.trail.note(store.as_ref(), &who, what, detail).await;
         Ok(match known {
-            Ok(nas) => nas_shown(nas, &state, clock::wall_ms()),
-            Err(bad) => json!({ "id": bad.id, "ip": bad.ip, "error": bad.reason }),
+            Some(Ok(nas)) => nas_shown(nas, &state, clock::wall_ms()),
+            Some(Err(bad)) => json!({ "id": bad.id, "ip": bad.ip, "error": bad.reason }),
+            None => json!({ "id": id, "error": "its row is gone" }),
         })
     })
     .await?;
@@ -258,6 +266,32 @@ pub async fn forks(
     let detail = format!("forks={forks:?}");
     change_nas(desk, caller.who, &id, "nas_forks", detail, move |state| {
         state.forks = forks;
+    })
+    .await
+}
+
+/// `POST /api/v1/nas/{id}/mode`, body `{"mode": "active"}` or `observe`; null for what the billing
+/// says. What the billing has switched off stays off.
+pub async fn mode(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Json<Value>, Refusal> {
+    let order = order(request, &["mode"]).await?;
+    let mode = match order.get("mode") {
+        Some(Value::Null) => None,
+        Some(Value::String(word)) if word == Mode::Active.as_str() => Some(Mode::Active),
+        Some(Value::String(word)) if word == Mode::Observe.as_str() => Some(Mode::Observe),
+        _ => {
+            return Err(Refusal::malformed(
+                "mode is not active, observe or null".to_owned(),
+            ));
+        }
+    };
+    let detail = format!("mode={}", mode.map_or("default", Mode::as_str));
+    change_nas(desk, caller.who, &id, "nas_mode", detail, move |state| {
+        state.mode = mode;
     })
     .await
 }

@@ -116,6 +116,11 @@ fn paths() -> Value {
                 answered("Overrides the forks of a NAS; null ends it", "200", reference("Nas")),
                 json!({ "type": "object", "required": ["forks"], "additionalProperties": false,
                     "properties": { "forks": { "type": ["integer", "null"], "minimum": 1, "maximum": 100 } } })) },
+        "/api/v1/nas/{id}/mode": { "parameters": [id.clone()],
+            "post": with_optional_body(
+                answered("Lets a NAS act or only look on; null for what the billing says", "200", reference("Nas")),
+                json!({ "type": "object", "required": ["mode"], "additionalProperties": false,
+                    "properties": { "mode": { "type": ["string", "null"], "enum": ["active", "observe", null] } } })) },
         "/api/v1/nas": { "get": answered("All NASes", "200", reference("NasList")) },
         "/api/v1/nas/{id}/pause": { "parameters": [id.clone()],
             "post": with_optional_body(

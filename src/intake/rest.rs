@@ -277,6 +277,7 @@ pub fn router(doors: Doors) -> Router {
         .route("/api/v1/nas", get(nases::nases))
         .route("/api/v1/nas/{id}", get(nases::nas))
         .route("/api/v1/nas/{id}/forks", post(nases::forks))
+        .route("/api/v1/nas/{id}/mode", post(nases::mode))
         .route("/api/v1/nas/{id}/pause", post(nases::pause))
         .route("/api/v1/nas/{id}/resume", post(nases::resume))
         .route("/api/v1/nas/{id}/test", post(nases::test))

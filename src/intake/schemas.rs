@@ -246,6 +246,7 @@ pub fn all() -> Value {
                     ("mode_override", "text?"),
                     ("forks", "int"),
                     ("forks_override", "int?"),
+                    ("mode_override", "text?"),
                     ("oss_path", "text?"),
                     ("script_name", "text?"),
                     ("max_sessions", "int?"),

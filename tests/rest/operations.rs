@@ -121,6 +121,25 @@ async fn accounts_batches_and_the_audit(kind: Kind) {
             .await;
         assert_eq!(said.status, 400, "{body}");
     }
+    for (body, status) in [
+        (r#"{"mode":"observe"}"#, 200),
+        (r#"{"mode":"off"}"#, 400),
+        ("{}", 400),
+    ] {
+        let said = h.with("operator", "POST", "/api/v1/nas/5/mode", body).await;
+        assert_eq!(said.status, status, "{body}");
+    }
+    let nas = get("/api/v1/nas/5").await;
+    assert_eq!(nas.json()["mode_override"], "observe");
+    let nas = h
+        .with("operator", "POST", "/api/v1/nas/5/mode", r#"{"mode":null}"#)
+        .await;
+    assert_eq!(nas.json()["mode_override"], Value::Null);
+    assert_eq!(nas.json()["forks_override"], 7);
+    let forks = h
+        .with("operator", "POST", "/api/v1/nas/5/forks", r#"{"forks":7}"#)
+        .await;
+    assert_eq!(forks.status, 200);
     let nas = get("/api/v1/nas/5").await;
     assert_eq!(nas.json()["forks_override"], 7);
     assert!(!nas.text.contains("geheim"), "{}", nas.text);

@@ -339,14 +339,16 @@ pub(super) async fn an_event_on_its_way_is_always_found(db: Db) {
     fill(&db).await;
     for _ in 0..200 {
         let id = posted(&db.store, &[event("user_add", 1)]).await[0];
-        let moving = {
-            let store = Arc::clone(&db.store);
-            tokio::spawn(async move { store.expand(10, &[]).await.unwrap() })
-        };
-        while !moving.is_finished() {
+        let mut moving = tokio::task::JoinSet::new();
+        let store = Arc::clone(&db.store);
+        moving.spawn(async move { store.expand(10, &[]).await.unwrap() });
+        let moved = loop {
             let found = db.store.event(id).await.unwrap();
             assert!(found.is_some(), "event {id} was nowhere");
-        }
-        assert_eq!(moving.await.unwrap().moved.len(), 1);
+            if let Some(moved) = moving.try_join_next() {
+                break moved.unwrap().moved;
+            }
+        };
+        assert_eq!(moved.len(), 1);
     }
 }
