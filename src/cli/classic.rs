@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::exit::{self, remark};
 use super::table::one_line;
 use super::{Console, nas};
-use crate::attempt::Failure;
+use crate::attempt::{Failure, WAIT_MAX};
 use crate::driver::Reply;
 use crate::nas::{Nas, NasId, NasSecret};
 use crate::scheme::ride::SOCKET;
@@ -188,7 +188,8 @@ impl Ride {
                 "the daemon gave no answer over {SOCKET}: {why}; the command may have been carried out"
             )))))
         };
-        let told = match timeout(limit + GRACE, talk).await {
+        // The daemon bounds the answer, and the wait for its turn before that.
+        let told = match timeout(limit + WAIT_MAX + GRACE, talk).await {
             Ok(Ok(told)) => told,
             Ok(Err(e)) => return lost(e.to_string()),
             Err(_) => return lost("it is late".to_owned()),

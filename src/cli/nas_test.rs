@@ -18,6 +18,7 @@ use crate::driver::mikrotik::Command;
 use crate::driver::radius::dictionary::Dictionary;
 use crate::driver::radius::{self, Kind};
 use crate::driver::sessions::Sessions;
+use crate::driver::waits::Waits;
 use crate::nas::{Mode, Nas, NasId, NasSecret};
 use crate::scheme::native::NativeScheme;
 use crate::store::Store;
@@ -213,7 +214,10 @@ async fn telnet(nas: &Nas, secret: &NasSecret, dir: &std::path::Path, told: &Tol
         .telnet(nas, secret, manners)
         .map_err(&failed)?;
     let began = clock::tick_ms();
-    let mut leased = telnet.lease(LIMIT, LIMIT).await.map_err(&failed)?;
+    let mut leased = telnet
+        .lease(&Waits::up_to(LIMIT), LIMIT)
+        .await
+        .map_err(&failed)?;
     let login_ms = clock::tick_ms().saturating_sub(began);
     let began = clock::tick_ms();
     leased.run("", &[], LIMIT).await.map_err(&failed)?;

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use crate::attempt::Failure;
 use crate::clock;
 use crate::driver::rate::Bucket;
+use crate::driver::waits::Waits;
 
 /// Between two looks for sessions that nobody has used for long.
 const LOOK_MAX: Duration = Duration::from_secs(1);
@@ -84,8 +84,6 @@ pub struct Turn<S> {
     _place: OwnedSemaphorePermit,
     /// Failed openings when the wait began.
     failures: u64,
-    /// Ms spent waiting for the place.
-    waited: u64,
 }
 
 impl<S: Send + 'static> Leases<S> {
@@ -112,18 +110,18 @@ impl<S: Send + 'static> Leases<S> {
         }
     }
 
-    /// Waits for a place, at most `limit`; those who came earlier go first.
-    pub async fn turn(&self, limit: Duration) -> Result<Turn<S>, Failure> {
-        let began = clock::tick_ms();
+    /// Waits for a place; those who came earlier go first.
+    pub async fn turn(&self, waits: &Waits) -> Result<Turn<S>, Failure> {
         let failures = self.shared.state().failures;
         let place = {
             let _counted = Waiting::new(&self.shared.waiting);
-            timeout(limit, Arc::clone(&self.shared.places).acquire_owned()).await
+            let place = Arc::clone(&self.shared.places).acquire_owned();
+            waits.during(place).await
         };
-        let Ok(Ok(place)) = place else {
+        let Some((Ok(place), _)) = place else {
             return Err(Failure::transport(format!(
                 "no session became free within {} ms: all {} (nas.max_sessions) are in use",
-                limit.as_millis(),
+                waits.most().as_millis(),
                 self.shared.rules.sessions
             )));
         };
@@ -131,7 +129,6 @@ impl<S: Send + 'static> Leases<S> {
             shared: Arc::clone(&self.shared),
             _place: place,
             failures,
-            waited: clock::tick_ms().saturating_sub(began),
         })
     }
 
@@ -174,11 +171,6 @@ impl<S> Turn<S> {
     pub fn take_idle(&mut self) -> Option<(S, u64)> {
         let Idle { session, since } = self.shared.state().idle.pop()?;
         Some((session, clock::tick_ms().saturating_sub(since)))
-    }
-
-    /// Ms spent waiting for the place.
-    pub fn waited_ms(&self) -> u64 {
-        self.waited
     }
 
     /// Somebody tried to open a session while this turn was waited for, and could not: to try
@@ -254,6 +246,8 @@ impl Drop for Waiting<'_> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
 
     const LONG: Duration = Duration::from_secs(30);
@@ -270,12 +264,12 @@ mod tests {
     async fn one_place_serves_all_in_turn_with_one_login() {
         let leases = Arc::new(leases(1, LONG));
         let order = Arc::new(Mutex::new(Vec::new()));
-        let first = leases.turn(LONG).await.unwrap();
+        let first = leases.turn(&Waits::up_to(LONG)).await.unwrap();
         let mut tasks = JoinSet::new();
         for n in 0..50_usize {
             let (own, order) = (Arc::clone(&leases), Arc::clone(&order));
             tasks.spawn(async move {
-                let mut turn = own.turn(LONG).await.unwrap();
+                let mut turn = own.turn(&Waits::up_to(LONG)).await.unwrap();
                 let (session, _) = turn.take_idle().unwrap();
                 order.lock().unwrap().push(n);
                 tokio::task::yield_now().await;
@@ -302,11 +296,14 @@ mod tests {
     #[tokio::test]
     async fn waits_are_bounded_and_a_dropped_turn_frees_its_place() {
         let leases = leases(1, LONG);
-        let turn = leases.turn(LONG).await.unwrap();
-        let refused = leases.turn(Duration::from_millis(20)).await.unwrap_err();
+        let turn = leases.turn(&Waits::up_to(LONG)).await.unwrap();
+        let refused = leases
+            .turn(&Waits::up_to(Duration::from_millis(20)))
+            .await
+            .unwrap_err();
         assert!(refused.text.contains("nas.max_sessions"), "{refused}");
         drop(turn);
-        let turn = leases.turn(LONG).await.unwrap();
+        let turn = leases.turn(&Waits::up_to(LONG)).await.unwrap();
         assert_eq!(leases.seen().leased, 1);
         assert!(turn.failed_meanwhile().is_none());
         turn.failed(&Failure::transport("down"));
@@ -320,7 +317,7 @@ mod tests {
     async fn idle_sessions_are_closed_after_their_time() {
         let leases = leases(2, Duration::from_millis(50));
         for session in [1, 2] {
-            let turn = leases.turn(LONG).await.unwrap();
+            let turn = leases.turn(&Waits::up_to(LONG)).await.unwrap();
             leases.keep(turn, session);
         }
         assert_eq!(leases.seen().idle, 2);
@@ -331,7 +328,7 @@ mod tests {
         };
         timeout(LONG, closed).await.unwrap();
         // The watcher starts again for the next one.
-        let turn = leases.turn(LONG).await.unwrap();
+        let turn = leases.turn(&Waits::up_to(LONG)).await.unwrap();
         leases.keep(turn, 3);
         let closed = async {
             while leases.seen().idle > 0 {
@@ -344,7 +341,7 @@ mod tests {
     #[tokio::test]
     async fn logins_are_few() {
         let leases = leases(2, LONG);
-        let turn = leases.turn(LONG).await.unwrap();
+        let turn = leases.turn(&Waits::up_to(LONG)).await.unwrap();
         let waits: Vec<u64> = (0..4).map(|_| turn.login_wait_ms(1_000_000_000)).collect();
         assert_eq!(waits, [0, 0, 1_000, 2_000]);
     }

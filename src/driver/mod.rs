@@ -11,6 +11,7 @@ pub mod sessions;
 pub mod ssh;
 pub mod telnet;
 pub mod tls;
+pub mod waits;
 
 use std::collections::BTreeMap;
 

@@ -173,6 +173,22 @@ impl Sessions {
         2 * settings::sessions(nas)
     }
 
+    /// The same over SSH. `dialogue`: lines to a device's command line, which leave one channel
+    /// for commands without one.
+    pub fn ssh_places(nas: &Nas, dialogue: bool) -> usize {
+        let channels = ssh::settings::channels(nas);
+        2 * if dialogue {
+            ssh::dialogues_of(channels)
+        } else {
+            channels
+        }
+    }
+
+    /// The same over HTTP.
+    pub fn http_places(nas: &Nas) -> usize {
+        2 * usize::from(nas.max_sessions.unwrap_or(CONNECTIONS).clamp(1, 100))
+    }
+
     /// Attempts that a `max_rate` lets go on side by side, none of them waiting long for its
     /// next command.
     pub fn paced_places(nas: &Nas) -> usize {
@@ -400,6 +416,19 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Sessions that events may have: `max_sessions` (else `usual`) without the `spare_sessions` of
+/// `nas.vars`, which stay free for people; one at least.
+pub(super) fn for_events(nas: &Nas, usual: u16) -> usize {
+    let spare = match nas.vars.get("spare_sessions") {
+        Some(Value::Number(n)) => n.as_u64().unwrap_or(0),
+        Some(Value::Bool(set)) => u64::from(*set),
+        _ => 0,
+    };
+    usize::from(nas.max_sessions.unwrap_or(usual).clamp(1, 100))
+        .saturating_sub(usize::try_from(spare).unwrap_or(usize::MAX))
+        .max(1)
+}
+
 /// `nas.vars.logins_per_minute`, 1 to 10000.
 pub(super) fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
     match nas.vars.get("logins_per_minute") {
@@ -433,150 +462,5 @@ fn http_target(nas: &Nas, secret: &NasSecret) -> Result<http::Target, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::attempt::{FailureClass, Scope};
-    use crate::nas::{Forks, Mode};
-    use serde_json::Map;
-
-    fn nas() -> Nas {
-        Nas {
-            id: NasId(7),
-            name: "t".into(),
-            ip: "127.0.0.1".into(),
-            mode: Mode::Active,
-            forks: Forks::DEFAULT,
-            forks_warning: None,
-            oss_path: None,
-            script_name: None,
-            api_port: Some(1),
-            api_tls: false,
-            ssh_port: None,
-            ssh_host_key: None,
-            ssh_known_key: None,
-            telnet_port: None,
-            coa_port: None,
-            http_url: None,
-            max_sessions: None,
-            max_rate: None,
-            timeout: None,
-            on_error: None,
-            vars: Map::new(),
-        }
-    }
-
-    #[test]
-    fn replaced_only_when_something_that_matters_changed() {
-        let sessions = Sessions::default();
-        let secret = NasSecret {
-            login: "a".into(),
-            password: "b".into(),
-            ..NasSecret::default()
-        };
-        let first = sessions.mikrotik(&nas(), &secret);
-        let mut renamed = nas();
-        renamed.name = "other".into();
-        assert!(Arc::ptr_eq(&first, &sessions.mikrotik(&renamed, &secret)));
-        let changes: [fn(&mut Nas, &mut NasSecret); 6] = [
-            |n, _| n.ip = "127.0.0.2".into(),
-            |n, _| n.api_port = None,
-            |n, _| n.max_sessions = Some(9),
-            |n, _| n.timeout = Some(Duration::from_secs(1)),
-            |_, s| s.login = "c".into(),
-            |_, s| s.password = "c".into(),
-        ];
-        for change in changes {
-            let before = sessions.mikrotik(&nas(), &secret);
-            let (mut nas, mut secret) = (nas(), secret.clone());
-            change(&mut nas, &mut secret);
-            let after = sessions.mikrotik(&nas, &secret);
-            assert!(!Arc::ptr_eq(&before, &after));
-        }
-        assert_eq!(sessions.report().len(), 1);
-        sessions.keep_only(&BTreeSet::new());
-        assert!(sessions.report().is_empty());
-    }
-
-    #[test]
-    fn telnet_keeps_places_for_people_and_a_rate_bounds_all() {
-        let mut nas = nas();
-        nas.max_sessions = Some(4);
-        assert_eq!(Sessions::telnet_places(&nas), 8);
-        nas.vars.insert("spare_sessions".into(), 1.into());
-        assert_eq!(Sessions::telnet_places(&nas), 6);
-        nas.vars.insert("spare_sessions".into(), 9.into());
-        assert_eq!(Sessions::telnet_places(&nas), 2);
-        assert_eq!(Sessions::paced_places(&nas), usize::MAX);
-        let sessions = Sessions::default();
-        assert!((0..9).all(|_| sessions.pace(&nas, 0).is_zero()));
-        nas.max_rate = Some(4.0);
-        assert_eq!(Sessions::paced_places(&nas), 8);
-        let waits: Vec<_> = (0..3).map(|_| sessions.pace(&nas, 0).as_millis()).collect();
-        assert_eq!(waits, [0, 250, 500]);
-        // Another rate counts from now on.
-        nas.max_rate = Some(1000.0);
-        assert!(sessions.pace(&nas, 0).is_zero());
-        nas.vars.insert("logins_per_minute".into(), 0.into());
-        let told = sessions.telnet(&nas, &NasSecret::default(), Manners::default());
-        assert!(told.unwrap_err().parks);
-    }
-
-    #[tokio::test]
-    async fn radius_settings_that_cannot_be_obeyed_park_the_nas() {
-        let all = radius::dictionary::Dictionary::shipped();
-        let pairs = [("User-Name".to_owned(), "u".to_owned())];
-        let request = radius::Request::new(radius::Kind::Coa, &pairs, &all).unwrap();
-        let (sessions, none) = (Sessions::default(), NasSecret::default());
-        let radius = sessions.radius(&nas(), &none);
-        assert!(Arc::ptr_eq(&radius, &sessions.radius(&nas(), &none)));
-        let told = radius.talk(&request, &all, Duration::from_secs(1)).await;
-        let failure = told.failure.unwrap();
-        assert_eq!((failure.scope, failure.parks), (Scope::Nas, true));
-        assert!(failure.text.contains("coa_secret"), "{failure}");
-        sessions.keep_only(&BTreeSet::new());
-        assert!(!Arc::ptr_eq(&radius, &sessions.radius(&nas(), &none)));
-    }
-
-    #[tokio::test]
-    async fn settings_that_cannot_be_obeyed_park_the_nas_and_say_so() {
-        let mut nas = nas();
-        nas.api_tls = true;
-        nas.vars
-            .insert("tls_pin".into(), serde_json::json!("not hexadecimal"));
-        let sessions = Sessions::default();
-        let router = sessions.mikrotik(&nas, &NasSecret::default());
-        let command = crate::driver::mikrotik::Command {
-            path: "/system/identity/print".into(),
-            ..Default::default()
-        };
-        let limit = Duration::from_secs(1);
-        let told = router.talk(&command, limit).await.unwrap_err();
-        assert_eq!(told.class, FailureClass::Permanent);
-        assert_eq!((told.scope, told.parks), (Scope::Nas, true));
-        assert!(told.text.contains("tls_pin"), "{told}");
-        let request = http::Request {
-            method: "GET".into(),
-            path: "/".into(),
-            ..http::Request::default()
-        };
-        for (url, named) in [(None, "http_url"), (Some("https://a"), "tls_pin")] {
-            nas.http_url = url.map(str::to_owned);
-            let hook = sessions.http(&nas, &NasSecret::default());
-            let told = hook.talk(&request, limit).await.unwrap_err();
-            assert_eq!((told.scope, told.parks), (Scope::Nas, true));
-            assert!(told.text.contains(named), "{told}");
-        }
-        nas.vars.clear();
-        let first = sessions.http(&nas, &NasSecret::default());
-        assert!(Arc::ptr_eq(
-            &first,
-            &sessions.http(&nas, &NasSecret::default())
-        ));
-        nas.vars
-            .insert("tls_insecure".into(), serde_json::json!(true));
-        assert!(!Arc::ptr_eq(
-            &first,
-            &sessions.http(&nas, &NasSecret::default())
-        ));
-    }
-}
+#[path = "sessions_test.rs"]
+mod tests;

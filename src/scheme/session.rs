@@ -12,16 +12,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, ChildStdout};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::sync::watch;
 
 use super::launch::Kind;
 use super::native::beside::Beside;
 use super::ride::{Line, Ride, Rides};
-use super::shim::{End, MARK, Order};
+use super::shim::{End, GOES, MARK, Order, WAITS};
 use super::{Execute, ExitPolicy, Identity, environ, reap};
 use crate::attempt::{
-    ANSWER_MAX, Failure, FailureClass, Job, LineKind, Report, Scope, Transcript, Verdict,
+    ANSWER_MAX, Failure, FailureClass, Job, LineKind, Report, Scope, Transcript, Verdict, WAIT_MAX,
 };
+use crate::clock;
 use crate::event::{Class, Cmd, is_name};
 use crate::nas::Mode;
 use crate::shell::quote;
@@ -182,6 +184,7 @@ impl SessionScheme {
             cmd: job.cmd.to_string(),
             env,
             deadline_ms: ms(job.deadline),
+            waits_max_ms: ms(WAIT_MAX),
             kill_after_ms: ms(self.kill_after),
             output_max: OUTPUT_MAX,
         };
@@ -231,20 +234,35 @@ impl SessionScheme {
             Failure::transport(text)
         })?;
         let patience = job.deadline + self.kill_after + BACKSTOP;
+        let waits = ride.as_ref().map(|ride| Arc::clone(&ride.waits));
+        let (life_line, stdout) = (child.stdin.take(), child.stdout.take());
         let talk = async {
-            let mut life_line = child.stdin.take();
-            if let Some(stdin) = &mut life_line {
-                // a shim that is gone already is found by the missing report
-                let _ = stdin.write_all(&text).await;
-            }
-            let end = match child.stdout.take() {
-                Some(stdout) => listen(stdout, ride, transcript, answer).await,
-                None => None,
+            let (Some(mut life_line), Some(stdout)) = (life_line, stdout) else {
+                return None;
             };
-            drop(life_line);
-            end
+            // a shim that is gone already is found by the missing report
+            let _ = life_line.write_all(&text).await;
+            let turns = waits.as_ref().map(|waits| waits.watch());
+            tokio::select! {
+                end = listen(stdout, ride, transcript, answer) => end,
+                () = tell_waits(&mut life_line, turns) => None,
+            }
         };
-        let end = tokio::time::timeout(patience, talk).await.ok().flatten();
+        let began = clock::tick_ms();
+        let late = async {
+            loop {
+                let waited = waits.as_ref().map_or(Duration::ZERO, |waits| waits.total());
+                let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+                match (patience + waited).checked_sub(gone) {
+                    Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+                    _ => return,
+                }
+            }
+        };
+        let end = tokio::select! {
+            end = talk => end,
+            () = late => None,
+        };
         if end.is_none() {
             let _ = child.start_kill();
         }
@@ -358,6 +376,23 @@ impl Execute for SessionScheme {
     fn own_cmds(&self) -> BTreeSet<Cmd> {
         self.own.clone()
     }
+}
+
+/// Tells the shim when the script waits for its turn on the NAS; never ends.
+async fn tell_waits(life_line: &mut ChildStdin, turns: Option<watch::Receiver<bool>>) {
+    let Some(mut turns) = turns else {
+        return std::future::pending().await;
+    };
+    while turns.changed().await.is_ok() {
+        let word = if *turns.borrow_and_update() {
+            WAITS
+        } else {
+            GOES
+        };
+        // a shim that is gone is found by its missing report
+        let _ = life_line.write_all(&[word]).await;
+    }
+    std::future::pending().await
 }
 
 /// Reads frames until the report; none if the shim went without one.

@@ -7,9 +7,11 @@
 //! lost interest, and the shim ends everything too. (`PR_SET_PDEATHSIG` would do the same for
 //! the *thread* that started it, and threads of a runtime come and go.)
 //!
+//! While a command of the script waits for its turn on the NAS, the deadline's clock stands still.
+//!
 //! ```text
-//! daemon ── order (one JSON line), then open as life line ──► shim ──► bash …
-//!        ◄── o<line> e<line> n<note> … =<End as JSON> ───────
+//! daemon ── order (one JSON line), then open as life line, w g ──► shim ──► bash …
+//!        ◄── o<line> e<line> n<note> … =<End as JSON> ────────────
 //! ```
 
 use std::collections::BTreeMap;
@@ -46,6 +48,10 @@ const SWEEP_MS: u64 = 10;
 const SWEEP_MAX_MS: u64 = 2_000;
 /// Longest single wait, ms; `poll` counts in 32 bits.
 const WAIT_MAX_MS: u64 = 60_000;
+/// On the life line: the script waits for its turn on the NAS.
+pub const WAITS: u8 = b'w';
+/// On the life line: it goes on.
+pub const GOES: u8 = b'g';
 /// Largest order, bytes: the environment of an `execve` is smaller (`MAX_ARG_STRLEN` and a
 /// quarter of the stack, execve(2)), its JSON may be six times as long.
 const ORDER_MAX: u64 = 16 * 1024 * 1024;
@@ -71,6 +77,8 @@ pub struct Order {
     pub env: BTreeMap<String, String>,
     /// The script must end within this time, ms.
     pub deadline_ms: u64,
+    /// And may wait for its turns on the NAS for this time beside it, ms.
+    pub waits_max_ms: u64,
     /// SIGKILL follows SIGTERM after this time, ms.
     pub kill_after_ms: u64,
     /// Bytes of output passed on per stream; the rest is counted.
@@ -189,6 +197,8 @@ fn run(order: &Order, outbox: &mut Outbox, end: &mut End) -> Result<(), String> 
         out: Stream::new(b'o', out, order.output_max),
         err: Stream::new(b'e', err, order.output_max),
         deadline_at: clock::tick_ms().saturating_add(order.deadline_ms),
+        waits_since: None,
+        waits_left_ms: order.waits_max_ms,
         kill_at: None,
         kills_since: None,
         drain_until: None,
@@ -242,6 +252,10 @@ struct Watch {
     out: Stream<ChildStdout>,
     err: Stream<ChildStderr>,
     deadline_at: u64,
+    /// The clock stands still since then.
+    waits_since: Option<u64>,
+    /// For how long it may yet.
+    waits_left_ms: u64,
     /// SIGKILL for everything, and again until nothing is left.
     kill_at: Option<u64>,
     kills_since: Option<u64>,
@@ -320,7 +334,7 @@ impl Watch {
     }
 
     fn enforce(&mut self, now: u64, kill_after_ms: u64) {
-        if now >= self.deadline_at && self.status.is_none() && !self.stopping {
+        if now >= self.due_at() && self.status.is_none() && !self.stopping {
             self.timed_out = true;
             self.stop(now, kill_after_ms);
         }
@@ -328,6 +342,28 @@ impl Watch {
             reap::signal_below(getpid(), Signal::SIGKILL);
             self.kills_since.get_or_insert(now);
             self.kill_at = Some(now + SWEEP_MS);
+        }
+    }
+
+    /// When the script is stopped, by what is known now.
+    fn due_at(&self) -> u64 {
+        match self.waits_since {
+            None => self.deadline_at,
+            Some(_) => self.deadline_at.saturating_add(self.waits_left_ms),
+        }
+    }
+
+    /// What the daemon says over the life line.
+    fn heard(&mut self, word: u8, now: u64) {
+        match (word, self.waits_since) {
+            (WAITS, None) => self.waits_since = Some(now),
+            (GOES, Some(since)) => {
+                let waited = now.saturating_sub(since).min(self.waits_left_ms);
+                self.waits_since = None;
+                self.waits_left_ms -= waited;
+                self.deadline_at = self.deadline_at.saturating_add(waited);
+            }
+            _ => {}
         }
     }
 
@@ -348,7 +384,7 @@ impl Watch {
     fn wait(&mut self, signals: &SignalFd, outbox: &Outbox, now: u64) -> Result<(), nix::Error> {
         let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
         let due = [
-            (self.status.is_none() && !self.stopping).then_some(self.deadline_at),
+            (self.status.is_none() && !self.stopping).then_some(self.due_at()),
             self.kill_at.filter(|_| !self.childless),
             self.drain_until.filter(|_| self.childless),
         ];
@@ -379,8 +415,17 @@ impl Watch {
         while let Ok(Some(info)) = signals.read_signal() {
             asked |= info.ssi_signo != Signal::SIGCHLD as u32;
         }
-        if life_line && !matches!(nix::unistd::read(&stdin, &mut [0; 64]), Ok(1..)) {
-            self.gone = true;
+        if life_line {
+            let mut words = [0; 64];
+            match nix::unistd::read(&stdin, &mut words) {
+                Ok(n @ 1..) => {
+                    let now = clock::tick_ms();
+                    for word in words.get(..n).unwrap_or_default() {
+                        self.heard(*word, now);
+                    }
+                }
+                Ok(_) | Err(_) => self.gone = true,
+            }
         }
         if self.gone || asked {
             self.stop(clock::tick_ms(), LINGER_MS);

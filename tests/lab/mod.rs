@@ -17,6 +17,7 @@
 pub mod daemon;
 pub mod db;
 pub mod journal;
+pub mod queue;
 pub mod server;
 pub mod sim;
 pub mod sshd;

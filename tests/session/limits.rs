@@ -140,6 +140,7 @@ async fn a_killed_daemon_takes_its_scripts_along() {
         cmd: "user_add".into(),
         env: nas_event_daemon::scheme::environ::environ(&job, "", "0").unwrap(),
         deadline_ms: 3_600_000,
+        waits_max_ms: 0,
         kill_after_ms: 3_600_000,
         output_max: 1_000,
     };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use nas_event_daemon::driver::dialogue::{Credentials, Manners};
 use nas_event_daemon::driver::leases::Rules;
 use nas_event_daemon::driver::telnet::{Limits, Target, Telnet};
+use nas_event_daemon::driver::waits::Waits;
 
 use crate::lab::daemon::{own_port, wait_for};
 use crate::lab::sshd::run;
@@ -72,7 +73,7 @@ async fn up(port: u16) {
 }
 
 async fn talks(telnet: &Telnet) {
-    let mut leased = telnet.lease(LONG, LONG).await.unwrap();
+    let mut leased = telnet.lease(&Waits::up_to(LONG), LONG).await.unwrap();
     for n in 0..3 {
         let answer = leased
             .run(&format!("echo one; printf 'two %s\\n' {n}"), &[], LONG)
@@ -90,7 +91,7 @@ async fn talks(telnet: &Telnet) {
     );
     assert_eq!(leased.run("true", &[], LONG).await.unwrap().text, "");
     assert_eq!(telnet.give_back(leased), None);
-    let again = telnet.lease(LONG, LONG).await.unwrap();
+    let again = telnet.lease(&Waits::up_to(LONG), LONG).await.unwrap();
     assert!(!again.is_new);
     assert_eq!(telnet.seen().logins, 1);
 }
@@ -122,7 +123,9 @@ async fn inetutils_with_all_its_options() {
     let _server = Group::start(&["socat", &listen, "EXEC:/usr/sbin/telnetd -h,nofork"]);
     up(port).await;
     talks(&telnet(port, &user.0, "servicemode")).await;
-    let refused = telnet(port, &user.0, "wrong-one").lease(LONG, LONG).await;
+    let refused = telnet(port, &user.0, "wrong-one")
+        .lease(&Waits::up_to(LONG), LONG)
+        .await;
     let refused = refused.err().unwrap();
     assert!(refused.text.contains("login refused"), "{refused}");
     assert!(!refused.text.contains("wrong-one"), "{refused}");

@@ -8,17 +8,20 @@ use std::time::Duration;
 use nas_event_daemon::attempt::{Failure, FailureClass, Scope};
 use nas_event_daemon::clock;
 use nas_event_daemon::driver::telnet::Telnet;
+use nas_event_daemon::driver::waits::Waits;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::lab::daemon::Lab;
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
+use crate::lab::queue::{Queue, all_done};
 use crate::lab::vty::{Device, let_in, line};
 use crate::peers::telnet;
 
 on_each_store!(
     a_queue_for_the_only_session_defers_nothing,
+    a_queue_of_scripts_for_the_only_session_defers_nothing,
     a_rate_is_kept,
     scripts_ride_on_the_daemons_session,
     a_line_that_may_have_been_carried_out_is_unknown,
@@ -33,7 +36,7 @@ async fn flood(stream: &mut TcpStream, chunk: &[u8]) {
 }
 
 async fn refused(telnet: &Telnet, limit: Duration) -> Failure {
-    let leased = tokio::time::timeout(LONG, telnet.lease(LONG, limit)).await;
+    let leased = tokio::time::timeout(LONG, telnet.lease(&Waits::up_to(LONG), limit)).await;
     let failure = leased.unwrap().err().unwrap();
     assert_eq!(failure.scope, Scope::Nas, "{failure}");
     failure
@@ -111,7 +114,13 @@ async fn a_login_that_fails_now_and_then_is_tried_again() {
     })
     .await;
     let telnet = telnet(device.port, "ned", "servicemode");
-    assert!(telnet.lease(LONG, LONG).await.unwrap().is_new);
+    assert!(
+        telnet
+            .lease(&Waits::up_to(LONG), LONG)
+            .await
+            .unwrap()
+            .is_new
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -145,7 +154,7 @@ async fn after_the_line_it_may_have_been_carried_out() {
         })
         .await;
         let telnet = telnet(device.port, "ned", "servicemode");
-        let mut leased = telnet.lease(LONG, LONG).await.unwrap();
+        let mut leased = telnet.lease(&Waits::up_to(LONG), LONG).await.unwrap();
         let limit = if code == 143 { SHORT } else { LONG };
         let failure = leased.run("show x", &[], limit).await.unwrap_err();
         assert_eq!(
@@ -173,7 +182,7 @@ async fn a_session_that_died_while_idle_costs_no_event() {
     .await;
     let telnet = telnet(device.port, "ned", "servicemode");
     for _ in 0..3 {
-        let mut leased = telnet.lease(LONG, LONG).await.unwrap();
+        let mut leased = telnet.lease(&Waits::up_to(LONG), LONG).await.unwrap();
         assert!(leased.is_new);
         leased.run("show x", &[], LONG).await.unwrap();
         telnet.give_back(leased);
@@ -223,31 +232,33 @@ async fn nas_of(lab: &Lab, device: &Device, forks: i64, more: &[(&str, &str)]) {
 async fn a_queue_for_the_only_session_defers_nothing(kind: Kind) {
     let lab = Lab::new(kind, "").await;
     let peak = Arc::new(AtomicUsize::new(0));
-    let device = slow(10, Arc::clone(&peak)).await;
-    nas_of(
-        &lab,
-        &device,
-        100,
-        &[("max_sessions", "1"), ("timeout_ms", "1000")],
-    )
-    .await;
-    lab.accounts(1, 10..410).await;
-    let _daemon = lab.start().await;
-    let events: Vec<String> = (10..410)
-        .map(|user| format!("('user_drop', {user})"))
-        .collect();
-    let values = events.join(", ");
-    lab.sql(&format!(
-        "insert into events_stack_compact (cmd, user_id) values {values}"
-    ))
-    .await;
-    lab.drained().await;
-    let done = "select count(*) from events_done where result = 'done' and attempts = 1";
-    assert_eq!(lab.number(done).await, 400);
-    let status = lab.scheduler().await.unwrap();
-    assert_eq!(status["nases"][0]["deferred"], 0, "{status}");
-    assert_eq!(status["nases"][0]["sessions"][0]["logins"], 1, "{status}");
+    let queue = Queue::of(400, 10);
+    let ms = u64::try_from(queue.each.as_millis()).unwrap();
+    let device = slow(ms, Arc::clone(&peak)).await;
+    let more = [("max_sessions", "1"), ("timeout_ms", "1000")];
+    nas_of(&lab, &device, 100, &more).await;
+    all_done(&lab, &queue).await;
     assert_eq!(peak.load(Ordering::SeqCst), 1);
+}
+
+/// 40 scripts at once, each of which may take two seconds, and a session that is busy for
+/// eight: a script that waits for its turn has its own time left when it comes.
+async fn a_queue_of_scripts_for_the_only_session_defers_nothing(kind: Kind) {
+    let lab = Lab::new(kind, "script_timeout = \"2s\"").await;
+    let queue = Queue::of(40, 200);
+    let ms = u64::try_from(queue.each.as_millis()).unwrap();
+    let device = slow(ms, Arc::default()).await;
+    lab.session(
+        "Ridden",
+        "user_drop() { send_telnet_cmd --nas 1 \"block $ip\" || exit 254; }\n",
+    );
+    let columns = [
+        ("telnet_port", device.port.to_string()),
+        ("max_sessions", "1".to_owned()),
+    ];
+    lab.nas(1, "Ridden", 100, &columns).await;
+    lab.secret(1, "ned", "servicemode").await;
+    all_done(&lab, &queue).await;
 }
 
 /// 20 commands a second: 41 events take two seconds, and no event suffers.

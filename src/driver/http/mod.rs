@@ -17,6 +17,7 @@ mod request;
 
 use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -28,6 +29,7 @@ use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
 use crate::driver::Reply;
 use crate::driver::tls::{self, Trust};
+use crate::driver::waits::Waits;
 
 pub use request::{Auth, JSON_MAX, METHODS, Request};
 
@@ -58,10 +60,14 @@ pub struct Limits {
 }
 
 /// Numbers for status pages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Requests that wait for their answer.
     pub in_flight: usize,
+    /// Requests that wait for a connection.
+    pub waiting: usize,
+    /// Why the last request got no answer, if none got one since.
+    pub last_error: Option<String>,
 }
 
 /// The connections to one NAS; dropping it closes them.
@@ -70,6 +76,8 @@ pub struct Http {
     ready: Result<Ready, Failure>,
     places: Semaphore,
     in_flight: AtomicUsize,
+    waiting: AtomicUsize,
+    last: Mutex<Option<String>>,
     used: AtomicBool,
 }
 
@@ -90,6 +98,8 @@ impl Http {
             ready: Ready::new(target, limits).map_err(unusable),
             places: Semaphore::new(limits.connections),
             in_flight: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            last: Mutex::default(),
             used: AtomicBool::new(false),
         }
     }
@@ -100,34 +110,56 @@ impl Http {
             ready: Err(unusable(why)),
             places: Semaphore::new(1),
             in_flight: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            last: Mutex::default(),
             used: AtomicBool::new(false),
         }
     }
 
-    /// Sends one request and waits for the whole answer, at most `deadline` in all.
-    pub async fn talk(&self, request: &Request, deadline: Duration) -> Result<Reply, Failure> {
+    /// Sends one request and waits for the whole answer, at most `limit`.
+    pub async fn talk(&self, request: &Request, limit: Duration) -> Result<Reply, Failure> {
+        self.talk_in_turn(request, &Waits::up_to(limit), limit)
+            .await
+    }
+
+    /// The same, where `limit` does not count the wait for a connection.
+    pub async fn talk_in_turn(
+        &self,
+        request: &Request,
+        waits: &Waits,
+        limit: Duration,
+    ) -> Result<Reply, Failure> {
         request.check().map_err(Failure::permanent)?;
         let ready = self.ready.as_ref().map_err(Clone::clone)?;
         let built = ready.build(request).map_err(Failure::permanent)?;
-        let start = clock::tick_ms();
-        let left = || {
-            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(start));
-            deadline.saturating_sub(gone)
-        };
-        let ms = deadline.as_millis();
+        let ms = limit.as_millis();
         let at = || ready.at();
-        let Ok(place) = timeout(left(), self.places.acquire()).await else {
+        let place = {
+            let _counted = Counted::new(&self.waiting);
+            waits.during(self.places.acquire()).await
+        };
+        let Some(place) = place else {
             return Err(Failure::transport(format!(
-                "HTTP at {}: no free connection within {ms} ms",
-                at()
+                "HTTP at {}: no free connection within {} ms",
+                at(),
+                waits.most().as_millis()
             )));
         };
         // Never closed, so this is always a place.
         let _place = place;
         let _counted = Counted::new(&self.in_flight);
+        let start = clock::tick_ms();
+        let left = || {
+            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(start));
+            limit.saturating_sub(gone)
+        };
         let response = match timeout(left(), ready.client.execute(built)).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(lost(&at(), error)),
+            Ok(Err(error)) => {
+                let failure = lost(&at(), error);
+                self.reached(Some(&failure));
+                return Err(failure);
+            }
             Err(_) => {
                 return Err(Failure::timeout(format!(
                     "HTTP at {}: no answer within {ms} ms; the request may have been carried out",
@@ -135,6 +167,7 @@ impl Http {
                 )));
             }
         };
+        self.reached(None);
         let new_session = !self.used.swap(true, Ordering::Relaxed);
         let status = response.status();
         let text = match timeout(left(), body(response)).await {
@@ -167,11 +200,20 @@ impl Http {
         judge(status, text, new_session)
     }
 
-    /// Requests in flight now.
+    /// Requests in flight and waiting now, and the last that reached nobody.
     pub fn report(&self) -> Report {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         Report {
             in_flight: self.in_flight.load(Ordering::Relaxed),
+            waiting: self.waiting.load(Ordering::Relaxed),
+            last_error: last.clone(),
         }
+    }
+
+    /// Notes what became of the connection.
+    fn reached(&self, failure: Option<&Failure>) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = failure.map(ToString::to_string);
     }
 }
 

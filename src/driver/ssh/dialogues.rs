@@ -12,6 +12,7 @@ use crate::driver::dialogue::shell::Shell;
 use crate::driver::dialogue::{Answer, Credentials, Trouble};
 use crate::driver::leases::{Leases, Rules, Turn};
 use crate::driver::ssh::{Limits, Ssh, Target};
+use crate::driver::waits::Waits;
 
 /// A session that was idle for so long is asked for its prompt before it is used: a device may
 /// have gone without a word.
@@ -24,10 +25,15 @@ const OPENED_PER_MINUTE: f64 = 6_000.0;
 /// The interactive sessions of one NAS.
 pub(super) type Dialogues = Leases<Shell<DuplexStream>>;
 
-/// As many as there are channels, but one, which commands without a dialogue need.
+/// Of so many channels: all but one, which commands without a dialogue need.
+pub fn dialogues_of(channels: usize) -> usize {
+    channels.saturating_sub(1).max(1)
+}
+
+/// The sessions of a NAS with these limits.
 pub(super) fn dialogues(limits: &Limits) -> Dialogues {
     Leases::new(Rules {
-        sessions: limits.channels.saturating_sub(1).max(1),
+        sessions: dialogues_of(limits.channels),
         logins_per_minute: OPENED_PER_MINUTE,
         linger: limits.linger,
     })
@@ -43,12 +49,12 @@ pub struct Leased {
 }
 
 impl Ssh {
-    /// A session at its prompt. `wait`: for a place; `limit`: until the prompt.
-    pub async fn lease(&self, wait: Duration, limit: Duration) -> Result<Leased, Failure> {
+    /// A session at its prompt. `waits`: for a place; `limit`: until the prompt.
+    pub async fn lease(&self, waits: &Waits, limit: Duration) -> Result<Leased, Failure> {
         let place = place(&self.target);
         let mut turn = self
             .dialogues
-            .turn(wait)
+            .turn(waits)
             .await
             .map_err(|f| placed(&place, f))?;
         while let Some((mut shell, idle_ms)) = turn.take_idle() {
@@ -67,8 +73,10 @@ impl Ssh {
             }
         }
         let began = clock::tick_ms();
-        let (stream, new_session) = self.terminal(limit).await?;
+        let waited = waits.total();
+        let (stream, new_session) = self.terminal_in_turn(waits, limit).await?;
         let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+        let gone = gone.saturating_sub(waits.total().saturating_sub(waited));
         let Target {
             login,
             password,

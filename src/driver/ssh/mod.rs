@@ -30,6 +30,7 @@ use crate::driver::ssh::dialogues::{Dialogues, dialogues};
 use crate::driver::ssh::pool::{Pool, Used};
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::window::Place;
+use crate::driver::waits::Waits;
 use crate::nas::NasId;
 use crate::shell::quote;
 
@@ -41,7 +42,7 @@ const BUSY_PAUSES_MS: [u64; 7] = [5, 10, 25, 60, 150, 300, 450];
 /// Wait after a refused channel while others of ours are open, ms.
 const CROWDED_PAUSE_MS: u64 = 10;
 
-pub use dialogues::Leased;
+pub use dialogues::{Leased, dialogues_of};
 
 /// Told about each host key that is seen for the first time, as an OpenSSH public key line.
 pub type Learn = Arc<dyn Fn(&str) + Send + Sync>;
@@ -201,10 +202,21 @@ impl Ssh {
     /// certainly not started moves to another connection; one that was is ended on the server
     /// when its time is over. Dropping the future ends it, too.
     pub async fn exec(&self, command: &Command, deadline: Duration) -> Result<Output, Failure> {
+        self.exec_in_turn(command, &Waits::up_to(deadline), deadline)
+            .await
+    }
+
+    /// The same, where `limit` does not count the waits for a channel and for the next login.
+    pub async fn exec_in_turn(
+        &self,
+        command: &Command,
+        waits: &Waits,
+        limit: Duration,
+    ) -> Result<Output, Failure> {
         let start = |used, place, limit, caller| {
             self.spawn(channel::run(used, place, command.clone(), limit, caller));
         };
-        let (output, new_session) = self.started(deadline, start).await?;
+        let (output, new_session) = self.started(waits, limit, start).await?;
         self.pool.window.went_well();
         Ok(Output {
             new_session,
@@ -216,45 +228,62 @@ impl Ssh {
     /// connection was opened for it. What is written is typed, what is read is shown on the
     /// screen. Dropping the stream closes the session; it holds one of the channels until then.
     pub async fn terminal(&self, deadline: Duration) -> Result<(DuplexStream, bool), Failure> {
+        self.terminal_in_turn(&Waits::up_to(deadline), deadline)
+            .await
+    }
+
+    async fn terminal_in_turn(
+        &self,
+        waits: &Waits,
+        limit: Duration,
+    ) -> Result<(DuplexStream, bool), Failure> {
         let start = |used, place, limit, caller| {
             self.spawn(terminal::run(used, place, limit, caller));
         };
-        self.started(deadline, start).await
+        self.started(waits, limit, start).await
     }
 
     /// Finds a place and a connection, and has a session begun there by `start`, again where
     /// the server refuses one or the connection is gone before it began.
     async fn started<T>(
         &self,
-        deadline: Duration,
+        waits: &Waits,
+        limit: Duration,
         start: impl Fn(Used, Place, Duration, oneshot::Sender<Ended<T>>),
     ) -> Result<(T, bool), Failure> {
         let began = clock::tick_ms();
-        let left = || {
+        let left = |waited: Duration| {
             let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
-            deadline.saturating_sub(gone)
+            limit.saturating_sub(gone.saturating_sub(waited))
         };
-        let in_vain = |_| self.pool.waited_in_vain(deadline);
+        let no_turn = || self.pool.waited_in_vain(waits.most());
         let (mut moves, mut busy) = (0, 0);
         let mut opened = false;
+        let mut waited = Duration::ZERO;
         loop {
-            let place = timeout(left(), self.pool.window.take())
+            let turn = async {
+                let place = self.pool.window.take().await;
+                self.pool.login_turn().await;
+                place
+            };
+            let (place, took) = waits.during(turn).await.ok_or_else(no_turn)?;
+            waited += took;
+            let (connection, new) = timeout(left(waited), self.pool.connection(&self.tasks))
                 .await
-                .map_err(in_vain)?;
-            let (connection, new) = timeout(left(), self.pool.connection(&self.tasks))
-                .await
-                .map_err(in_vain)??;
+                .map_err(|_| self.pool.waited_in_vain(limit))??;
             opened |= new;
             let (caller, ended) = oneshot::channel();
-            start(connection.enter(), place, left(), caller);
+            start(connection.enter(), place, left(waited), caller);
             let why = match ended.await {
                 Ok(Ended::Done(done)) => return Ok((done, opened)),
                 Ok(Ended::Failed(failure)) => return Err(failure),
                 Ok(Ended::Busy) => {
                     if let Some(pause) = self.refused(&mut busy) {
-                        tokio::time::sleep(pause.min(left())).await;
-                        if left().is_zero() {
-                            return Err(self.pool.waited_in_vain(deadline));
+                        // What is taken on the server is waited for like a place of ours.
+                        let paused = waits.during(tokio::time::sleep(pause)).await;
+                        waited += paused.ok_or_else(no_turn)?.1;
+                        if left(waited).is_zero() {
+                            return Err(self.pool.waited_in_vain(limit));
                         }
                         continue;
                     }

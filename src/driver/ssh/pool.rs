@@ -60,6 +60,18 @@ struct State {
     last_error: String,
 }
 
+impl State {
+    /// Ms until the bound on logins in a minute allows the next one.
+    fn login_wait(&mut self, now: u64, per_minute: usize) -> u64 {
+        while self.recent.front().is_some_and(|t| t + MINUTE_MS <= now) {
+            self.recent.pop_front();
+        }
+        let full = self.recent.len() >= per_minute.max(1);
+        let oldest = self.recent.front().filter(|_| full);
+        oldest.map_or(0, |t| (t + MINUTE_MS).saturating_sub(now))
+    }
+}
+
 /// A connection that is logged in.
 pub(super) struct Connection {
     pub(super) handle: Handle<Watch>,
@@ -172,6 +184,26 @@ impl Pool {
         }
     }
 
+    /// Waits for as long as the bound on logins keeps the next one back.
+    pub(super) async fn login_turn(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let wait = {
+                let mut state = self.state();
+                if state.current.as_ref().is_some_and(|c| c.is_usable()) {
+                    return;
+                }
+                state.login_wait(clock::tick_ms(), self.limits.logins_per_minute)
+            };
+            if wait == 0 {
+                return;
+            }
+            let _ = timeout(Duration::from_millis(wait), changed).await;
+        }
+    }
+
     /// What kept a caller waiting until its deadline: nothing was sent for it.
     pub(super) fn waited_in_vain(&self, limit: Duration) -> Failure {
         let state = self.state();
@@ -277,12 +309,8 @@ impl Pool {
             let wait = {
                 let mut state = self.state();
                 let now = clock::tick_ms();
-                while state.recent.front().is_some_and(|t| t + MINUTE_MS <= now) {
-                    state.recent.pop_front();
-                }
-                let full = state.recent.len() >= self.limits.logins_per_minute.max(1);
-                let bound = state.recent.front().filter(|_| full);
-                let from = bound.map_or(0, |t| t + MINUTE_MS).max(state.again_at);
+                let bound = now + state.login_wait(now, self.limits.logins_per_minute);
+                let from = bound.max(state.again_at);
                 if from <= now {
                     state.recent.push_back(now);
                     state.logins += 1;

@@ -6,7 +6,7 @@ use super::trust::Trust;
 use super::{Limits, Target};
 use crate::attempt::Failure;
 use crate::driver::dialogue::Manners;
-use crate::driver::sessions::{CONNECT_TIMEOUT, LINGER, Sessions, logins_per_minute};
+use crate::driver::sessions::{CONNECT_TIMEOUT, LINGER, Sessions, for_events, logins_per_minute};
 use crate::nas::{Nas, NasSecret};
 
 /// TCP port of SSH (RFC 4251 section 4).
@@ -41,7 +41,7 @@ pub fn of(nas: &Nas, secret: &NasSecret) -> Result<(Target, Limits), Failure> {
         legacy,
     };
     let limits = Limits {
-        channels: usize::from(nas.max_sessions.unwrap_or(CHANNELS).clamp(1, 100)),
+        channels: channels(nas),
         connect_timeout: nas
             .timeout
             .map_or(CONNECT_TIMEOUT, |t| t.min(CONNECT_TIMEOUT)),
@@ -51,6 +51,11 @@ pub fn of(nas: &Nas, secret: &NasSecret) -> Result<(Target, Limits), Failure> {
         logins_per_minute: logins,
     };
     Ok((target, limits))
+}
+
+/// Channels on the SSH server of `nas`: `max_sessions` without the `spare_sessions`.
+pub fn channels(nas: &Nas) -> usize {
+    for_events(nas, CHANNELS)
 }
 
 /// How a dialogue with `nas` is led, by its `nas.vars`.

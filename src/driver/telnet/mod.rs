@@ -17,6 +17,7 @@ use crate::driver::Reply;
 use crate::driver::dialogue::shell::Shell;
 use crate::driver::dialogue::{ANSWER_MAX, Answer, Credentials, Manners, Trouble, not_understood};
 use crate::driver::leases::{Leases, Rules, Seen, Turn};
+use crate::driver::waits::Waits;
 use crate::nas::NasId;
 use crate::shell::quote;
 use options::Options;
@@ -123,8 +124,6 @@ pub struct Leased {
     place: String,
     /// It was opened for this attempt.
     pub is_new: bool,
-    /// Ms spent waiting for a place and for the right to log in.
-    pub waited_ms: u64,
 }
 
 impl Telnet {
@@ -140,8 +139,19 @@ impl Telnet {
 
     /// Sends all lines in one session and gives it back. A line that is not understood ends it.
     pub async fn talk(&self, command: &Command, limit: Duration) -> Result<Reply, Failure> {
+        self.talk_in_turn(command, &Waits::up_to(limit), limit)
+            .await
+    }
+
+    /// The same, where `limit` does not count the wait for a session.
+    pub async fn talk_in_turn(
+        &self,
+        command: &Command,
+        waits: &Waits,
+        limit: Duration,
+    ) -> Result<Reply, Failure> {
         let expect = command.check().map_err(Failure::permanent)?;
-        let mut leased = self.lease(limit, limit).await?;
+        let mut leased = self.lease(waits, limit).await?;
         let began = clock::tick_ms();
         let mut reply = Reply {
             new_session: leased.is_new,
@@ -181,12 +191,11 @@ impl Telnet {
         Ok(reply)
     }
 
-    /// A session at its prompt. `wait`: for a place; `limit`: for connection and login, which
-    /// is tried again after 0.1, 0.5 and 2 s.
-    pub async fn lease(&self, wait: Duration, limit: Duration) -> Result<Leased, Failure> {
-        let mut turn = self.leases.turn(wait).await.map_err(|f| self.placed(f))?;
-        let leased = |turn: Turn<_>, shell, is_new, paused: u64| Leased {
-            waited_ms: turn.waited_ms().saturating_add(paused),
+    /// A session at its prompt. `waits`: for a place and the next login; `limit`: for connection
+    /// and login, which is tried again after 0.1, 0.5 and 2 s.
+    pub async fn lease(&self, waits: &Waits, limit: Duration) -> Result<Leased, Failure> {
+        let mut turn = self.leases.turn(waits).await.map_err(|f| self.placed(f))?;
+        let leased = |turn: Turn<_>, shell, is_new| Leased {
             turn,
             shell,
             place: self.place(),
@@ -199,18 +208,24 @@ impl Telnet {
             let asked =
                 idle_ms < ASK_AFTER_MS || shell.run("", &[], ASK_LIMIT.min(limit)).await.is_ok();
             if asked && shell.is_home() {
-                return Ok(leased(turn, shell, false, 0));
+                return Ok(leased(turn, shell, false));
             }
         }
         if let Some(failure) = turn.failed_meanwhile() {
             return Err(failure);
         }
-        let pause = turn.login_wait_ms(clock::tick_ms());
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let pause = Duration::from_millis(turn.login_wait_ms(clock::tick_ms()));
+        if !pause.is_zero() && waits.during(tokio::time::sleep(pause)).await.is_none() {
+            let text = format!(
+                "nas.vars.logins_per_minute: the next login may begin in {} ms only",
+                pause.as_millis()
+            );
+            return Err(self.placed(Failure::transport(text)));
+        }
         match self.open(limit).await {
             Ok(shell) => {
                 turn.opened();
-                Ok(leased(turn, shell, true, pause))
+                Ok(leased(turn, shell, true))
             }
             Err(failure) => {
                 turn.failed(&failure);

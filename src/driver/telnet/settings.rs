@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::{Limits, Target};
 use crate::attempt::Failure;
 use crate::driver::dialogue::{Credentials, Manners};
 use crate::driver::leases::Rules;
-use crate::driver::sessions::{CONNECT_TIMEOUT, CONNECTIONS, LINGER, Sessions, logins_per_minute};
+use crate::driver::sessions::{
+    CONNECT_TIMEOUT, CONNECTIONS, LINGER, Sessions, for_events, logins_per_minute,
+};
 use crate::nas::{Nas, NasSecret};
 
 /// TCP port of telnet (RFC 854).
@@ -48,13 +48,5 @@ pub fn of(nas: &Nas, secret: &NasSecret, manners: Manners) -> Result<(Target, Li
 /// Sessions on the command line of `nas`: `max_sessions` without the `spare_sessions` of
 /// `nas.vars`, which stay free for people; one at least.
 pub fn sessions(nas: &Nas) -> usize {
-    let spare = match nas.vars.get("spare_sessions") {
-        Some(Value::Number(n)) => n.as_u64().unwrap_or(0),
-        Some(Value::Bool(set)) => u64::from(*set),
-        _ => 0,
-    };
-    let all = nas.max_sessions.unwrap_or(CONNECTIONS).clamp(1, 100);
-    usize::from(all)
-        .saturating_sub(usize::try_from(spare).unwrap_or(usize::MAX))
-        .max(1)
+    for_events(nas, CONNECTIONS)
 }

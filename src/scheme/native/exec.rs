@@ -71,7 +71,7 @@ pub(super) async fn ssh(
             walk.note_line(&command.line);
         }
         let result = match walk.way().await? {
-            Some((_, left)) => ssh.exec(command, left).await,
+            Some((_, left)) => ssh.exec_in_turn(command, &walk.waits, left).await,
             None => return Ok(told),
         };
         let (code, text, own) = match result {
@@ -123,7 +123,7 @@ pub(super) async fn dialogue(
     };
     let job = walk.scope.job();
     let ssh = sessions.ssh(&job.nas, &job.secret)?;
-    let mut leased = match ssh.lease(left, left).await {
+    let mut leased = match ssh.lease(&walk.waits, left).await {
         Ok(leased) => leased,
         Err(failure) => {
             walk.note(failure.to_string());
@@ -217,7 +217,7 @@ async fn undo(walk: &mut Walk<'_>, ssh: &Ssh, lines: Vec<String>) {
             Ok(None) | Err(_) => Duration::ZERO,
         };
         let command = Command { line, stdin: None };
-        match ssh.exec(&command, left).await {
+        match ssh.exec_in_turn(&command, &walk.waits, left).await {
             Ok(output) => note(walk, &output),
             Err(failure) => walk.note(failure.to_string()),
         }

@@ -98,15 +98,13 @@ async fn lease(walk: &mut Walk<'_>) -> Result<(), Halt> {
     };
     let job = walk.scope.job();
     let home = sessions.telnet(&job.nas, &job.secret, manners)?;
-    let leased = home.lease(walk.patience(), left).await;
-    let leased = match leased {
+    let leased = match home.lease(&walk.waits, left).await {
         Ok(leased) => leased,
         Err(failure) => {
             walk.note(failure.to_string());
             return Err(failure.into());
         }
     };
-    walk.waited(Duration::from_millis(leased.waited_ms));
     walk.heard_from(leased.is_new);
     if leased.is_new
         && let Some(said) = leased.setup_said()

@@ -115,7 +115,7 @@ pub(super) async fn request(walk: &mut Walk<'_>, step: &Request) -> Result<Reply
         return Ok(Reply::default());
     };
     let device = sessions.http(&job.nas, &job.secret);
-    let result = device.talk(&request, left).await;
+    let result = device.talk_in_turn(&request, &walk.waits, left).await;
     walk.note_result(&result);
     Ok(result?)
 }

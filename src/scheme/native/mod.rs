@@ -349,11 +349,9 @@ impl Execute for NativeExecute {
     fn room(&self, nas: &Nas) -> usize {
         let places = match self.scheme.driver {
             DriverName::Telnet => Sessions::telnet_places(nas),
-            DriverName::Mikrotik
-            | DriverName::Ssh
-            | DriverName::Radius
-            | DriverName::Http
-            | DriverName::Record => usize::MAX,
+            DriverName::Ssh => Sessions::ssh_places(nas, self.scheme.plain),
+            DriverName::Http => Sessions::http_places(nas),
+            DriverName::Mikrotik | DriverName::Radius | DriverName::Record => usize::MAX,
         };
         places.min(Sessions::paced_places(nas))
     }

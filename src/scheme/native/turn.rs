@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::names::Source;
 use super::walk::{Via, Walk, again};
-use crate::attempt::{Failure, WAIT_MAX};
+use crate::attempt::Failure;
 use crate::clock;
 use crate::driver::sessions::Sessions;
 
@@ -30,28 +30,16 @@ impl<'a> Walk<'a> {
         self.transcript.flush();
         let wait = sessions.pace(&self.scope.job().nas, clock::tick_ms());
         if !wait.is_zero() {
-            if wait > self.patience() {
+            let asleep = self.waits.left() >= wait
+                && self.waits.during(tokio::time::sleep(wait)).await.is_some();
+            if !asleep {
                 return Err(again(format!(
                     "nas.max_rate: the next command may go in {} ms only",
                     wait.as_millis()
                 )));
             }
-            tokio::time::sleep(wait).await;
-            self.waited(wait);
         }
         Ok(Some((sessions, self.left()?)))
-    }
-
-    /// How long it may still wait for its turn on the NAS.
-    pub(super) fn patience(&self) -> Duration {
-        WAIT_MAX.saturating_sub(self.waited)
-    }
-
-    /// Time spent waiting for a turn does not count.
-    pub(super) fn waited(&mut self, wait: Duration) {
-        self.waited += wait;
-        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        self.started_ms = self.started_ms.saturating_add(ms);
     }
 
     /// A name of `[vars]`, which `nas.vars` overrides and adds to; none = not said.

@@ -15,12 +15,15 @@ use super::render::Template;
 use super::saved::{Saved, logged, reply_text};
 use super::step::{Answered, DriverName, Each, Kind, Pair, Step};
 use super::{NativeScheme, lines, radius, ros};
-use crate::attempt::{ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript};
+use crate::attempt::{
+    ANSWER_MAX, Failure, FailureClass, Job, Scope as Reach, Transcript, WAIT_MAX,
+};
 use crate::clock;
 use crate::driver::mikrotik::{Command, Mikrotik};
 use crate::driver::radius as radius_driver;
 use crate::driver::radius::dictionary::Dictionary;
 use crate::driver::sessions::Sessions;
+use crate::driver::waits::Waits;
 use crate::driver::{Reply, Row};
 use crate::scheme::ExitPolicy;
 
@@ -83,8 +86,8 @@ pub(super) struct Walk<'a> {
     router: Option<Arc<Mikrotik>>,
     /// A session on the device's command line, kept to the end of the attempt.
     pub(super) telnet: Option<Held>,
-    /// Spent waiting for turns, which does not count.
-    pub(super) waited: Duration,
+    /// For turns on the NAS, which do not count.
+    pub(super) waits: Waits,
     /// Tick at which the attempt began; not read on the silent way, which has no deadline.
     pub(super) started_ms: u64,
     depth: usize,
@@ -116,7 +119,7 @@ impl<'a> Walk<'a> {
             via,
             router: None,
             telnet: None,
-            waited: Duration::ZERO,
+            waits: Waits::up_to(WAIT_MAX),
             started_ms,
             depth: 0,
             commands: 0,
@@ -438,6 +441,7 @@ impl<'a> Walk<'a> {
     pub(super) fn left(&self) -> Result<Duration, Failure> {
         let job = self.scope.job();
         let spent = Duration::from_millis(clock::tick_ms().saturating_sub(self.started_ms));
+        let spent = spent.saturating_sub(self.waits.total());
         match job.deadline.checked_sub(spent) {
             Some(left) if !left.is_zero() => Ok(left),
             _ => Err(Failure::timeout(format!(

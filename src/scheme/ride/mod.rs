@@ -20,11 +20,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::native::logged;
-use crate::attempt::{Failure, Job, LineKind};
+use crate::attempt::{Failure, Job, LineKind, WAIT_MAX};
 use crate::clock;
 use crate::driver::dialogue::Manners;
 use crate::driver::radius::dictionary::Dictionary;
 use crate::driver::sessions::Sessions;
+use crate::driver::waits::Waits;
 use crate::driver::{Reply, http, mikrotik, radius, ssh, telnet};
 use crate::nas::{Nas, NasSecret};
 use words::{ASK_MAX, Ask, To, Told, What};
@@ -72,8 +73,9 @@ struct Rider {
     secret: Arc<NasSecret>,
     /// Observe mode: noted, not sent.
     record: bool,
-    /// Monotonic ms at which the attempt ends.
+    /// Monotonic ms at which the attempt ends, if it need not wait for its turn.
     until_ms: u64,
+    waits: Arc<Waits>,
     lines: mpsc::Sender<Line>,
     places: Semaphore,
     gone: CancellationToken,
@@ -86,6 +88,8 @@ pub struct Ride {
     gone: CancellationToken,
     /// What was sent and answered.
     pub lines: mpsc::Receiver<Line>,
+    /// Time that does not count against the attempt's deadline.
+    pub waits: Arc<Waits>,
 }
 
 impl Drop for Ride {
@@ -114,12 +118,14 @@ impl Rides {
     pub fn begin(self: &Arc<Self>, token: &str, job: &Job, record: bool) -> Ride {
         let (sender, lines) = mpsc::channel(LINES);
         let gone = CancellationToken::new();
+        let waits = Arc::new(Waits::up_to(WAIT_MAX));
         let deadline = u64::try_from(job.deadline.as_millis()).unwrap_or(u64::MAX);
         let rider = Rider {
             nas: Arc::clone(&job.nas),
             secret: Arc::clone(&job.secret),
             record,
             until_ms: clock::tick_ms().saturating_add(deadline),
+            waits: Arc::clone(&waits),
             lines: sender,
             places: Semaphore::new(AT_ONCE),
             gone: gone.clone(),
@@ -130,6 +136,7 @@ impl Rides {
             token: token.to_owned(),
             gone,
             lines,
+            waits,
         }
     }
 
@@ -237,10 +244,17 @@ impl Rides {
             for _ in 0..ask.what.commands() {
                 wait = self.sessions.pace(&rider.nas, clock::tick_ms());
             }
-            tokio::time::sleep(wait).await;
+            let sleep = tokio::time::sleep(wait);
+            if !wait.is_zero() && rider.waits.during(sleep).await.is_none() {
+                return Told::of(Err(Failure::transport(format!(
+                    "nas.max_rate: the next command may go in {} ms only",
+                    wait.as_millis()
+                ))));
+            }
         }
-        let left_ms = rider.until_ms.saturating_sub(clock::tick_ms());
-        let limit = Duration::from_millis(ask.timeout_ms.min(left_ms));
+        let left = rider.left();
+        let limit = Duration::from_millis(ask.timeout_ms).min(left);
+        let waits = &*rider.waits;
         let nas = rider.nas.id;
         let result = match ask.what {
             What::Mikrotik {
@@ -279,7 +293,7 @@ impl Rides {
                     return Told::Recorded;
                 }
                 let device = self.sessions.http(&rider.nas, &rider.secret);
-                device.talk(&request, limit).await
+                device.talk_in_turn(&request, waits, limit).await
             }
             What::Telnet { lines, expect } => {
                 let command = telnet::Command { lines, expect };
@@ -296,7 +310,7 @@ impl Rides {
                     .map_err(Failure::setting)
                     .and_then(|m| self.sessions.telnet(&rider.nas, &rider.secret, m));
                 match device {
-                    Ok(device) => device.talk(&command, limit).await,
+                    Ok(device) => device.talk_in_turn(&command, waits, limit).await,
                     Err(failure) => Err(failure),
                 }
             }
@@ -310,7 +324,7 @@ impl Rides {
                     return Told::Recorded;
                 }
                 let result = match self.sessions.ssh(&rider.nas, &rider.secret) {
-                    Ok(ssh) => ssh.exec(&command, limit).await,
+                    Ok(ssh) => ssh.exec_in_turn(&command, waits, limit).await,
                     Err(failure) => Err(failure),
                 };
                 // The log has both outputs as a terminal shows them, the script has them apart.
@@ -359,6 +373,13 @@ impl Rides {
 }
 
 impl Rider {
+    /// Of the attempt's time; what it waited for its turns does not count.
+    fn left(&self) -> Duration {
+        let ms = self.until_ms.saturating_sub(clock::tick_ms());
+        let waited = self.waits.total();
+        Duration::from_millis(ms).saturating_add(waited)
+    }
+
     async fn note(&self, kind: LineKind, text: String) {
         // Nobody listens any more: the attempt has ended, and with it what is being done here.
         let _ = self.lines.send((kind, text)).await;

@@ -1,0 +1,148 @@
+//! Pooled sessions are replaced when what matters changed, and settings that cannot be obeyed
+//! park the NAS.
+
+use super::*;
+use crate::attempt::{FailureClass, Scope};
+use crate::nas::{Forks, Mode};
+use serde_json::Map;
+
+fn nas() -> Nas {
+    Nas {
+        id: NasId(7),
+        name: "t".into(),
+        ip: "127.0.0.1".into(),
+        mode: Mode::Active,
+        forks: Forks::DEFAULT,
+        forks_warning: None,
+        oss_path: None,
+        script_name: None,
+        api_port: Some(1),
+        api_tls: false,
+        ssh_port: None,
+        ssh_host_key: None,
+        ssh_known_key: None,
+        telnet_port: None,
+        coa_port: None,
+        http_url: None,
+        max_sessions: None,
+        max_rate: None,
+        timeout: None,
+        on_error: None,
+        vars: Map::new(),
+    }
+}
+
+#[test]
+fn replaced_only_when_something_that_matters_changed() {
+    let sessions = Sessions::default();
+    let secret = NasSecret {
+        login: "a".into(),
+        password: "b".into(),
+        ..NasSecret::default()
+    };
+    let first = sessions.mikrotik(&nas(), &secret);
+    let mut renamed = nas();
+    renamed.name = "other".into();
+    assert!(Arc::ptr_eq(&first, &sessions.mikrotik(&renamed, &secret)));
+    let changes: [fn(&mut Nas, &mut NasSecret); 6] = [
+        |n, _| n.ip = "127.0.0.2".into(),
+        |n, _| n.api_port = None,
+        |n, _| n.max_sessions = Some(9),
+        |n, _| n.timeout = Some(Duration::from_secs(1)),
+        |_, s| s.login = "c".into(),
+        |_, s| s.password = "c".into(),
+    ];
+    for change in changes {
+        let before = sessions.mikrotik(&nas(), &secret);
+        let (mut nas, mut secret) = (nas(), secret.clone());
+        change(&mut nas, &mut secret);
+        let after = sessions.mikrotik(&nas, &secret);
+        assert!(!Arc::ptr_eq(&before, &after));
+    }
+    assert_eq!(sessions.report().len(), 1);
+    sessions.keep_only(&BTreeSet::new());
+    assert!(sessions.report().is_empty());
+}
+
+#[test]
+fn telnet_keeps_places_for_people_and_a_rate_bounds_all() {
+    let mut nas = nas();
+    nas.max_sessions = Some(4);
+    assert_eq!(Sessions::telnet_places(&nas), 8);
+    nas.vars.insert("spare_sessions".into(), 1.into());
+    assert_eq!(Sessions::telnet_places(&nas), 6);
+    nas.vars.insert("spare_sessions".into(), 9.into());
+    assert_eq!(Sessions::telnet_places(&nas), 2);
+    assert_eq!(Sessions::paced_places(&nas), usize::MAX);
+    let sessions = Sessions::default();
+    assert!((0..9).all(|_| sessions.pace(&nas, 0).is_zero()));
+    nas.max_rate = Some(4.0);
+    assert_eq!(Sessions::paced_places(&nas), 8);
+    let waits: Vec<_> = (0..3).map(|_| sessions.pace(&nas, 0).as_millis()).collect();
+    assert_eq!(waits, [0, 250, 500]);
+    // Another rate counts from now on.
+    nas.max_rate = Some(1000.0);
+    assert!(sessions.pace(&nas, 0).is_zero());
+    nas.vars.insert("logins_per_minute".into(), 0.into());
+    let told = sessions.telnet(&nas, &NasSecret::default(), Manners::default());
+    assert!(told.unwrap_err().parks);
+}
+
+#[tokio::test]
+async fn radius_settings_that_cannot_be_obeyed_park_the_nas() {
+    let all = radius::dictionary::Dictionary::shipped();
+    let pairs = [("User-Name".to_owned(), "u".to_owned())];
+    let request = radius::Request::new(radius::Kind::Coa, &pairs, &all).unwrap();
+    let (sessions, none) = (Sessions::default(), NasSecret::default());
+    let radius = sessions.radius(&nas(), &none);
+    assert!(Arc::ptr_eq(&radius, &sessions.radius(&nas(), &none)));
+    let told = radius.talk(&request, &all, Duration::from_secs(1)).await;
+    let failure = told.failure.unwrap();
+    assert_eq!((failure.scope, failure.parks), (Scope::Nas, true));
+    assert!(failure.text.contains("coa_secret"), "{failure}");
+    sessions.keep_only(&BTreeSet::new());
+    assert!(!Arc::ptr_eq(&radius, &sessions.radius(&nas(), &none)));
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_obeyed_park_the_nas_and_say_so() {
+    let mut nas = nas();
+    nas.api_tls = true;
+    nas.vars
+        .insert("tls_pin".into(), serde_json::json!("not hexadecimal"));
+    let sessions = Sessions::default();
+    let router = sessions.mikrotik(&nas, &NasSecret::default());
+    let command = crate::driver::mikrotik::Command {
+        path: "/system/identity/print".into(),
+        ..Default::default()
+    };
+    let limit = Duration::from_secs(1);
+    let told = router.talk(&command, limit).await.unwrap_err();
+    assert_eq!(told.class, FailureClass::Permanent);
+    assert_eq!((told.scope, told.parks), (Scope::Nas, true));
+    assert!(told.text.contains("tls_pin"), "{told}");
+    let request = http::Request {
+        method: "GET".into(),
+        path: "/".into(),
+        ..http::Request::default()
+    };
+    for (url, named) in [(None, "http_url"), (Some("https://a"), "tls_pin")] {
+        nas.http_url = url.map(str::to_owned);
+        let hook = sessions.http(&nas, &NasSecret::default());
+        let told = hook.talk(&request, limit).await.unwrap_err();
+        assert_eq!((told.scope, told.parks), (Scope::Nas, true));
+        assert!(told.text.contains(named), "{told}");
+    }
+    nas.vars.clear();
+    let first = sessions.http(&nas, &NasSecret::default());
+    assert!(Arc::ptr_eq(
+        &first,
+        &sessions.http(&nas, &NasSecret::default())
+    ));
+    nas.vars
+        .insert("tls_insecure".into(), serde_json::json!(true));
+    assert!(!Arc::ptr_eq(
+        &first,
+        &sessions.http(&nas, &NasSecret::default())
+    ));
+}
