@@ -416,19 +416,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sessions that events may have: `max_sessions` (else `usual`) without the `spare_sessions` of
-/// `nas.vars`, which stay free for people; one at least.
-pub(super) fn for_events(nas: &Nas, usual: u16) -> usize {
-    let spare = match nas.vars.get("spare_sessions") {
-        Some(Value::Number(n)) => n.as_u64().unwrap_or(0),
-        Some(Value::Bool(set)) => u64::from(*set),
-        _ => 0,
-    };
-    usize::from(nas.max_sessions.unwrap_or(usual).clamp(1, 100))
-        .saturating_sub(usize::try_from(spare).unwrap_or(usize::MAX))
-        .max(1)
-}
-
 /// `nas.vars.logins_per_minute`, 1 to 10000.
 pub(super) fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
     match nas.vars.get("logins_per_minute") {

@@ -6,7 +6,8 @@ use super::trust::Trust;
 use super::{Limits, Target};
 use crate::attempt::Failure;
 use crate::driver::dialogue::Manners;
-use crate::driver::sessions::{CONNECT_TIMEOUT, LINGER, Sessions, for_events, logins_per_minute};
+use crate::driver::sessions::{CONNECT_TIMEOUT, LINGER, Sessions, logins_per_minute};
+use crate::driver::telnet::settings::for_events;
 use crate::nas::{Nas, NasSecret};
 
 /// TCP port of SSH (RFC 4251 section 4).

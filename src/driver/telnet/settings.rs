@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::{Limits, Target};
 use crate::attempt::Failure;
 use crate::driver::dialogue::{Credentials, Manners};
 use crate::driver::leases::Rules;
-use crate::driver::sessions::{
-    CONNECT_TIMEOUT, CONNECTIONS, LINGER, Sessions, for_events, logins_per_minute,
-};
+use crate::driver::sessions::{CONNECT_TIMEOUT, CONNECTIONS, LINGER, Sessions, logins_per_minute};
 use crate::nas::{Nas, NasSecret};
 
 /// TCP port of telnet (RFC 854).
@@ -49,4 +49,17 @@ pub fn of(nas: &Nas, secret: &NasSecret, manners: Manners) -> Result<(Target, Li
 /// `nas.vars`, which stay free for people; one at least.
 pub fn sessions(nas: &Nas) -> usize {
     for_events(nas, CONNECTIONS)
+}
+
+/// Sessions that events may have: `max_sessions` (else `usual`) without the `spare_sessions` of
+/// `nas.vars`, which stay free for people; one at least.
+pub(in crate::driver) fn for_events(nas: &Nas, usual: u16) -> usize {
+    let spare = match nas.vars.get("spare_sessions") {
+        Some(Value::Number(n)) => n.as_u64().unwrap_or(0),
+        Some(Value::Bool(set)) => u64::from(*set),
+        _ => 0,
+    };
+    usize::from(nas.max_sessions.unwrap_or(usual).clamp(1, 100))
+        .saturating_sub(usize::try_from(spare).unwrap_or(usize::MAX))
+        .max(1)
 }

@@ -42,6 +42,20 @@ impl<'a> Walk<'a> {
         Ok(Some((sessions, self.left()?)))
     }
 
+    /// What is left of the attempt's time.
+    pub(super) fn left(&self) -> Result<Duration, Failure> {
+        let job = self.scope.job();
+        let spent = Duration::from_millis(clock::tick_ms().saturating_sub(self.started_ms));
+        let spent = spent.saturating_sub(self.waits.total());
+        match job.deadline.checked_sub(spent) {
+            Some(left) if !left.is_zero() => Ok(left),
+            _ => Err(Failure::timeout(format!(
+                "the attempt used up its {} ms before this step",
+                job.deadline.as_millis()
+            ))),
+        }
+    }
+
     /// A name of `[vars]`, which `nas.vars` overrides and adds to; none = not said.
     pub(super) fn setting(&self, name: &str) -> Result<Option<serde_json::Value>, String> {
         let at = self.scheme.vars.iter().position(|var| &*var.name == name);

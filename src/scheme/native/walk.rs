@@ -5,7 +5,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use minijinja::value::Value;
 
@@ -434,20 +433,6 @@ impl<'a> Walk<'a> {
             Some(judged_as(own, FailureClass::Permanent, text))
         } else {
             own
-        }
-    }
-
-    /// What is left of the attempt's time.
-    pub(super) fn left(&self) -> Result<Duration, Failure> {
-        let job = self.scope.job();
-        let spent = Duration::from_millis(clock::tick_ms().saturating_sub(self.started_ms));
-        let spent = spent.saturating_sub(self.waits.total());
-        match job.deadline.checked_sub(spent) {
-            Some(left) if !left.is_zero() => Ok(left),
-            _ => Err(Failure::timeout(format!(
-                "the attempt used up its {} ms before this step",
-                job.deadline.as_millis()
-            ))),
         }
     }
 
