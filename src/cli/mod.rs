@@ -18,6 +18,7 @@ pub mod health;
 pub mod logs;
 pub mod migrate;
 pub mod nas;
+pub mod nas_diff;
 pub mod nas_test;
 pub mod post;
 pub mod rekey;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::ctl::Ctl;
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, REFUSED, remark};
 use super::table::Table;
-use super::{Console, nas_test, rekey, resync, who};
+use super::{Console, nas_diff, nas_test, rekey, resync, who};
 use crate::clock;
 use crate::config::{Config, parse_duration};
 use crate::daemon;
@@ -76,6 +76,8 @@ pub enum Verb {
     },
     /// Show the SSH host keys that are believed and presented, and take the new one.
     Rekey(rekey::Rekey),
+    /// Compare what the flags of its accounts call for with what stands on it; changes nothing.
+    Diff(nas_diff::Diff),
     /// Post the commands that the flags of its accounts call for.
     Resync(Resync),
 }
@@ -180,6 +182,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Observe { id } => set_mode(&config, store.as_ref(), id, Some(Mode::Observe)).await,
         Verb::Mode { id, mode } => set_mode(&config, store.as_ref(), id, mode.0).await,
         Verb::Test { id } => nas_test::test(&config, store.as_ref(), NasId(id)).await,
+        Verb::Diff(args) => nas_diff::diff(console, &config, store.as_ref(), args).await,
         Verb::Rekey(args) => rekey::rekey(&config, store.as_ref(), args).await,
         Verb::Resync(args) => {
             let _ = find(store.as_ref(), NasId(args.id)).await?;

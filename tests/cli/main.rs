@@ -16,6 +16,7 @@ mod lab;
 mod bad;
 mod bulk;
 mod classic;
+mod diff;
 mod events;
 mod guard;
 mod migrate;

@@ -5,6 +5,7 @@
 
 pub mod beside;
 mod compare;
+mod differ;
 mod exec;
 mod exec_telnet;
 mod expression;
@@ -14,6 +15,7 @@ mod kinds;
 mod lines;
 mod lint;
 mod load;
+mod look;
 mod names;
 mod radius;
 mod render;
@@ -55,6 +57,8 @@ use crate::event::{Class, Cmd, EventId, Params};
 use crate::nas::{Mode, Nas};
 use crate::scheme::{Execute, ExitPolicy, Identity};
 
+pub use differ::Compared;
+pub use look::Difference;
 pub use variables::{Variable, well_known};
 
 pub(in crate::scheme) use saved::logged;

@@ -49,6 +49,11 @@ const SESSIONS: &[&str] = &[
     "/caps-man/registration-table",
 ];
 
+/// Whether the rows of a menu show what goes on, and carry no mark.
+pub(super) fn is_session_menu(path: &str) -> bool {
+    SESSIONS.contains(&path)
+}
+
 /// A menu or command path: `/queue/simple`.
 pub(super) fn is_path(path: &str) -> bool {
     let part = |p: &str| {
@@ -227,6 +232,21 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
     if walk.silent() {
         return Ok(walk.talk(&adding).await?);
     }
+    if let Some(look) = walk.look() {
+        let asked = print(&path, &find, proplist(&path, &[&find, &set, &own]));
+        let mut rows = walk.talk(&asked).await?.rows;
+        rows.retain(|r| fits(r, &find));
+        let ours = |r: &&Row| !is_dynamic(r) && fits(r, &own);
+        let mine: Vec<&Row> = rows.iter().filter(ours).collect();
+        // A row of the router's own serves as well.
+        if !mine.is_empty() || rows.is_empty() || !rows.iter().all(is_dynamic) {
+            look.wanted(&path, &find, &set, &adding.args, &mine, !rows.is_empty());
+        }
+        return Ok(Reply {
+            rows,
+            ..Reply::default()
+        });
+    }
     let mut add_now = add_first(&path, &find);
     for _ in 0..ROUNDS {
         let mut refusal = None;
@@ -358,6 +378,19 @@ pub(super) async fn absent(walk: &mut Walk<'_>, step: &Absent) -> Result<Reply, 
         .collect();
     let matching = rows.len();
     rows.retain(|r| SESSIONS.contains(&path.as_str()) || (!is_dynamic(r) && fits(r, &own)));
+    if let Some(look) = walk.look() {
+        if !path.ends_with("/connection") {
+            look.unwanted(&path, &rows, |row| {
+                fits(row, &find)
+                    && fits(row, &own)
+                    && patterns.iter().all(|(k, p)| p.is_match(value(row, k)))
+            });
+        }
+        return Ok(Reply {
+            rows,
+            ..Reply::default()
+        });
+    }
     let left_alone = matching - rows.len();
     if left_alone > 0 {
         walk.note(format!(

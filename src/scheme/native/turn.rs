@@ -14,7 +14,7 @@ impl<'a> Walk<'a> {
     pub(super) fn sessions(&self) -> Option<&'a Sessions> {
         match self.via {
             Via::Sessions(sessions) => Some(sessions),
-            Via::Silent => None,
+            Via::Silent | Via::Look(_) => None,
             #[cfg(test)]
             Via::Table(_) => None,
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use minijinja::value::Value;
 
 use super::exec_telnet::Held;
+use super::look::Look;
 use super::names::{NAS_VERSION, Scope};
 use super::render::Template;
 use super::saved::{Saved, logged, reply_text};
@@ -35,6 +36,8 @@ const DEPTH_MAX: usize = 4;
 pub(super) enum Via<'a> {
     /// To the NAS, over its pooled sessions.
     Sessions(&'a Sessions),
+    /// To the NAS, but only what reads.
+    Look(&'a Look<'a>),
     /// Nowhere: rendered and logged. What would be read is assumed to be empty.
     Silent,
     /// A table in memory, for tests.
@@ -153,6 +156,16 @@ impl<'a> Walk<'a> {
     /// Nothing is sent.
     pub(super) fn silent(&self) -> bool {
         matches!(self.via, Via::Silent)
+    }
+
+    /// Nothing that changes anything is sent; what stands is compared.
+    pub(super) fn look(&self) -> Option<&'a Look<'a>> {
+        match self.via {
+            Via::Look(look) => Some(look),
+            Via::Sessions(_) | Via::Silent => None,
+            #[cfg(test)]
+            Via::Table(_) => None,
+        }
     }
 
     /// The scheme's `own` mark.
@@ -295,7 +308,12 @@ impl<'a> Walk<'a> {
 
     /// One repetition; gives what `save` keeps.
     async fn once(&mut self, step: &Step) -> Result<Option<Value>, Halt> {
-        if !step.pause.is_zero() && !self.silent() {
+        if let Some(look) = self.look()
+            && look.skips(&step.kind)
+        {
+            return Ok(step.save.is_some().then(Saved::skipped));
+        }
+        if !step.pause.is_zero() && !self.silent() && self.look().is_none() {
             self.transcript.flush();
             tokio::time::sleep(step.pause.min(self.left()?)).await;
         }
@@ -454,7 +472,11 @@ impl<'a> Walk<'a> {
         if !self.scheme.asks_version {
             return Ok(());
         }
-        let Some((sessions, left)) = self.way().await? else {
+        let way = match self.look() {
+            Some(look) => Some((look.sessions, self.left()?)),
+            None => self.way().await?,
+        };
+        let Some((sessions, left)) = way else {
             return Ok(());
         };
         let job = self.scope.job();
@@ -481,6 +503,13 @@ impl<'a> Walk<'a> {
         self.note_command(command.pasteable(job.nas.id));
         let result = match &self.via {
             Via::Silent => return Ok(Reply::default()),
+            Via::Look(look) => {
+                if !command.path.ends_with("/print") {
+                    return Ok(Reply::default());
+                }
+                let router = look.sessions.mikrotik(&job.nas, &job.secret);
+                router.talk(command, self.left()?).await
+            }
             Via::Sessions(sessions) => {
                 let left = self.left()?;
                 self.transcript.flush();
