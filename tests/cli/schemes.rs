@@ -25,6 +25,8 @@ async fn shipped_schemes_pass_their_own_examples() {
         "Juniper-MX",
         "VasExperts-SKAT",
         "accel-ppp",
+        "FRR-Vty",
+        "XGE",
         "Example-Session",
     ] {
         let said = ned(&lab, &["scheme", "test", name]).await;
@@ -34,6 +36,13 @@ async fn shipped_schemes_pass_their_own_examples() {
             "{said:?}"
         );
         assert!(said.err.contains(" 0 failed"), "{said:?}");
+        let ms = said
+            .err
+            .trim()
+            .strip_suffix(" ms")
+            .and_then(|rest| rest.rsplit(' ').next());
+        let ms: u64 = ms.unwrap_or_else(|| panic!("{said:?}")).parse().unwrap();
+        assert!(ms < 2_000, "{name}: {said:?}");
         let lint = ned(&lab, &["scheme", "lint", name]).await;
         assert!(lint.fine().contains(": ok"), "{name}");
     }
