@@ -59,9 +59,9 @@ pub struct Sessions {
 /// Numbers of one NAS's sessions over one driver.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Seen {
-    /// `mikrotik`, `ssh`.
+    /// `mikrotik`, `ssh`, `telnet`, `http`, `radius`.
     pub driver: &'static str,
-    /// Connections that are logged in.
+    /// Connections that are logged in; of RADIUS, sockets.
     pub open: usize,
     /// Commands under way on them.
     pub leased: usize,
@@ -254,6 +254,8 @@ impl Sessions {
                 driver: "mikrotik",
                 open: report.connections,
                 leased: report.in_flight,
+                logins: Some(kept.sessions.logins()),
+                last_error: kept.sessions.last_error(),
                 ..Seen::default()
             });
         }
@@ -278,6 +280,27 @@ impl Sessions {
                 waiting: report.waiting,
                 logins: Some(report.logins),
                 last_error: report.last_error,
+                ..Seen::default()
+            });
+        }
+        for (id, kept) in locked(&self.http).iter() {
+            let report = kept.sessions.report();
+            seen.entry(*id).or_default().push(Seen {
+                driver: "http",
+                open: report.in_flight,
+                leased: report.in_flight,
+                waiting: report.waiting,
+                last_error: report.last_error,
+                ..Seen::default()
+            });
+        }
+        for (id, kept) in locked(&self.radius).iter() {
+            let report = kept.sessions.report();
+            seen.entry(*id).or_default().push(Seen {
+                driver: "radius",
+                open: report.sockets,
+                leased: report.waiting,
+                last_error: kept.sessions.last_error(),
                 ..Seen::default()
             });
         }

@@ -100,6 +100,10 @@ async fn radius_settings_that_cannot_be_obeyed_park_the_nas() {
     let failure = told.failure.unwrap();
     assert_eq!((failure.scope, failure.parks), (Scope::Nas, true));
     assert!(failure.text.contains("coa_secret"), "{failure}");
+    let seen = sessions.seen().remove(&NasId(7)).unwrap_or_default();
+    assert_eq!((seen.len(), seen[0].driver, seen[0].open), (1, "radius", 0));
+    let last = seen[0].last_error.clone().unwrap_or_default();
+    assert!(last.contains("coa_secret"), "{last}");
     sessions.keep_only(&BTreeSet::new());
     assert!(!Arc::ptr_eq(&radius, &sessions.radius(&nas(), &none)));
 }

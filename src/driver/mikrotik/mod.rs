@@ -251,6 +251,16 @@ impl Mikrotik {
         Ok(version)
     }
 
+    /// Logins so far.
+    pub fn logins(&self) -> u64 {
+        self.pool.opened()
+    }
+
+    /// Why the last connection could not be opened, if none was opened since.
+    pub fn last_error(&self) -> Option<String> {
+        self.pool.last_error()
+    }
+
     /// Connections and commands in flight now.
     pub fn report(&self) -> Report {
         self.pool.report()

@@ -138,6 +138,13 @@ impl Pool {
         self.state().opened
     }
 
+    /// Why the last connection could not be opened, if none was opened since.
+    pub(crate) fn last_error(&self) -> Option<String> {
+        let state = self.state();
+        let last = state.last.as_ref().filter(|_| state.streak > 0);
+        last.map(ToString::to_string)
+    }
+
     pub(crate) fn report(&self) -> Report {
         let state = self.state();
         Report {

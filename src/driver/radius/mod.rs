@@ -98,6 +98,7 @@ pub struct Radius {
     busy: Mutex<HashMap<Vec<u8>, Arc<tokio::sync::Mutex<()>>>>,
     /// Settings with which nothing can be sent.
     broken: Option<Failure>,
+    last: Mutex<Option<String>>,
 }
 
 impl Radius {
@@ -117,6 +118,7 @@ impl Radius {
             numbers: Arc::default(),
             busy: Mutex::default(),
             broken,
+            last: Mutex::default(),
         }
     }
 
@@ -135,7 +137,9 @@ impl Radius {
         dictionary: &Dictionary,
         deadline: Duration,
     ) -> Told {
-        match self.heard(request, deadline).await {
+        let heard = self.heard(request, deadline).await;
+        *locked(&self.last) = heard.as_ref().err().map(ToString::to_string);
+        match heard {
             Ok((answer, opened)) => told(request, &answer, dictionary, opened),
             Err(failure) => Told {
                 reply: Reply::default(),
@@ -304,6 +308,11 @@ impl Radius {
             },
             ..Failure::transport(text)
         }
+    }
+
+    /// Why the last request was not answered, if it was not.
+    pub fn last_error(&self) -> Option<String> {
+        locked(&self.last).clone()
     }
 
     /// Numbers of now.

@@ -186,7 +186,16 @@ impl NativeScheme {
         findings.dedup();
         match scheme {
             Some(mut scheme) if findings.iter().all(|f| f.severity != Severity::Error) => {
-                let digest = Sha256::digest(text.as_bytes());
+                let mut sum = Sha256::new();
+                sum.update(text.as_bytes());
+                // What its own dictionaries say goes over the wire as much as the file does.
+                let folder = dir.join(dictionary::FOLDER);
+                if folder.is_dir()
+                    && let Ok(words) = super::resolve::hash(&folder)
+                {
+                    sum.update(words.as_bytes());
+                }
+                let digest = sum.finalize();
                 let hex = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
                 scheme.identity = Identity {
                     kind: "native",

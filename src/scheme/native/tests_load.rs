@@ -272,3 +272,20 @@ coa = { "User-Name" = "{{ login }}", "User-Password" = "x" }
     let later = "driver = \"radius\"\n[[on.user_add]]\ncoa = { \"*\" = \"nas.more\", User-Name = \"{{ login }}\" }\n";
     assert!(parse(later).is_ok());
 }
+
+#[test]
+fn a_changed_dictionary_is_another_scheme() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "driver = \"radius\"\n[[on.user_drop]]\ndisconnect = { \"User-Name\" = \"u\" }\n";
+    std::fs::write(dir.path().join(FILE), text).unwrap();
+    let hash = || NativeScheme::load(dir.path()).unwrap().identity.hash;
+    let alone = hash();
+    assert_eq!(hash(), alone);
+    let folder = dir.path().join(dictionary::FOLDER);
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("own.txt"), "# nothing yet\n").unwrap();
+    let with = hash();
+    assert_ne!(with, alone);
+    std::fs::write(folder.join("own.txt"), "# nothing still\n").unwrap();
+    assert_ne!(hash(), with);
+}
