@@ -31,6 +31,8 @@ struct Numbers {
     oldest_s: i64,
     dead: i64,
     unexpandable: i64,
+    held: i64,
+    limited: bool,
     nases: usize,
     open: Vec<String>,
     skipped: usize,
@@ -81,11 +83,18 @@ fn numbers(status: &Value) -> Numbers {
     let open = list("nases")
         .iter()
         .filter(|nas| text(nas, "breaker") != "closed");
+    let held = status.get("by_nas").and_then(Value::as_array);
+    let held = held.into_iter().flatten();
     Numbers {
         waiting: number("compact") + main,
         oldest_s: number("oldest_s"),
         dead: number("dead"),
         unexpandable: number("unexpandable"),
+        held: held
+            .filter(|row| row.get("state").and_then(Value::as_str) == Some("held"))
+            .filter_map(|row| row.get("events").and_then(Value::as_i64))
+            .sum(),
+        limited: status.pointer("/intake/limited").and_then(Value::as_bool) == Some(true),
         nases: list("nases").len(),
         open: open
             .map(|nas| format!("{} {}", text(nas, "name"), text(nas, "breaker")))
@@ -107,6 +116,12 @@ fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
     }
     if !n.open.is_empty() {
         critical.push(format!("not obeying: {}", n.open.join(", ")));
+    }
+    if n.limited {
+        critical.push("above http.high_water: only those who paid are expanded".to_owned());
+    }
+    if n.held > 0 {
+        warning.push(format!("the guard holds {} events", n.held));
     }
     if n.skipped > 0 {
         warning.push(format!("{} NASes are not served", n.skipped));
@@ -165,6 +180,24 @@ mod tests {
         assert_eq!(of(waiting(199)).0, 0);
         assert_eq!(of(waiting(200)).0, 1);
         assert_eq!(of(waiting(1000)).0, 2);
+        let limited = Numbers {
+            limited: true,
+            ..Numbers::default()
+        };
+        assert_eq!(of(limited).0, 2);
+        let held = Numbers {
+            held: 3,
+            ..Numbers::default()
+        };
+        let (code, text) = of(held);
+        assert_eq!(code, 1);
+        assert!(text.contains("the guard holds 3 events"), "{text}");
+        let told = serde_json::json!({
+            "by_nas": [{ "nas_id": 5, "state": "held", "events": 2 }, { "nas_id": 5, "state": "ready", "events": 9 }],
+            "intake": { "limited": true }
+        });
+        let told = numbers(&told);
+        assert_eq!((told.held, told.limited), (2, true));
         let open = Numbers {
             open: vec!["a|b open".to_owned()],
             skipped: 1,

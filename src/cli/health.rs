@@ -91,7 +91,8 @@ pub async fn status(console: &Console) -> Outcome {
         let rows = counts.by_nas.iter().filter(|(_, s, _)| s == state);
         rows.map(|(_, _, n)| n).sum()
     };
-    let numbers: Vec<(&'static str, Value)> = vec![
+    let limited = live.as_ref().and_then(|l| l.pointer("/intake/limited"));
+    let mut numbers: Vec<(&'static str, Value)> = vec![
         (
             "daemon",
             json!(if live.is_some() {
@@ -113,6 +114,12 @@ pub async fn status(console: &Console) -> Outcome {
         ("dead", json!(counts.dead)),
         ("oldest_s", json!(counts.oldest_s)),
     ];
+    if limited.and_then(Value::as_bool) == Some(true) {
+        numbers.push((
+            "intake",
+            json!("limited: above http.high_water, only those who paid are expanded"),
+        ));
+    }
     let nases = nas::listed(&config, store.as_ref(), live.as_ref()).await?;
     match console.format() {
         Format::Json | Format::Jsonl => {

@@ -14,9 +14,10 @@ use crate::config;
 use crate::event::{EventId, UserId};
 use crate::intake::access::{At, Operator, Viewer};
 use crate::intake::api::{self, Asked, asked};
+use crate::intake::compact;
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::store::query::{self, Bound, Condition, Group, Model, Test};
-use crate::store::{Filter, audit_rows};
+use crate::store::{EventRow, Filter, audit_rows};
 
 /// Most events of one order by filter.
 const CROWD_MAX: usize = 10_000;
@@ -302,6 +303,16 @@ pub async fn account(
     Ok(Json(answer))
 }
 
+/// Query of an account's history.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryQuery {
+    before: Option<i64>,
+    limit: Option<usize>,
+    from: Option<String>,
+    to: Option<String>,
+}
+
 /// Query of pages.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -321,15 +332,32 @@ impl PageQuery {
     }
 }
 
-/// `GET /api/v1/accounts/{id}/history`: every event of an account that is still kept, newest first.
+/// `GET /api/v1/accounts/{id}/history`: every event of an account that is still kept, newest first,
+/// accepted at `from` or later and before `to`. A page may be shorter than `limit`.
 pub async fn history(
     State(desk): State<Desk>,
     At(_): Viewer,
     Path(id): Path<String>,
-    query: Asked<PageQuery>,
+    query: Asked<HistoryQuery>,
 ) -> Result<Json<Value>, Refusal> {
-    let page = asked(query)?;
+    let HistoryQuery {
+        before,
+        limit,
+        from,
+        to,
+    } = asked(query)?;
+    let page = PageQuery { before, limit };
     let limit = page.limit()?;
+    let moment = |text: Option<String>, name: &str| match text {
+        None => Ok(None),
+        Some(text) => match compact::time_ms(&text) {
+            Some(ms) => Ok(Some(ms)),
+            None => Err(Refusal::malformed(format!(
+                "{name} is not YYYY-MM-DD or YYYY-MM-DD HH:MM:SS, UTC"
+            ))),
+        },
+    };
+    let (from, to) = (moment(from, "from")?, moment(to, "to")?);
     let filter = Filter {
         state: Some("all".to_owned()),
         user: Some(api::number(&id)?),
@@ -343,11 +371,18 @@ pub async fn history(
         .events(&filter)
         .await
         .map_err(Refusal::store)?;
+    // Ids grow with time: what is older than `from` ends the pages.
+    let older = |row: &EventRow| from.is_some_and(|from| row.event_date_ms < from);
     let next = rows
         .last()
-        .filter(|_| rows.len() >= limit)
+        .filter(|last| rows.len() >= limit && !older(last))
         .map(|row| row.id);
-    let events: Vec<Value> = rows.iter().map(|row| api::shown(row, false)).collect();
+    let fits = |row: &&EventRow| !older(row) && to.is_none_or(|to| row.event_date_ms < to);
+    let events: Vec<Value> = rows
+        .iter()
+        .filter(fits)
+        .map(|row| api::shown(row, false))
+        .collect();
     Ok(Json(json!({ "events": events, "next_before": next })))
 }
 

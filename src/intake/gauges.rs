@@ -22,6 +22,7 @@ const PAUSED: &str = "nas_event_daemon_nas_paused";
 const SERVED: &str = "nas_event_daemon_nas_served";
 const STREAMS: &str = "nas_event_daemon_sse_clients";
 const LIMITED: &str = "nas_event_daemon_intake_limited";
+const SESSIONS: &str = "nas_event_daemon_sessions_open";
 const PARENT: &str = "nas_event_daemon_settings_age_seconds";
 
 /// States of a breaker, as its label.
@@ -77,6 +78,7 @@ pub fn describe() {
         "Processor time, user and system"
     );
     describe_gauge!(LIMITED, "1 while the main stack is above http.high_water");
+    describe_gauge!(SESSIONS, "Sessions with a NAS that are logged in");
     describe_gauge!(PARENT, "Time since the settings loop turned");
     describe_counter!(
         "nas_event_daemon_dispatch_attempts_total",
@@ -223,6 +225,17 @@ pub fn dispatch(shown: &Shown, status: &Value) {
         let paused = nas.get("paused").and_then(Value::as_bool) == Some(true);
         of(PAUSED, f64::from(u8::from(paused)));
         of(SERVED, 1.0);
+        let sessions = nas.get("sessions").and_then(Value::as_array);
+        for kept in sessions.into_iter().flatten() {
+            let driver = kept
+                .get("driver")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            let open = kept.get("open").and_then(Value::as_f64).unwrap_or_default();
+            gauge!(SESSIONS, "nas_id" => label.clone(), "nas" => name.clone(),
+                "driver" => driver.to_owned())
+            .set(open);
+        }
         for state in BREAKERS {
             let is = f64::from(u8::from(text("breaker") == state));
             gauge!(BREAKER, "nas_id" => label.clone(), "nas" => name.clone(), "state" => state)

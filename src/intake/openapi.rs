@@ -103,7 +103,7 @@ fn paths() -> Value {
                 reference("Account")) },
         "/api/v1/accounts/{id}/history": { "parameters": [id.clone()],
             "get": { "summary": "Every event of an account that is kept, newest first",
-                "parameters": page_parameters(),
+                "parameters": history_parameters(),
                 "responses": responses("200", reference("EventPage")) } },
         "/api/v1/audit": { "get": { "summary": "Who changed what, newest first",
             "parameters": page_parameters(),
@@ -164,6 +164,17 @@ fn list_parameters() -> Vec<Value> {
         query("before", "integer", "next_before of the page before"),
         query("limit", "integer", "1..1000, default 100"),
     ]
+}
+
+fn history_parameters() -> Vec<Value> {
+    let mut all = page_parameters();
+    all.push(query(
+        "from",
+        "string",
+        "accepted then or later: YYYY-MM-DD or YYYY-MM-DD HH:MM:SS, UTC",
+    ));
+    all.push(query("to", "string", "accepted before: the same forms"));
+    all
 }
 
 fn page_parameters() -> Vec<Value> {

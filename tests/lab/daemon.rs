@@ -308,6 +308,24 @@ impl Lab {
         request.send().await.unwrap()
     }
 
+    /// What our own command prints, however it ends.
+    pub async fn ned(&self, args: &[&str]) -> String {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the program under test is a program"
+        )]
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nas_event_daemon"));
+        command
+            .arg("--config")
+            .arg(self.path("ned.toml"))
+            .args(args)
+            .env_remove("NED_CONFIG")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output()).await;
+        String::from_utf8_lossy(&output.unwrap().unwrap().stdout).into_owned()
+    }
+
     /// One event of an account.
     pub async fn event(&self, user: i64, cmd: &str) -> i64 {
         self.post(json!({"cmd": cmd, "user_id": user})).await[0]

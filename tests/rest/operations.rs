@@ -106,6 +106,28 @@ async fn accounts_batches_and_the_audit(kind: Kind) {
     let history = get("/api/v1/accounts/1/history?before=5").await.json();
     assert_eq!(history["events"][0]["id"], 1);
     assert_eq!(history["next_before"], Value::Null);
+    // Five of six were accepted now; nothing in the last century.
+    let now = get("/api/v1/accounts/1/history?from=2020-01-01")
+        .await
+        .json();
+    assert_eq!(now["events"].as_array().unwrap().len(), 2);
+    let then = get("/api/v1/accounts/1/history?to=2020-01-01%2000:00:00")
+        .await
+        .json();
+    assert_eq!(then["events"].as_array().unwrap().len(), 0);
+    let ended = get("/api/v1/accounts/1/history?from=2999-01-01&limit=1")
+        .await
+        .json();
+    assert_eq!(
+        (&ended["events"], &ended["next_before"]),
+        (&json!([]), &Value::Null)
+    );
+    assert_eq!(
+        get("/api/v1/accounts/1/history?from=yesterday")
+            .await
+            .status,
+        400
+    );
     let forks = h
         .with("operator", "POST", "/api/v1/nas/5/forks", r#"{"forks":7}"#)
         .await;

@@ -87,6 +87,16 @@ async fn above_the_mark_producers_wait_and_payers_get_through(kind: Kind) {
         metrics.contains("nas_event_daemon_intake_limited 1"),
         "{metrics}"
     );
+    let check = lab.ned(&["check"]).await;
+    assert!(
+        check.contains("CRITICAL") && check.contains("above http.high_water"),
+        "{check}"
+    );
+    let status = lab.ned(&["status"]).await;
+    assert!(
+        status.contains("limited: above http.high_water"),
+        "{status}"
+    );
     // Below nine tenths of the mark everything goes on.
     let resume = lab.try_post("/api/v1/nas/5/resume", &json!({}), None).await;
     assert_eq!(resume.unwrap().0, 200);
