@@ -36,7 +36,7 @@ const WHY_MAX: usize = 500;
 
 /// States by which events are listed (design §2).
 const STATES: &[&str] = &[
-    "compact", "ready", "running", "deferred", "held", "dead", "done",
+    "compact", "ready", "running", "deferred", "held", "dead", "done", "all",
 ];
 
 /// An extracted query, or the reason why it is none.

@@ -155,7 +155,7 @@ fn list_parameters() -> Vec<Value> {
         query(
             "state",
             "string",
-            "compact, ready, running, deferred, held, dead or done",
+            "compact, ready, running, deferred, held, dead, done or all",
         ),
         query("nas", "integer", "only this NAS"),
         query("user", "integer", "only this account"),
