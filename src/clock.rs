@@ -33,19 +33,24 @@ pub fn wall_us() -> i64 {
 const TICK_START: u64 = 30 * 86_400_000;
 
 /// Milliseconds, never going back; for waits, deadlines and ages.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one reader of the monotonic clock"
-)]
 pub fn tick_ms() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let run = START.get_or_init(Instant::now).elapsed();
-    TICK_START.saturating_add(u64::try_from(run.as_millis()).unwrap_or(u64::MAX))
+    TICK_START.saturating_add(up_us() / 1_000)
 }
 
 /// Milliseconds since the clock was first asked, which is the start of the process.
 pub fn up_ms() -> u64 {
-    tick_ms().saturating_sub(TICK_START)
+    up_us() / 1_000
+}
+
+/// The same in microseconds, for what is shorter than a millisecond.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one reader of the monotonic clock"
+)]
+pub fn up_us() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let run = START.get_or_init(Instant::now).elapsed();
+    u64::try_from(run.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// `YYYY-MM-DD HH:MM:SS.mmm` in UTC, the form in which SQLite rows keep times.

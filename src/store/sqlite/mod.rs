@@ -15,6 +15,7 @@ mod stack;
 
 pub use look::list_text;
 
+use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -45,11 +46,13 @@ const CACHE_KIB: i64 = 16 * 1024;
 /// Pages in the log before they are moved into the file (16 MiB): hot pages are written often
 /// and should be moved once.
 const CHECKPOINT_PAGES: u32 = 4_000;
-/// After this much uninterrupted writing the lock is left free for a moment, so that other
-/// processes get their inserts in (SQLite's back-off would starve them), ms.
-const WRITE_STRETCH_MS: u64 = 25;
+/// After this time in which the lock was hardly free it is left free for a moment, so that other
+/// processes get their inserts in (SQLite's back-off would starve them), µs.
+const WRITE_STRETCH_US: u64 = 25_000;
 /// The moment itself.
 const WRITE_GAP: Duration = Duration::from_millis(1);
+/// Free time within a stretch that is as good as that moment, µs.
+const WRITE_REST_US: u64 = 1_500;
 
 /// The embedded store.
 pub struct Sqlite {
@@ -63,10 +66,37 @@ pub struct Sqlite {
 struct Writer {
     conn: SqliteConnection,
     options: SqliteConnectOptions,
+    /// Times of `clock::up_us`: since when the stretch counts, and when the lock was freed last.
     stretch_from: u64,
+    freed_at: u64,
+    /// How long the lock was free in this stretch, µs.
+    rested: u64,
     known_cmds: Vec<Cmd>,
     /// A transaction that was sent as one text may still be open: it broke off.
     open: bool,
+}
+
+/// The writer while it is somebody's.
+struct Held<'a>(MutexGuard<'a, Writer>);
+
+impl Deref for Held<'_> {
+    type Target = Writer;
+
+    fn deref(&self) -> &Writer {
+        &self.0
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Writer {
+        &mut self.0
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.freed_at = clock::up_us();
+    }
 }
 
 /// Maps a failed statement to what was being done.
@@ -120,7 +150,9 @@ impl Sqlite {
         let writer = Writer {
             conn,
             options: options.create_if_missing(false),
-            stretch_from: clock::tick_ms(),
+            stretch_from: clock::up_us(),
+            freed_at: clock::up_us(),
+            rested: 0,
             known_cmds: Vec::new(),
             open: false,
         };
@@ -133,17 +165,21 @@ impl Sqlite {
     }
 
     /// The writer, in turn; leaves the database free for a moment after a long stretch.
-    async fn write(&self) -> MutexGuard<'_, Writer> {
-        let mut writer = self.writer.lock().await;
-        let now = clock::tick_ms();
-        if now.saturating_sub(writer.stretch_from) >= WRITE_STRETCH_MS {
-            tokio::time::sleep(WRITE_GAP).await;
-            writer.stretch_from = clock::tick_ms();
+    async fn write(&self) -> Held<'_> {
+        let mut held = Held(self.writer.lock().await);
+        let now = clock::up_us();
+        held.rested += now.saturating_sub(held.freed_at);
+        if now.saturating_sub(held.stretch_from) >= WRITE_STRETCH_US {
+            if held.rested < WRITE_REST_US {
+                tokio::time::sleep(WRITE_GAP).await;
+            }
+            held.stretch_from = clock::up_us();
+            held.rested = 0;
         }
-        if writer.open {
-            writer.close().await;
+        if held.open {
+            held.close().await;
         }
-        writer
+        held
     }
 
     fn shape(&self) -> billing::Shape {
