@@ -15,7 +15,7 @@ use crate::lab::db::{Kind, fresh_url, run_sql};
 pub(crate) const PASSWORD: &str = "canary-of-the-source";
 /// Where Debian's firebird3.0-server keeps what a server needs.
 const FIREBIRD: &str = "/usr/lib/x86_64-linux-gnu/firebird/3.0";
-const SECURITY: &str = "/var/lib/firebird/3.0/system/security3.fdb";
+const SECURITY: &str = "/usr/share/firebird/3.0/security.sql";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
@@ -228,7 +228,7 @@ async fn firebird(dir: &Path) -> (String, Option<Child>) {
         std::os::unix::fs::symlink(&from, dir.join(name)).unwrap();
     }
     let security = dir.join("security3.fdb");
-    std::fs::copy(SECURITY, &security)
+    let tables = std::fs::read_to_string(SECURITY)
         .expect("firebird3.0-server is not there; see scripts/test --install");
     let (port, _kept) = own_port();
     let config = format!(
@@ -238,31 +238,30 @@ async fn firebird(dir: &Path) -> (String, Option<Child>) {
     std::fs::write(dir.join("firebird.conf"), config).unwrap();
     std::fs::write(dir.join("databases.conf"), "").unwrap();
     std::fs::create_dir(dir.join("lock")).unwrap();
-    // Without a server: the engine itself opens the files.
+    // Without a server: the engine itself makes and opens the files, whoever runs the tests.
+    let make = format!("create database '{}';\n{tables}\n", security.display());
     let own = format!(
         "create or alter user SYSDBA password '{PASSWORD}' using plugin Srp;\ncommit;\n\
          create database '{}/source.fdb' default character set utf8;\n",
         dir.display()
     );
-    let mut prepare = program("isql-fb");
-    prepare
-        .args(["-quiet", "-bail", "-user", "SYSDBA", "-input", "/dev/stdin"])
-        .arg(&security)
-        .env("FIREBIRD", dir)
-        .env("FIREBIRD_LOCK", dir.join("lock"))
-        .stdin(Stdio::piped());
-    let mut child = prepare.spawn().unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(own.as_bytes())
-        .await
-        .unwrap();
-    assert!(
-        child.wait().await.unwrap().success(),
-        "no Firebird database"
-    );
+    for (script, database) in [(make, None), (own, Some(&security))] {
+        let mut prepare = program("isql-fb");
+        prepare
+            .args(["-quiet", "-bail", "-user", "SYSDBA", "-input", "/dev/stdin"])
+            .args(database)
+            .env("FIREBIRD", dir)
+            .env("FIREBIRD_LOCK", dir.join("lock"))
+            .stdin(Stdio::piped());
+        let mut child = prepare.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(script.as_bytes()).await.unwrap();
+        drop(stdin);
+        assert!(
+            child.wait().await.unwrap().success(),
+            "no Firebird database"
+        );
+    }
     let server = program("/usr/sbin/firebird")
         .env("FIREBIRD", dir)
         .env("FIREBIRD_LOCK", dir.join("lock"))
