@@ -32,8 +32,11 @@ use nas_event_daemon::scheme::ride::words as ride;
 use nas_event_daemon::shell;
 use nas_event_daemon::store::query::Model;
 
+/// One parser, fed with bytes.
+pub type Parser = fn(&[u8]);
+
 /// Name (also of the corpus), function, and how many times dearer it is than the cheap ones.
-pub const TARGETS: &[(&str, fn(&[u8]), u64)] = &[
+pub const TARGETS: &[(&str, Parser, u64)] = &[
     ("words", words, 1),
     ("form", form, 1),
     ("event", event, 1),
