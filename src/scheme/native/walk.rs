@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use minijinja::value::Value;
 
@@ -501,6 +502,7 @@ impl<'a> Walk<'a> {
     pub(super) async fn talk(&mut self, command: &Command) -> Result<Reply, Failure> {
         let job: &Job = self.scope.job();
         self.note_command(command.pasteable(job.nas.id));
+        let way = self.way().await?;
         let result = match &self.via {
             Via::Silent => return Ok(Reply::default()),
             Via::Look(look) => {
@@ -511,8 +513,7 @@ impl<'a> Walk<'a> {
                 router.talk(command, self.left()?).await
             }
             Via::Sessions(sessions) => {
-                let left = self.left()?;
-                self.transcript.flush();
+                let left = way.map_or(Duration::ZERO, |(_, left)| left);
                 let router = self
                     .router
                     .get_or_insert_with(|| sessions.mikrotik(&job.nas, &job.secret));
