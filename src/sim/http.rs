@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::clock;
 use crate::sim::Identity;
 
 /// Connections served at once.
@@ -103,6 +104,20 @@ pub struct Taken {
     pub headers: BTreeMap<String, String>,
     /// Body; null if there was none or it was not JSON.
     pub body: Value,
+}
+
+impl Taken {
+    /// A line of the journal; `at_us`: when the request came.
+    fn record(&self, at_us: i64) -> String {
+        let record = json!({
+            "at_us": at_us,
+            "method": self.method,
+            "path": self.path,
+            "headers": self.headers,
+            "body": self.body,
+        });
+        format!("{record}\n")
+    }
 }
 
 /// A running simulator; it ends when dropped.
@@ -258,6 +273,7 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    let at_us = clock::wall_us();
     let faults = state.faults.borrow().clone();
     if faults.latency_ms > 0 {
         tokio::time::sleep(Duration::from_millis(faults.latency_ms)).await;
@@ -286,8 +302,7 @@ async fn answer(
         body: serde_json::from_slice(&body).unwrap_or(Value::Null),
     };
     if let Some(journal) = &state.journal
-        && let Ok(line) = serde_json::to_string(&taken)
-        && let Err(e) = writeln!(locked(journal), "{line}")
+        && let Err(e) = locked(journal).write_all(taken.record(at_us).as_bytes())
     {
         let told = json!({"error": format!("journal: {e}")});
         return (StatusCode::INTERNAL_SERVER_ERROR, Json(told)).into_response();

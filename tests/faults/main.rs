@@ -19,6 +19,9 @@ mod lab;
 mod checker;
 mod database;
 mod disk;
+mod drivers;
+mod fakes;
+mod steady;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -105,11 +108,11 @@ async fn room(scene: &mut watch::Receiver<Scene>) -> bool {
 async fn rest_producer(
     lab: &Lab,
     number: i64,
+    users: Vec<i64>,
     seed: u64,
     mut scene: watch::Receiver<Scene>,
 ) -> Vec<Accepted> {
     let mut dice = Dice(seed);
-    let users = all_accounts(number);
     let mut accepted = Vec::new();
     for call in 0.. {
         if !room(&mut scene).await {
@@ -139,10 +142,14 @@ async fn rest_producer(
 }
 
 /// Inserts rows as a billing does.
-async fn sql_producer(lab: &Lab, seed: u64, mut scene: watch::Receiver<Scene>) -> Vec<Accepted> {
+async fn sql_producer(
+    lab: &Lab,
+    users: Vec<i64>,
+    seed: u64,
+    mut scene: watch::Receiver<Scene>,
+) -> Vec<Accepted> {
     let mut dice = Dice(seed);
     let mut foreign = Foreign::connect(&lab.db.url).await;
-    let users = all_accounts(PRODUCERS);
     let mut accepted = Vec::new();
     while room(&mut scene).await {
         let (cmd, user) = (dice.one(&CMDS), dice.one(&users));
@@ -246,11 +253,11 @@ async fn killed_at_random_it_loses_and_reorders_nothing(kind: Kind) {
     let mut seeds = || dice.roll(u64::MAX);
     let producers = async {
         tokio::join!(
-            rest_producer(&lab, 0, seeds(), watched.clone()),
-            rest_producer(&lab, 1, seeds(), watched.clone()),
-            rest_producer(&lab, 2, seeds(), watched.clone()),
-            rest_producer(&lab, 3, seeds(), watched.clone()),
-            sql_producer(&lab, seeds(), watched.clone()),
+            rest_producer(&lab, 0, all_accounts(0), seeds(), watched.clone()),
+            rest_producer(&lab, 1, all_accounts(1), seeds(), watched.clone()),
+            rest_producer(&lab, 2, all_accounts(2), seeds(), watched.clone()),
+            rest_producer(&lab, 3, all_accounts(3), seeds(), watched.clone()),
+            sql_producer(&lab, all_accounts(PRODUCERS), seeds(), watched.clone()),
         )
     };
     let murder = async {

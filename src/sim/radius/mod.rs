@@ -368,7 +368,7 @@ impl State {
     fn answer(
         &self,
         code: Code,
-        (_, id, authenticator): Key,
+        (from, id, authenticator): Key,
         request: &[(String, String)],
         faults: &Faults,
     ) -> Option<Vec<u8>> {
@@ -381,7 +381,7 @@ impl State {
                 let mut sessions = locked(&self.sessions);
                 let unsupported = &faults.unsupported;
                 let verdict = sessions.carry_out(code, request, &self.dictionary, unsupported);
-                self.journal(code, request, &verdict);
+                self.journal(from, code, request, &verdict);
                 verdict
             }
         };
@@ -418,10 +418,17 @@ impl State {
         build(answer, id, authenticator, &attributes, dressing, secret).ok()
     }
 
-    fn journal(&self, code: Code, request: &[(String, String)], verdict: &Verdict) {
+    fn journal(
+        &self,
+        from: SocketAddr,
+        code: Code,
+        request: &[(String, String)],
+        verdict: &Verdict,
+    ) {
         let Some(journal) = &self.journal else { return };
         let record = json!({
             "at_us": clock::wall_us(),
+            "from": from.to_string(),
             "code": code.as_str(),
             "attributes": request,
             "ack": verdict.ack,

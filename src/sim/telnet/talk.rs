@@ -238,7 +238,7 @@ impl Talk {
             .append(true)
             .open(path);
         // A journal that cannot be written shows in the test that reads it.
-        let _ = opened.and_then(|mut file| writeln!(file, "{record}"));
+        let _ = opened.and_then(|mut file| file.write_all(format!("{record}\n").as_bytes()));
     }
 
     /// The next line; `echo`: what was typed is sent back.
