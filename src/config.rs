@@ -240,6 +240,21 @@ pub struct ConfigError {
     pub hint: String,
 }
 
+impl ConfigError {
+    /// Number of its page in docs/errors.md.
+    pub fn number(&self) -> u16 {
+        if self.reason.starts_with("cannot be read") {
+            101
+        } else if self.place.starts_with("environment variable") {
+            104
+        } else if self.place.contains(": ") {
+            103
+        } else {
+            102
+        }
+    }
+}
+
 impl Config {
     /// Reads `file` (or the default file if it exists) and the environment.
     pub fn load(

@@ -176,6 +176,8 @@ pub struct BadNas {
 /// Operator's settings that live in our `nas_state`, beside the billing's row.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NasState {
+    /// The pause begins at this wall time (ms); none = it has begun.
+    pub paused_from_ms: Option<i64>,
     /// Nothing is started until this wall time (ms); `i64::MAX` = until resumed.
     pub paused_until_ms: Option<i64>,
     /// Why, in the operator's words.
@@ -186,6 +188,29 @@ pub struct NasState {
     pub mode: Option<Mode>,
     /// SSH host key learned under `ssh_host_key = 'tofu'`, an OpenSSH public key line.
     pub ssh_host_key: Option<String>,
+}
+
+impl NasState {
+    /// Starts nothing from `from` (wall ms; none = now) until `until`.
+    pub fn pause(&mut self, from: Option<i64>, until: i64, reason: String) {
+        self.paused_from_ms = from;
+        self.paused_until_ms = Some(until);
+        self.pause_reason = reason;
+    }
+
+    /// Takes a pause back, also one that has not begun.
+    pub fn resume(&mut self) {
+        self.paused_from_ms = None;
+        self.paused_until_ms = None;
+        self.pause_reason = String::new();
+    }
+
+    /// When the pause ends that holds now.
+    pub fn paused(&self, now_ms: i64) -> Option<i64> {
+        let begun = self.paused_from_ms.is_none_or(|from| from <= now_ms);
+        self.paused_until_ms
+            .filter(|until| begun && *until > now_ms)
+    }
 }
 
 /// Credentials, joined at the start of an attempt; never stored with an event.

@@ -141,6 +141,18 @@ fn documented_ranges_are_the_real_ones() -> std::io::Result<()> {
 }
 
 #[test]
+fn the_page_is_the_generated_one() -> std::io::Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let page = std::fs::read_to_string(path)?;
+    let generated = nas_event_daemon::cli::reference::page();
+    assert!(
+        page == generated,
+        "run: nas_event_daemon config reference > docs/configuration.md, and build again\n{generated}"
+    );
+    Ok(())
+}
+
+#[test]
 fn planted_errors_are_found() {
     let page = "| `dispatch.drain` | duration | `\"30s\"` | 0s..1h | `NED_DISPATCH__DRAIN` |\n\
                 | key | type | default | range | environment |\n|---|---|---|---|---|\n";

@@ -198,7 +198,6 @@ const SHORT: &[(&str, &str)] = &[
         "src/shell.rs",
         "one quoting rule, used by logs and drivers alike",
     ),
-    ("src/cli/logs.rs", "one noun with one verb"),
     ("src/cli/run.rs", "one verb, which is the daemon itself"),
     ("src/cli/sim.rs", "one noun; the simulators are in src/sim"),
 ];

@@ -1,15 +1,13 @@
 //! `account …`: what an account shall have and had, its log; set right what a NAS holds of it.
 
-use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
-use std::time::Duration;
-
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::event::time;
-use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, say};
-use super::table::{Table, one_line};
+use super::exit::{DONE, Failed, NOT_FOUND, Outcome};
+use super::logs::{self, Look};
+use super::request::Request;
+use super::table::Table;
 use super::{Console, resync};
 use crate::event::UserId;
 use crate::store::query::{Model, Query};
@@ -17,10 +15,6 @@ use crate::store::{Filter, Store};
 
 /// Rows of one page of the history; the store's own limit.
 const PAGE: usize = 1000;
-/// Most lines that `log` keeps.
-const LINES_MAX: usize = 100_000;
-/// How often a followed log is looked at.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// Verbs of accounts.
 #[derive(Debug, Subcommand)]
@@ -49,12 +43,8 @@ pub enum Verb {
 pub struct LogArgs {
     /// users.id
     user: i64,
-    /// The last N lines
-    #[arg(short = 'n', long, default_value_t = 50, value_name = "N")]
-    lines: usize,
-    /// Go on with what is written next
-    #[arg(short, long)]
-    follow: bool,
+    #[command(flatten)]
+    look: Look,
 }
 
 /// Which events.
@@ -75,6 +65,20 @@ fn moment(text: &str) -> Result<i64, String> {
         .ok_or_else(|| "expected YYYY-MM-DD or YYYY-MM-DD HH:MM:SS, UTC".to_owned())
 }
 
+impl Verb {
+    /// The same over the API.
+    pub fn request(&self) -> Option<Request> {
+        let path = |user: &i64| format!("/api/v1/accounts/{user}");
+        match self {
+            Self::Show { user } => Some(Request::get(path(user))),
+            Self::History(args) if args.from.is_none() && args.to.is_none() => {
+                Some(Request::get(path(&args.user) + "/history"))
+            }
+            Self::History(_) | Self::Log(_) | Self::Resync { .. } => None,
+        }
+    }
+}
+
 /// Runs one verb.
 pub async fn run(console: &Console, verb: Verb) -> Outcome {
     let config = console.config()?;
@@ -84,7 +88,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Log(args) => {
             let abonent = abonent(store.as_ref(), args.user).await?.unwrap_or(0);
             let name = format!("abonents/{abonent}/event_{}.log", args.user);
-            log(&config.paths.log.join(name), args.lines, args.follow).await
+            logs::shown(&config.paths.log.join(name), &args.look).await
         }
         Verb::History(args) => history(console, store.as_ref(), args).await,
         Verb::Resync { user, dry_run } => {
@@ -102,7 +106,7 @@ async fn show(console: &Console, store: &dyn Store, user: i64) -> Outcome {
             format!(
                 "there is no account {user}\nhint: users.id of the billing is asked for, not the abonent"
             ),
-        ));
+        ).numbered(501));
     };
     let filter = Filter {
         user: Some(user),
@@ -129,7 +133,7 @@ async fn show(console: &Console, store: &dyn Store, user: i64) -> Outcome {
 }
 
 /// The account's abonent, as the billing has it.
-async fn abonent(store: &dyn Store, user: i64) -> Result<Option<i64>, Failed> {
+pub(super) async fn abonent(store: &dyn Store, user: i64) -> Result<Option<i64>, Failed> {
     let mut query = Query::one_of(Model::Users, user);
     if store
         .columns(Model::Users)
@@ -188,59 +192,4 @@ async fn history(console: &Console, store: &dyn Store, args: History) -> Outcome
     }
     console.list(&table);
     Ok(DONE)
-}
-
-/// Prints the last lines of a log; with `follow` also what is written next, also after a rotation,
-/// until it is interrupted.
-pub async fn log(path: &std::path::Path, lines: usize, follow: bool) -> Outcome {
-    let missing = |e: std::io::Error| {
-        let code = if e.kind() == std::io::ErrorKind::NotFound {
-            NOT_FOUND
-        } else {
-            FAILED
-        };
-        Failed::new(
-            code,
-            format!(
-                "{} cannot be read: {e}\nhint: a log begins with its first event; read it as the daemon's user",
-                path.display()
-            ),
-        )
-    };
-    let mut reader = BufReader::new(std::fs::File::open(path).map_err(missing)?);
-    let mut last = VecDeque::new();
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).map_err(missing)? > 0 {
-        if last.len() >= lines.clamp(1, LINES_MAX) {
-            last.pop_front();
-        }
-        last.push_back(String::from_utf8_lossy(&line).trim_end().to_owned());
-        line.clear();
-    }
-    last.iter().for_each(|line| say(one_line(line)));
-    if !follow {
-        return Ok(DONE);
-    }
-    let mut ours = inode(path);
-    loop {
-        if reader.read_until(b'\n', &mut line).map_err(missing)? > 0 {
-            if line.ends_with(b"\n") {
-                say(one_line(String::from_utf8_lossy(&line).trim_end()));
-                line.clear();
-            }
-            continue;
-        }
-        let now = inode(path);
-        if now.is_some() && now != ours {
-            ours = now;
-            reader = BufReader::new(std::fs::File::open(path).map_err(missing)?);
-            continue;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-fn inode(path: &std::path::Path) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata(path).ok().map(|meta| meta.ino())
 }

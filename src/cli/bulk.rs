@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use super::Console;
 use super::ctl::{Ctl, refusal};
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, PART_FAILED, USAGE, remark};
+use super::progress::Progress;
+use super::request::{Request, encoded};
 use super::table::Table;
 use crate::intake::access::hex;
 use crate::store::audit_rows;
@@ -108,7 +110,8 @@ async fn sent(
                         "no daemon listens on {}\nhint: bulk goes through the daemon",
                         ctl.socket()
                     ),
-                ));
+                )
+                .numbered(401));
             }
             Ok(None) => format!("no daemon listens on {}", ctl.socket()),
             Err(failed) => failed.text,
@@ -199,7 +202,7 @@ pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
     let mut batch = args.batch;
     let (mut accepted, mut rejected) = (0, 0);
     let mut table = Table::new(&["line", "error"]);
-    let bar = std::io::stderr().is_terminal();
+    let bar = Progress::of("posting", lines.len() as u64);
     for (index, part) in lines.chunks(PART).enumerate() {
         let mut body = header.clone().map(|h| h + "\n").unwrap_or_default();
         body.push_str(&part.join("\n"));
@@ -227,10 +230,9 @@ pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
             table.push(vec![json!(line + before as u64), error]);
         }
         batch = batch.or_else(|| value.get("batch_id")?.as_str().map(str::to_owned));
-        if bar {
-            remark(format!("{} of {} lines", before + part.len(), lines.len()));
-        }
+        bar.at((before + part.len()) as u64);
     }
+    bar.end();
     console.record(&[
         ("batch_id", json!(batch)),
         ("accepted", json!(accepted)),
@@ -313,16 +315,6 @@ fn lines(text: &str, form: Form, cmd: Option<&str>) -> Result<Lines, Failed> {
     Ok((header, lines))
 }
 
-/// For a query string (RFC 3986 section 2.1).
-fn encoded(text: &str) -> String {
-    text.bytes()
-        .map(|b| match b {
-            b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => char::from(b).to_string(),
-            b => format!("%{b:02X}"),
-        })
-        .collect()
-}
-
 /// Which rows of the audit.
 #[derive(Debug, Args)]
 pub struct Audit {
@@ -332,6 +324,16 @@ pub struct Audit {
     /// At most this many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
+}
+
+impl Audit {
+    /// The same over the API.
+    pub fn request(&self) -> Request {
+        Request::get("/api/v1/audit").with(&[
+            ("before", self.before.map(|id| id.to_string())),
+            ("limit", Some(self.limit.to_string())),
+        ])
+    }
 }
 
 /// Who changed what, newest first.
@@ -372,6 +374,5 @@ mod tests {
         );
         assert!(super::lines("1\n", Form::Ids, None).is_err());
         assert!(super::lines("a,b\n", Form::Csv, None).is_err());
-        assert_eq!(encoded("a b/&"), "a%20b%2F%26");
     }
 }

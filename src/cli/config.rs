@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::exit::{BAD_CONFIG, DONE, Failed, NOT_REACHABLE, Outcome, remark, say, say_all};
 use super::table::one_line;
-use super::{Console, sqlite_file};
+use super::{Console, reference, sqlite_file};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::daemon;
 use crate::nas::{BadNas, Mode};
@@ -19,10 +19,25 @@ pub enum Verb {
     Check,
     /// Print the configuration that is in force, as TOML.
     Show,
+    /// Print a file with every key at its default.
+    Default,
+    /// Print the page that explains every key.
+    Reference,
 }
 
 /// Runs one verb.
 pub async fn run(console: &Console, verb: Verb) -> Outcome {
+    match verb {
+        Verb::Default => {
+            say_all(&reference::default_file());
+            return Ok(DONE);
+        }
+        Verb::Reference => {
+            say_all(&reference::page());
+            return Ok(DONE);
+        }
+        Verb::Check | Verb::Show => {}
+    }
     let config = console.config()?;
     match verb {
         Verb::Show => {
@@ -30,11 +45,12 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             Ok(DONE)
         }
         Verb::Check => check(console, &config).await,
+        Verb::Default | Verb::Reference => Ok(DONE),
     }
 }
 
 /// The whole configuration; a password in the URL of the database is left out.
-fn shown(config: &Config) -> Result<String, Failed> {
+pub(super) fn shown(config: &Config) -> Result<String, Failed> {
     let mut config = config.clone();
     config.database.url = shown_url(&config.database.url);
     toml::to_string(&config).map_err(|e| {

@@ -104,7 +104,7 @@ impl Ctl {
                     "the daemon behind {} {why}\nhint: whether it acted is not known; look with event list, and at the daemon's log",
                     self.socket.display()
                 ),
-            )
+            ).numbered(402)
         };
         match request.send().await {
             Ok(answer) => {
@@ -158,5 +158,10 @@ pub fn refusal(status: StatusCode, text: &str) -> Failed {
         StatusCode::SERVICE_UNAVAILABLE => NOT_REACHABLE,
         _ => FAILED,
     };
-    Failed::new(code, said)
+    let failed = Failed::new(code, said);
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => failed.numbered(403),
+        StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS => failed.numbered(404),
+        _ => failed,
+    }
 }

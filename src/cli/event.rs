@@ -12,6 +12,7 @@ use super::exit::{
     DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, REFUSED, USAGE, remark, say,
 };
 use super::post::{Inbox, checked};
+use super::request::Request;
 use super::table::Table;
 use super::{Console, bulk, follow, scheme, waiting, who};
 use crate::clock;
@@ -151,6 +152,45 @@ fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
+impl Verb {
+    /// The same over the API.
+    pub fn request(&self) -> Result<Option<Request>, Failed> {
+        let text = |id: &Option<i64>| id.map(|id| id.to_string());
+        Ok(match self {
+            Self::Post(args) => compact(args)?.as_object().map(|event| {
+                let fields: Vec<(&str, Value)> = event
+                    .iter()
+                    .filter(|(name, _)| *name != "source")
+                    .map(|(name, value)| (name.as_str(), value.clone()))
+                    .collect();
+                Request::post("/api/v1/events", &fields)
+            }),
+            Self::List(args) => Some(Request::get("/api/v1/events").with(&[
+                ("state", args.state.clone()),
+                ("nas", text(&args.nas)),
+                ("user", text(&args.user)),
+                ("cmd", args.cmd.clone()),
+                ("batch", args.batch.clone()),
+                ("before", text(&args.before)),
+                ("limit", Some(args.limit.to_string())),
+            ])),
+            Self::Show { id } => Some(Request::get(format!("/api/v1/events/{id}"))),
+            Self::Retry(args) => match args.ids.as_slice() {
+                [id] => Some(Request::post(format!("/api/v1/events/{id}/retry"), &[])),
+                _ => None,
+            },
+            Self::Drop(args) => match args.ids.as_slice() {
+                [id] => Some(Request::post(
+                    format!("/api/v1/events/{id}/drop"),
+                    &[("why", json!(args.reason))],
+                )),
+                _ => None,
+            },
+            Self::Bulk(_) => None,
+        })
+    }
+}
+
 /// Runs one verb.
 pub async fn run(console: &Console, verb: Verb) -> Outcome {
     match verb {
@@ -281,7 +321,7 @@ async fn find(store: &dyn Store, id: EventId) -> Result<EventRow, Failed> {
             format!(
                 "there is no event {id}\nhint: done events are kept for history.keep; older ones are in the account's log only"
             ),
-        )
+        ).numbered(502)
     })
 }
 
@@ -491,7 +531,8 @@ fn agreed(rows: &[EventRow]) -> Result<bool, Failed> {
         return Err(Failed::new(
             USAGE,
             "dropping is for good, and nobody can be asked here\nhint: say -y",
-        ));
+        )
+        .numbered(3));
     }
     for row in rows {
         remark(format!(

@@ -1,8 +1,13 @@
 //! Exit codes and error texts of our own commands.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::errors;
 use crate::store::{self, chain};
+
+/// Set once stdout could not be written.
+static GONE: AtomicBool = AtomicBool::new(false);
 
 /// Done (also "nothing to do").
 pub const DONE: u8 = 0;
@@ -38,6 +43,8 @@ pub struct Failed {
     pub code: u8,
     /// What happened, where, why; `hint: …` on a line of its own.
     pub text: String,
+    /// Number of its page; none = the usual one of the exit code.
+    pub number: Option<u16>,
 }
 
 /// What a verb returns: an exit code of its own, or a failure with a text.
@@ -49,7 +56,14 @@ impl Failed {
         Self {
             code,
             text: text.into(),
+            number: None,
         }
+    }
+
+    /// With a page of its own (`errors`).
+    pub fn numbered(mut self, number: u16) -> Self {
+        self.number = Some(number);
+        self
     }
 
     /// Bad configuration.
@@ -60,6 +74,7 @@ impl Failed {
 
 impl From<store::Error> for Failed {
     fn from(error: store::Error) -> Self {
+        let number = number_of(&error);
         let (code, hint) = match &error {
             store::Error::Open { .. } | store::Error::Sql { .. } if error.is_locked() => {
                 (NOT_REACHABLE, LOCKED)
@@ -88,7 +103,23 @@ impl From<store::Error> for Failed {
             text.push_str("\nhint: ");
             text.push_str(hint);
         }
-        Self { code, text }
+        Self {
+            code,
+            text,
+            number: Some(number),
+        }
+    }
+}
+
+fn number_of(error: &store::Error) -> u16 {
+    match error {
+        store::Error::Open { .. } => 201,
+        store::Error::Migrate { .. } => 202,
+        store::Error::Billing(_) => 203,
+        store::Error::Owned(_) => 204,
+        store::Error::Fenced { .. } => 205,
+        store::Error::Sql { .. } => 206,
+        store::Error::Refused(_) => 207,
     }
 }
 
@@ -97,7 +128,9 @@ pub fn told(outcome: Outcome) -> u8 {
     match outcome {
         Ok(code) => code,
         Err(failed) => {
-            let _ = writeln!(std::io::stderr(), "error: {}", failed.text);
+            let number = failed.number.unwrap_or_else(|| errors::usual(failed.code));
+            let number = errors::shown(number);
+            let _ = writeln!(std::io::stderr(), "error[{number}]: {}", failed.text);
             failed.code
         }
     }
@@ -105,7 +138,7 @@ pub fn told(outcome: Outcome) -> u8 {
 
 /// Writes a line to stdout; a reader that went away is no error.
 pub fn say(line: impl AsRef<str>) {
-    let _ = writeln!(std::io::stdout(), "{}", line.as_ref());
+    noted(writeln!(std::io::stdout(), "{}", line.as_ref()));
 }
 
 /// Writes a line to stderr.
@@ -115,6 +148,17 @@ pub fn remark(line: impl AsRef<str>) {
 
 /// Writes lines that are already ended to stdout.
 pub fn say_all(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    let _ = std::io::stdout().flush();
+    noted(std::io::stdout().write_all(text.as_bytes()));
+    noted(std::io::stdout().flush());
+}
+
+/// Whether the reader of stdout went away.
+pub fn nobody_reads() -> bool {
+    GONE.load(Ordering::Relaxed)
+}
+
+fn noted(written: std::io::Result<()>) {
+    if written.is_err() {
+        GONE.store(true, Ordering::Relaxed);
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use chrono::{Local, NaiveDateTime, TimeZone};
+use chrono::{DateTime, Local, NaiveDate, NaiveDateTime, NaiveTime, TimeZone};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -64,7 +64,7 @@ pub struct Allow {
     #[arg(long)]
     cmd: Option<String>,
     /// When it begins, in the server's time zone; default: now
-    #[arg(long, value_name = "YYYY-MM-DD HH:MM", value_parser = moment)]
+    #[arg(long, value_name = "YYYY-MM-DD HH:MM", value_parser = local)]
     from: Option<i64>,
     /// How long it goes on
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
@@ -77,13 +77,43 @@ pub struct Allow {
     monthly: bool,
 }
 
-fn moment(text: &str) -> Result<i64, String> {
+/// A moment in the server's time zone, wall ms.
+pub fn local(text: &str) -> Result<i64, String> {
     ["%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S"]
         .iter()
         .find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())
         .and_then(|naive| Local.from_local_datetime(&naive).earliest())
         .map(|moment| moment.timestamp_millis())
         .ok_or_else(|| "expected YYYY-MM-DD HH:MM".to_owned())
+}
+
+/// A time to come: of day, or a moment, in the server's time zone.
+pub fn coming(text: &str) -> Result<i64, String> {
+    coming_after(text, clock::wall_ms())
+}
+
+fn coming_after(text: &str, now_ms: i64) -> Result<i64, String> {
+    let wrong = || "expected HH:MM or \"YYYY-MM-DD HH:MM\"".to_owned();
+    let at = match NaiveTime::parse_from_str(text, "%H:%M") {
+        Ok(time) => {
+            let now = DateTime::from_timestamp_millis(now_ms).ok_or_else(wrong)?;
+            let today = now.with_timezone(&Local).date_naive();
+            let of_day = |day: NaiveDate| {
+                let at = Local.from_local_datetime(&day.and_time(time)).earliest();
+                at.map(|at| at.timestamp_millis())
+            };
+            let tomorrow = today.succ_opt().ok_or_else(wrong)?;
+            of_day(today)
+                .filter(|at| *at > now_ms)
+                .or_else(|| of_day(tomorrow))
+        }
+        Err(_) => local(text).ok(),
+    }
+    .ok_or_else(wrong)?;
+    if at <= now_ms {
+        return Err(format!("{} is over", clock::local_text(at)));
+    }
+    Ok(at)
 }
 
 /// Runs one verb.
@@ -292,4 +322,21 @@ async fn allow(store: &dyn Store, args: Allow) -> Outcome {
     store.audit(&who(), "guard allow", &detail).await?;
     say(id.to_string());
     Ok(DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_of_day_is_the_next_one() {
+        let now = local("2026-03-10 12:00").unwrap();
+        let at = |text: &str| coming_after(text, now).map(clock::local_text);
+        assert_eq!(at("13:30").unwrap(), "2026-03-10 13:30:00");
+        assert_eq!(at("12:00").unwrap(), "2026-03-11 12:00:00");
+        assert_eq!(at("02:00").unwrap(), "2026-03-11 02:00:00");
+        assert_eq!(at("2026-04-01 02:00").unwrap(), "2026-04-01 02:00:00");
+        assert!(at("2026-03-01 02:00").unwrap_err().contains("is over"));
+        assert!(at("tonight").unwrap_err().contains("HH:MM"));
+    }
 }

@@ -31,7 +31,7 @@ pub async fn health(console: &Console) -> Outcome {
                         ctl.socket(),
                         config.http.listen
                     ),
-                ));
+                ).numbered(401));
             }
         },
     };

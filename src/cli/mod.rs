@@ -4,24 +4,33 @@
 pub mod account;
 pub mod bridge;
 pub mod bulk;
+pub mod bundle;
 pub mod check;
 pub mod classic;
 pub mod config;
 pub mod ctl;
+pub mod db;
 pub mod demo;
+pub mod doctor;
 pub mod effects;
+pub mod errors;
 pub mod event;
 pub mod exit;
 pub mod follow;
 pub mod guard;
 pub mod health;
+pub mod init;
 pub mod logs;
+pub mod manual;
 pub mod migrate;
 pub mod nas;
 pub mod nas_diff;
 pub mod nas_test;
 pub mod post;
+pub mod progress;
+pub mod reference;
 pub mod rekey;
+pub mod request;
 pub mod resync;
 pub mod run;
 pub mod scheme;
@@ -47,14 +56,20 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 
 use crate::config::Config;
 use crate::store::{self, Store, shown_url};
-use exit::{DONE, Failed, NOT_REACHABLE, Outcome};
+use exit::{DONE, Failed, NOT_REACHABLE, Outcome, USAGE};
 use table::Format;
+
+/// Goes to the screen's first line and clears it (ECMA-48, CUP and ED).
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
+/// Least pause between two looks of `--watch`; each is some queries.
+const WATCH_LEAST: Duration = Duration::from_millis(200);
 
 /// Takes subscriber events from a billing and makes every NAS obey.
 #[derive(Debug, Parser)]
@@ -66,6 +81,12 @@ pub struct Cli {
     /// How lists are printed; default: table on a terminal, plain (tabs, no header) in a pipe.
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     output: Option<Format>,
+    /// Look again and again, every 2 s or so often; verbs that look only
+    #[arg(short, long, global = true, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_parser = crate::config::parse_duration)]
+    watch: Option<Duration>,
+    /// Print the curl line that does the same, and do nothing
+    #[arg(long, global = true)]
+    show_request: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -108,15 +129,18 @@ enum Verb {
     /// Schemes: look, check, see what would be sent.
     #[command(subcommand)]
     Scheme(scheme::Verb),
+    /// What is wrong here, and what to do about it; a masked bundle for those who help.
+    Doctor(doctor::Doctor),
+    /// Make a first configuration and the database; nothing that is there is touched.
+    Init(init::Init),
     /// The configuration: check, show.
     #[command(subcommand)]
     Config(config::Verb),
     /// The database.
     #[command(subcommand)]
-    Db(sqlexec::Verb),
-    /// Log files.
-    #[command(subcommand)]
-    Logs(logs::Verb),
+    Db(db::Verb),
+    /// Log files: follow, search, prune.
+    Logs(logs::Logs),
     /// Tokens for the API.
     #[command(subcommand)]
     Token(token::Verb),
@@ -125,6 +149,12 @@ enum Verb {
     Sim(sim::Verb),
     /// Show the whole product in a temporary directory, with simulated NASes.
     Demo(demo::DemoArgs),
+    /// Completions for a shell, on standard output.
+    Completions(manual::Completions),
+    /// The manual pages: the first on standard output, or all into a directory.
+    Man(manual::Man),
+    /// The page of an error's number.
+    Explain(errors::Explain),
     /// The version.
     Version,
 }
@@ -146,7 +176,75 @@ pub fn main() -> u8 {
         "send_ssh_cmd" | "ssh_send" => send_ssh::by_name(args),
         "send_telnet_cmd" => send_telnet::by_name(args),
         "send_radius_cmd" => send_radius::by_name(args),
-        _ => exit::told(dispatch(Cli::parse_from(args))),
+        _ => watched(&args),
+    }
+}
+
+/// Runs a verb, with `--watch` again and again, until it is interrupted or nobody reads any more.
+fn watched(args: &[OsString]) -> u8 {
+    // `help NED-0201` is asked as naturally as `help pause`.
+    let words: Vec<&str> = args.iter().skip(1).filter_map(|arg| arg.to_str()).collect();
+    if let ["help", number] = words.as_slice()
+        && errors::number(number).is_ok()
+    {
+        let cli = Cli::parse_from(["nas_event_daemon", "explain", number]);
+        return exit::told(dispatch(cli));
+    }
+    let cli = Cli::parse_from(args);
+    let Some(pause) = cli.watch else {
+        return exit::told(dispatch(cli));
+    };
+    if !cli.verb.as_ref().is_some_and(Verb::only_looks) {
+        return exit::told(Err(Failed::new(
+            USAGE,
+            "--watch is for verbs that look only\nhint: status, nas list, event list, stack count, why, …",
+        )));
+    }
+    let terminal = std::io::stdout().is_terminal();
+    loop {
+        exit::say_all(if terminal { CLEAR } else { "" });
+        let code = exit::told(dispatch(Cli::parse_from(args)));
+        if matches!(code, USAGE | exit::BAD_CONFIG) {
+            return code;
+        }
+        // In a pipe a blank line ends each look.
+        exit::say_all(if terminal { "" } else { "\n" });
+        if exit::nobody_reads() {
+            return DONE;
+        }
+        std::thread::sleep(pause.max(WATCH_LEAST));
+    }
+}
+
+impl Verb {
+    /// Whether it can be repeated without changing anything.
+    fn only_looks(&self) -> bool {
+        match self {
+            Self::Why(args) => !args.asks_the_device(),
+            Self::Status | Self::Health | Self::Audit(_) | Self::Stack(_) => true,
+            Self::Event(verb) => {
+                matches!(verb, event::Verb::List(_) | event::Verb::Show { .. })
+            }
+            Self::Account(verb) => {
+                matches!(verb, account::Verb::Show { .. } | account::Verb::History(_))
+            }
+            Self::Nas(verb) => matches!(verb, nas::Verb::List | nas::Verb::Show { .. }),
+            Self::Guard(verb) => matches!(verb, guard::Verb::List),
+            _ => false,
+        }
+    }
+
+    /// The call of the API that does the same.
+    fn request(&self) -> Result<Option<request::Request>, Failed> {
+        Ok(match self {
+            Self::Status => Some(request::Request::get("/api/v1/status")),
+            Self::Health => Some(request::Request::get("/healthz")),
+            Self::Event(verb) => verb.request()?,
+            Self::Account(verb) => verb.request(),
+            Self::Nas(verb) => verb.request(),
+            Self::Audit(args) => Some(args.request()),
+            _ => None,
+        })
     }
 }
 
@@ -155,6 +253,13 @@ fn dispatch(cli: Cli) -> Outcome {
         file: cli.config,
         output: cli.output,
     };
+    if cli.show_request {
+        let request = match &cli.verb {
+            Some(verb) => verb.request()?,
+            None => None,
+        };
+        return request::show(&console.config()?, request);
+    }
     match cli.verb.unwrap_or(Verb::Run) {
         Verb::Run => run::run(console.config()?),
         Verb::Why(args) => runtime()?.block_on(why::why(&console, args)),
@@ -170,12 +275,17 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Guard(verb) => runtime()?.block_on(guard::run(&console, verb)),
         Verb::Stack(verb) => runtime()?.block_on(stack::run(&console, verb)),
         Verb::Scheme(verb) => runtime()?.block_on(scheme::run(&console, verb)),
+        Verb::Doctor(args) => runtime()?.block_on(doctor::doctor(&console, args)),
+        Verb::Init(args) => runtime()?.block_on(init::init(&console, args)),
         Verb::Config(verb) => runtime()?.block_on(config::run(&console, verb)),
-        Verb::Db(verb) => runtime()?.block_on(sqlexec::run(&console, verb)),
-        Verb::Logs(verb) => logs::run(&console, verb),
+        Verb::Db(verb) => runtime()?.block_on(db::run(&console, verb)),
+        Verb::Logs(args) => runtime()?.block_on(logs::run(&console, args)),
         Verb::Token(verb) => runtime()?.block_on(token::run(&console, verb)),
         Verb::Sim(verb) => runtime()?.block_on(sim::run(verb)),
         Verb::Demo(args) => demo::demo(&args),
+        Verb::Completions(args) => manual::completions(&args),
+        Verb::Explain(args) => errors::explain(&args),
+        Verb::Man(args) => manual::man(&args),
         Verb::Version => {
             let version = Value::from(env!("CARGO_PKG_VERSION"));
             match console.output {
@@ -204,7 +314,7 @@ impl Console {
     /// The effective configuration.
     pub fn config(&self) -> Result<Config, Failed> {
         Config::load(self.file.as_deref(), std::env::vars())
-            .map_err(|e| Failed::config(e.to_string()))
+            .map_err(|e| Failed::config(e.to_string()).numbered(e.number()))
     }
 
     /// How to print: as asked, else by what stdout is.

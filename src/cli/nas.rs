@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::ctl::Ctl;
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, REFUSED, remark};
+use super::request::Request;
 use super::table::Table;
 use super::{Console, nas_diff, nas_test, rekey, resync, who};
 use crate::clock;
@@ -34,6 +35,9 @@ pub enum Verb {
         /// For so long, for example 30m; else until resumed
         #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
         length: Option<Duration>,
+        /// Not now but at this time, server's time: "HH:MM" (the next), or "YYYY-MM-DD HH:MM"
+        #[arg(long, value_name = "TIME", value_parser = super::guard::coming)]
+        at: Option<i64>,
         /// Why, for those who look later
         #[arg(long, default_value = "", value_name = "TEXT")]
         reason: String,
@@ -74,6 +78,8 @@ pub enum Verb {
         /// nas.id
         id: i64,
     },
+    /// Let the daemon read the settings of all NASes now, not within settings_interval.
+    Reload,
     /// Show the SSH host keys that are believed and presented, and take the new one.
     Rekey(rekey::Rekey),
     /// Compare what the flags of its accounts call for with what stands on it; changes nothing.
@@ -122,6 +128,46 @@ fn mode(text: &str) -> Result<ModeOverride, String> {
     }
 }
 
+impl Verb {
+    /// The same over the API.
+    pub fn request(&self) -> Option<Request> {
+        let path = |id: &i64, what: &str| format!("/api/v1/nas/{id}{what}");
+        match self {
+            Self::List => Some(Request::get("/api/v1/nas")),
+            Self::Show { id } => Some(Request::get(path(id, ""))),
+            Self::Pause {
+                id,
+                length,
+                at: None,
+                reason,
+            } => {
+                let length = length.map(|l| format!("{}ms", l.as_millis()));
+                let fields = [("for", json!(length)), ("reason", json!(reason))];
+                Some(Request::post(path(id, "/pause"), &fields))
+            }
+            Self::Reload => Some(Request::post("/api/v1/reload", &[])),
+            Self::Resume { id } => Some(Request::post(path(id, "/resume"), &[])),
+            Self::Forks { id, forks } => {
+                let request = Request::post(path(id, "/forks"), &[("forks", json!(forks.0))]);
+                // null takes the override back, and must be said.
+                Some(if forks.0.is_none() {
+                    request.null("forks")
+                } else {
+                    request
+                })
+            }
+            Self::Pause { .. }
+            | Self::Test { .. }
+            | Self::Rekey(_)
+            | Self::Resync(_)
+            | Self::Activate { .. }
+            | Self::Observe { .. }
+            | Self::Mode { .. }
+            | Self::Diff(_) => None,
+        }
+    }
+}
+
 /// Runs one verb.
 pub async fn run(console: &Console, verb: Verb) -> Outcome {
     let config = console.config()?;
@@ -129,16 +175,21 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     match verb {
         Verb::List => list(console, &config, store.as_ref()).await,
         Verb::Show { id } => show(console, &config, store.as_ref(), NasId(id)).await,
-        Verb::Pause { id, length, reason } => {
+        Verb::Pause {
+            id,
+            length,
+            at,
+            reason,
+        } => {
             let until = length.map_or(i64::MAX, |length| {
                 let ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
-                clock::wall_ms().saturating_add(ms)
+                at.unwrap_or_else(clock::wall_ms).saturating_add(ms)
             });
-            let detail = format!("nas={id} for={length:?} reason={reason:?}");
-            let paused = |state: &mut NasState| {
-                state.paused_until_ms = Some(until);
-                state.pause_reason = reason;
-            };
+            let detail = format!(
+                "nas={id} at={:?} for={length:?} reason={reason:?}",
+                at.map(clock::local_text)
+            );
+            let paused = |state: &mut NasState| state.pause(at, until, reason);
             change(
                 &config,
                 store.as_ref(),
@@ -150,10 +201,6 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             .await
         }
         Verb::Resume { id } => {
-            let resumed = |state: &mut NasState| {
-                state.paused_until_ms = None;
-                state.pause_reason = String::new();
-            };
             let detail = format!("nas={id}");
             change(
                 &config,
@@ -161,7 +208,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
                 NasId(id),
                 "nas_resume",
                 &detail,
-                resumed,
+                NasState::resume,
             )
             .await
         }
@@ -183,6 +230,10 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Mode { id, mode } => set_mode(&config, store.as_ref(), id, mode.0).await,
         Verb::Test { id } => nas_test::test(&config, store.as_ref(), NasId(id)).await,
         Verb::Diff(args) => nas_diff::diff(console, &config, store.as_ref(), args).await,
+        Verb::Reload => {
+            poke(&config).await;
+            Ok(DONE)
+        }
         Verb::Rekey(args) => rekey::rekey(&config, store.as_ref(), args).await,
         Verb::Resync(args) => {
             let _ = find(store.as_ref(), NasId(args.id)).await?;
@@ -205,6 +256,7 @@ pub async fn find(store: &dyn Store, id: NasId) -> Result<Result<Nas, BadNas>, F
             NOT_FOUND,
             format!("there is no NAS {id}\nhint: nas list shows all"),
         )
+        .numbered(301)
     })
 }
 
@@ -282,6 +334,17 @@ pub(super) async fn poke(config: &Config) {
     }
 }
 
+/// `pause planned from … until …: reason`, if it has not begun.
+fn planned_text(state: &NasState, now_ms: i64) -> Option<String> {
+    let from = state.paused_from_ms.filter(|from| *from > now_ms)?;
+    let begun = paused_text(state, from)?;
+    let rest = begun.strip_prefix("paused ").unwrap_or(&begun);
+    Some(format!(
+        "pause planned from {} {rest}",
+        clock::local_text(from)
+    ))
+}
+
 const LIST: &[&str] = &[
     "id", "name", "ip", "mode", "forks", "scheme", "waiting", "running", "done", "deferred",
     "dead", "breaker", "p95_ms", "note",
@@ -356,6 +419,7 @@ fn line(
             .mode
             .map(|mode| format!("mode {} by an operator", mode.as_str())),
     );
+    notes.extend(planned_text(state, now));
     let (scheme, skipped) = scheme_of(nas, resolve);
     notes.extend(skipped.map(|why| format!("skipped: {why}")));
     notes.extend(plain_text(nas, resolve));
@@ -438,6 +502,10 @@ async fn show(console: &Console, config: &Config, store: &dyn Store, id: NasId) 
         ("forks_override", json!(state.forks)),
         ("forks_warning", json!(nas.forks_warning)),
         ("paused", json!(paused_text(&state, clock::wall_ms()))),
+        (
+            "pause_planned",
+            json!(planned_text(&state, clock::wall_ms())),
+        ),
         ("skipped", json!(skipped)),
         ("oss_path", json!(nas.oss_path)),
         ("script_name", json!(nas.script_name)),
@@ -482,4 +550,22 @@ async fn show(console: &Console, config: &Config, store: &dyn Store, id: NasId) 
         ("sessions", field("sessions")),
     ]);
     Ok(DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_that_was_announced_is_none_yet() {
+        let mut state = NasState::default();
+        state.pause(Some(2_000), 3_000, "firmware".to_owned());
+        assert_eq!(paused_text(&state, 1_000), None);
+        let planned = planned_text(&state, 1_000).unwrap();
+        assert!(planned.contains("pause planned from"), "{planned}");
+        assert!(planned.ends_with(": firmware"), "{planned}");
+        assert!(paused_text(&state, 2_000).unwrap().contains("firmware"));
+        assert_eq!(planned_text(&state, 2_000), None);
+        assert_eq!(paused_text(&state, 3_000), None);
+    }
 }

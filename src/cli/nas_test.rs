@@ -208,7 +208,7 @@ async fn telnet(nas: &Nas, secret: &NasSecret, dir: &std::path::Path, told: &Tol
                 "check nas_secret.login, password and enable_password",
             ),
         };
-        Failed::new(code, format!("{what}: {failure}\nhint: {hint}"))
+        Failed::new(code, format!("{what}: {failure}\nhint: {hint}")).numbered(number(code))
     };
     let telnet = Sessions::default()
         .telnet(nas, secret, manners)
@@ -288,7 +288,7 @@ fn ssh_refused(what: &str, failure: &Failure) -> Failed {
             (FAILED, "the login works, the command does not")
         }
     };
-    Failed::new(code, format!("{what}: {failure}\nhint: {hint}"))
+    Failed::new(code, format!("{what}: {failure}\nhint: {hint}")).numbered(number(code))
 }
 
 /// Any status but a refused login says that somebody is there who speaks HTTP: what a device
@@ -360,7 +360,16 @@ fn refused(what: &str, failure: &Failure) -> Failed {
             "the login works, the command does not; is it a MikroTik, with read rights for this login?",
         ),
     };
-    Failed::new(code, format!("{what}: {failure}\nhint: {hint}"))
+    Failed::new(code, format!("{what}: {failure}\nhint: {hint}")).numbered(number(code))
+}
+
+/// Number of the page in docs/errors.md.
+fn number(code: u8) -> u16 {
+    match code {
+        NOT_REACHABLE => 303,
+        REFUSED => 304,
+        _ => 305,
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, remark};
 use super::post::Inbox;
+use super::progress::Progress;
 use super::table::Table;
 use super::{Console, who};
 use crate::clock;
@@ -87,7 +88,7 @@ pub async fn resync(
                     format!(
                         "there is no account {user}\nhint: users.id of the billing is asked for, not the abonent"
                     ),
-                ));
+                ).numbered(501));
             }
             (flags, format!("user{user}"))
         }
@@ -144,6 +145,7 @@ async fn post(inbox: &mut Inbox, events: Vec<Value>, rate: Option<u32>) -> Resul
     let total = events.len();
     let mut rest = events.into_iter();
     let mut sent: usize = 0;
+    let bar = Progress::of("posting", total as u64);
     while sent < total {
         let part = match rate {
             None => CHUNK,
@@ -159,6 +161,7 @@ async fn post(inbox: &mut Inbox, events: Vec<Value>, rate: Option<u32>) -> Resul
             let before = format!("after {sent} of {total} events: {}", failed.text);
             Failed::new(failed.code, before)
         })?;
+        bar.at(sent as u64);
     }
     Ok(())
 }

@@ -76,6 +76,11 @@ struct Args {
     path: String,
 }
 
+/// Its description, for the manual.
+pub fn command() -> clap::Command {
+    <Args as clap::CommandFactory>::command()
+}
+
 /// `send_http_cmd …`; the result is the exit code.
 pub fn by_name(args: Vec<OsString>) -> u8 {
     let args = match Args::try_parse_from(args) {

@@ -107,6 +107,11 @@ fn refusal(failure: Failure, line: &str) -> Refusal {
     }
 }
 
+/// Its description, for the manual.
+pub fn command() -> clap::Command {
+    <Args as clap::CommandFactory>::command()
+}
+
 /// `send_ssh_cmd …`, `ssh_send …`; the result is the exit code.
 pub fn by_name(args: Vec<OsString>) -> u8 {
     let mut args = match Args::try_parse_from(args) {

@@ -82,6 +82,11 @@ struct Args {
     words: Vec<String>,
 }
 
+/// Its description, for the manual.
+pub fn command() -> clap::Command {
+    <Args as clap::CommandFactory>::command()
+}
+
 /// `send_telnet_cmd …`; the result is the exit code.
 pub fn by_name(args: Vec<OsString>) -> u8 {
     let args = match Args::try_parse_from(args) {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
 
 use super::exit::{DONE, FAILED, Failed, Outcome, USAGE, remark, say_all};
 use super::table::one_line;
@@ -17,13 +17,6 @@ const NUMBER_WIDTH: usize = 21;
 const NAME_WIDTH: usize = 31;
 /// Longest text of statements, bytes: a script of an operator, not a dump.
 const TEXT_MAX: u64 = 16 * 1024 * 1024;
-
-/// Verbs of the database.
-#[derive(Debug, Subcommand)]
-pub enum Verb {
-    /// Run SQL statements; reads only, unless --write.
-    Sql(Sql),
-}
 
 /// What to run.
 #[derive(Debug, Args)]
@@ -53,6 +46,11 @@ struct Sqlexec {
     sql: Sql,
 }
 
+/// Its description, for the manual.
+pub fn command() -> clap::Command {
+    <Sqlexec as clap::CommandFactory>::command()
+}
+
 /// `sqlexec …`.
 pub fn by_name(args: Vec<OsString>) -> Outcome {
     let parsed = Sqlexec::parse_from(args);
@@ -60,12 +58,11 @@ pub fn by_name(args: Vec<OsString>) -> Outcome {
         file: parsed.config,
         output: None,
     };
-    runtime()?.block_on(run(&console, Verb::Sql(parsed.sql)))
+    runtime()?.block_on(run(&console, parsed.sql))
 }
 
-/// Runs one verb.
-pub async fn run(console: &Console, verb: Verb) -> Outcome {
-    let Verb::Sql(args) = verb;
+/// Runs the statements.
+pub async fn run(console: &Console, args: Sql) -> Outcome {
     let text = match (args.statements, &args.file) {
         (Some(text), _) => text,
         (None, Some(file)) => std::fs::read_to_string(file)

@@ -48,6 +48,11 @@ struct EventCount {
     config: Option<PathBuf>,
 }
 
+/// Its description, for the manual.
+pub fn command() -> clap::Command {
+    <EventCount as clap::CommandFactory>::command()
+}
+
 /// `event_count.sh`.
 pub fn event_count(args: Vec<OsString>) -> Outcome {
     let console = Console {

@@ -2,9 +2,11 @@
 //! database keeps its SHA-256.
 
 use clap::Subcommand;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::exit::{DONE, FAILED, Failed, Outcome, USAGE, say};
+use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, USAGE, say};
+use super::table::Table;
 use super::{Console, who};
 use crate::intake::access::{Scope, hex};
 use crate::store::Token;
@@ -27,11 +29,22 @@ pub enum Verb {
         #[arg(long, value_parser = ["viewer", "support", "operator", "admin"])]
         scope: String,
     },
+    /// Who has a token, and what it may do; never the token itself.
+    List,
+    /// Take a token back; from the next request on it opens nothing.
+    Revoke {
+        /// As in token list
+        name: String,
+    },
 }
 
 /// Runs one verb.
 pub async fn run(console: &Console, verb: Verb) -> Outcome {
-    let Verb::Create { name, scope } = verb;
+    let (name, scope) = match verb {
+        Verb::Create { name, scope } => (name, scope),
+        Verb::List => return list(console).await,
+        Verb::Revoke { name } => return revoke(console, &name).await,
+    };
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
     if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
         return Err(Failed::new(
@@ -53,6 +66,29 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     let detail = format!("name={name} scope={}", scope.as_str());
     store.audit(&who(), "token_create", &detail).await?;
     say(format!("token {name} ({}): {secret}", scope.as_str()));
+    Ok(DONE)
+}
+
+async fn list(console: &Console) -> Outcome {
+    let store = console.store(&console.config()?).await?;
+    let mut table = Table::new(&["name", "scope"]);
+    for token in store.tokens().await? {
+        table.push(vec![json!(token.name), json!(token.scope)]);
+    }
+    console.list(&table);
+    Ok(DONE)
+}
+
+async fn revoke(console: &Console, name: &str) -> Outcome {
+    let store = console.store(&console.config()?).await?;
+    if !store.remove_token(name).await? {
+        return Err(Failed::new(
+            NOT_FOUND,
+            format!("there is no token named {name:?}\nhint: token list shows all"),
+        ));
+    }
+    let detail = format!("name={name}");
+    store.audit(&who(), "token_revoke", &detail).await?;
     Ok(DONE)
 }
 

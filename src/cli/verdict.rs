@@ -197,7 +197,7 @@ fn of_the_nas(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
             format!("NAS {nas} refuses the login (breaker {state}): {reason}"),
             format!("correct nas_secret in the billing; then {test}"),
         )
-    } else if has(&["authenticator", "secret"]) {
+    } else if has(&["did not fit our secret", "authenticator"]) {
         say(
             "wrong_secret",
             format!("NAS {nas} answers with another RADIUS secret (breaker {state}): {reason}"),
@@ -375,39 +375,53 @@ fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
         ));
     }
     let answer = device.answer.to_ascii_lowercase();
-    let listed = |word: &str| {
+    let said = |words: &[&str]| {
         let mut lines = answer.lines();
-        lines.any(|line| line.starts_with("list ") && line.contains(word))
+        lines.any(|line| words.iter().any(|word| line.starts_with(word)))
     };
-    if !answer
-        .lines()
-        .any(|l| l.starts_with("list ") || l.starts_with("queue"))
-    {
+    if !said(&["list ", "queue: ", "class ", "no class"]) {
         return None; // another scheme's words: only a person can read them
     }
-    let differs = |text: &str| {
+    let differs = |text: String| {
         say(
             "device_differs",
             format!("everything was confirmed, but {text}"),
             resync.clone(),
         )
     };
-    if listed("negbal") != flags.redirect {
-        return Some(differs(if flags.redirect {
-            "the device does not redirect the account"
-        } else {
-            "the device still redirects the account to the \"no money\" page"
-        }));
+    // Each family by itself: who is redirected over IPv4 only still gets everything over IPv6.
+    let marks = [
+        (
+            "negbal",
+            flags.redirect,
+            "redirect",
+            "to the \"no money\" page",
+        ),
+        (
+            "blocked",
+            !flags.accept,
+            "block",
+            "although he shall be let through",
+        ),
+    ];
+    for (word, wanted, does, why) in marks {
+        let listed = listed(&answer, word);
+        if !wanted && let Some(address) = listed.first() {
+            return Some(differs(format!("the device still {does}s {address} {why}")));
+        }
+        let missing = device
+            .addresses
+            .iter()
+            .find(|a| !listed.contains(&whole(a)));
+        if wanted && (listed.is_empty() || missing.is_some()) {
+            let address = missing.map_or("the account", String::as_str);
+            return Some(differs(format!("the device does not {does} {address}")));
+        }
     }
-    if listed("blocked") == flags.accept {
-        return Some(differs(if flags.accept {
-            "the device still blocks the account"
-        } else {
-            "the device does not block the account"
-        }));
-    }
-    if answer.contains("queue: none") && flags.rated {
-        return Some(differs("the device has no queue for the account"));
+    if said(&["queue: none", "no class"]) && flags.rated {
+        return Some(differs(
+            "the device has no queue for the account".to_owned(),
+        ));
     }
     session_address(&device.answer)
         .filter(|address| !device.addresses.is_empty() && !device.addresses.contains(address))
@@ -421,6 +435,31 @@ fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
                 "correct the address in the billing, or end the session so that he gets his own",
             )
         })
+}
+
+/// The addresses on a list, in the words of `Mikrotik-Simple` (`list crb_negbal: 10.0.0.1`) or
+/// `Linux-SSH` (`negbal4 10.0.0.1`).
+fn listed(answer: &str, word: &str) -> Vec<String> {
+    let of = |line: &str| {
+        let mut words = line
+            .strip_prefix("list ")
+            .unwrap_or(line)
+            .split_whitespace();
+        let list = words.next()?;
+        let mine = list.contains(word) && (line.starts_with("list ") || list.starts_with(word));
+        words.next().filter(|_| mine).map(whole)
+    };
+    answer.lines().filter_map(of).collect()
+}
+
+/// An address without the mask of a single one, in one form.
+fn whole(address: &str) -> String {
+    let bare = ["/32", "/128"]
+        .iter()
+        .find_map(|mask| address.strip_suffix(mask));
+    let bare = bare.unwrap_or(address);
+    bare.parse::<std::net::IpAddr>()
+        .map_or_else(|_| bare.to_ascii_lowercase(), |ip| ip.to_string())
 }
 
 /// The address in `ppp: 10.0.0.1 for 1h from …`.
@@ -512,7 +551,24 @@ mod tests {
         let open = "queue: 1M/2M, now 0/0\nppp: 10.0.0.1 for 1h from x";
         assert_eq!(of(open, false), "open");
         assert_eq!(of(open, true), "device_differs");
-        let stub = format!("list crb_negbal: 10.0.0.1\n{open}");
+        let half = format!("list crb_negbal: 10.0.0.1\n{open}");
+        assert_eq!(of(&half, true), "device_differs", "IPv6 is open");
+        let stub = format!("list crb_negbal: 2001:DB8:0::1/128\n{half}");
+        let linux = "class htb 1:2 rate 1Mbit";
+        assert_eq!(of(linux, false), "open");
+        assert_eq!(of("no class", false), "device_differs");
+        let both = format!("negbal4 10.0.0.1\nnegbal6 2001:db8::1\n{linux}");
+        assert_eq!(of(&both, true), "open");
+        assert_eq!(of(&both, false), "device_differs");
+        assert_eq!(
+            of(&format!("blocked6 2001:db8::1\n{linux}"), false),
+            "device_differs"
+        );
+        assert_eq!(
+            of("session: 10.0.0.1", true),
+            "open",
+            "for a person to read"
+        );
         assert_eq!(of(&stub, false), "device_differs");
         assert_eq!(of(&stub, true), "open");
         assert_eq!(of("queue: none\nppp: no session", false), "device_differs");

@@ -45,6 +45,13 @@ pub struct Why {
     timeout: Duration,
 }
 
+impl Why {
+    /// Whether it posts something.
+    pub fn asks_the_device(&self) -> bool {
+        self.live
+    }
+}
+
 /// Prints the screen.
 pub async fn why(console: &Console, args: Why) -> Outcome {
     let config = console.config()?;
@@ -127,7 +134,8 @@ pub async fn why(console: &Console, args: Why) -> Outcome {
         return Err(Failed::new(
             NOT_FOUND,
             format!("{}\nhint: {}", conclusion.text, conclusion.next),
-        ));
+        )
+        .numbered(501));
     }
     Ok(DONE)
 }

@@ -160,6 +160,7 @@ impl Parent {
                     .get(&nas.id)
                     .cloned()
                     .unwrap_or_else(|| format!("nas_id{}.log", nas.id)),
+                paused_from_ms: state.and_then(|s| s.paused_from_ms),
                 paused_until_ms: state.and_then(|s| s.paused_until_ms),
                 execute,
                 nas: Arc::new(nas),

@@ -24,6 +24,8 @@ pub struct Served {
     pub scheme_hash: String,
     /// Name of its log file.
     pub log_name: String,
+    /// From this wall time on (ms) nothing starts; none = at once.
+    pub paused_from_ms: Option<i64>,
     /// Nothing starts before this wall time (ms).
     pub paused_until_ms: Option<i64>,
 }
@@ -44,6 +46,7 @@ impl PartialEq for Served {
             && self.secret == other.secret
             && self.scheme_hash == other.scheme_hash
             && self.log_name == other.log_name
+            && self.paused_from_ms == other.paused_from_ms
             && self.paused_until_ms == other.paused_until_ms
     }
 }
@@ -116,9 +119,15 @@ impl Pool {
 
     /// Whether the operator has paused it.
     pub fn is_paused(&self, wall_ms: i64) -> bool {
-        self.served
-            .paused_until_ms
-            .is_some_and(|until| wall_ms < until)
+        let begun = self
+            .served
+            .paused_from_ms
+            .is_none_or(|from| wall_ms >= from);
+        begun
+            && self
+                .served
+                .paused_until_ms
+                .is_some_and(|until| wall_ms < until)
     }
 
     /// What the breaker lets start.

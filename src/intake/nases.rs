@@ -78,7 +78,8 @@ pub async fn nases(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Value
 }
 
 fn nas_shown(nas: &Nas, state: &NasState, now: i64) -> Value {
-    let paused = state.paused_until_ms.filter(|until| *until > now);
+    let paused = state.paused(now);
+    let planned = state.paused_from_ms.filter(|from| *from > now);
     let until = paused.filter(|until| *until != i64::MAX);
     json!({
         "id": nas.id,
@@ -97,6 +98,7 @@ fn nas_shown(nas: &Nas, state: &NasState, now: i64) -> Value {
         "http_url": nas.http_url.as_deref().map(shown_url),
         "paused": paused.is_some(),
         "paused_until": until.map(clock::utc_text),
+        "pause_planned": planned.map(clock::utc_text),
         "pause_reason": paused.map(|_| state.pause_reason.as_str()),
     })
 }
@@ -130,8 +132,7 @@ pub async fn pause(
         order.get("for").unwrap_or(&Value::Null)
     );
     change_nas(desk, caller.who, &id, "nas_pause", detail, move |state| {
-        state.paused_until_ms = Some(until);
-        state.pause_reason = reason;
+        state.pause(None, until, reason);
     })
     .await
 }
@@ -148,10 +149,7 @@ pub async fn resume(
         &id,
         "nas_resume",
         String::new(),
-        |state| {
-            state.paused_until_ms = None;
-            state.pause_reason = String::new();
-        },
+        NasState::resume,
     )
     .await
 }

@@ -112,7 +112,7 @@ async fn ahead(
 
 /// `paused until …: reason`, if it is paused now.
 pub fn paused_text(state: &NasState, now_ms: i64) -> Option<String> {
-    let until = state.paused_until_ms.filter(|until| *until > now_ms)?;
+    let until = state.paused(now_ms)?;
     let mut text = if until == i64::MAX {
         "paused until resumed".to_owned()
     } else {

@@ -402,6 +402,16 @@ pub trait Store: Send + Sync {
     /// Stores a token by its SHA-256.
     async fn add_token(&self, token: &Token) -> Result<()>;
 
+    /// Every token, by name.
+    async fn tokens(&self) -> Result<Vec<Token>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes a token back; `false` = there is none of this name.
+    async fn remove_token(&self, _name: &str) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Finds a token by its SHA-256.
     async fn token(&self, hash: &str) -> Result<Option<Token>>;
 
@@ -411,6 +421,23 @@ pub trait Store: Send + Sync {
     /// Runs an operator's own statement; `nas_secret` and `token` are never readable, and
     /// nothing can be changed unless `write`.
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer>;
+
+    /// Writes a copy of the whole database as it stands at one moment into a new file, while the
+    /// daemon goes on. Only where the database is a file.
+    async fn backup(&self, _to: &std::path::Path) -> Result<()> {
+        Err(Error::Refused(
+            "PostgreSQL makes its own copies: pg_dump -Fc -d DATABASE -f FILE".to_owned(),
+        ))
+    }
+
+    /// Tells a database that it came out of a copy: what waits in it may have been done since the
+    /// copy was made (`possible_duplicate`), its ids go on far above those that were given since,
+    /// and nobody owns it. Returns how many events wait.
+    async fn restored(&self) -> Result<u64> {
+        Err(Error::Refused(
+            "this database cannot be restored".to_owned(),
+        ))
+    }
 
     /// Runs a script that fills the sample billing of the demo, which is always SQLite.
     async fn fill_sample(&self, _script: &str) -> Result<()> {

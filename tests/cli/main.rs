@@ -15,6 +15,7 @@ mod lab;
 
 mod bad;
 mod bulk;
+mod care;
 mod classic;
 mod diff;
 mod events;

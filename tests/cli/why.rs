@@ -1,6 +1,7 @@
 //! `why ACCOUNT` on seeded faults: each account has one, and the answer names it.
 
 use nas_event_daemon::sim::mikrotik::Faults;
+use nas_event_daemon::sim::radius::{self, Options};
 use nas_event_daemon::store::After;
 use serde_json::{Value, json};
 
@@ -8,7 +9,7 @@ use crate::lab::daemon::{Lab, address};
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 use crate::lab::sim::{LOGIN, Router};
-use crate::{RECORD, ned};
+use crate::{RECORD, finished, ned};
 
 on_each_store!(
     the_cause_of_each_seeded_fault_is_named,
@@ -102,6 +103,29 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     }
     lab.sql("update users set nas_id = null where id = 54")
         .await;
+    // RADIUS: answers that somebody else has signed, and a NAS that drops what we sign.
+    let radius = async |faults, secret: &str| {
+        let options = Options {
+            secret: secret.to_owned(),
+            faults,
+            ..Options::default()
+        };
+        let sim = radius::Sim::start(options).await.unwrap();
+        let port = sim.addr().port().to_string();
+        (sim, port)
+    };
+    let forged = radius::Faults {
+        only_forged: true,
+        ..radius::Faults::default()
+    };
+    let (_forging, port) = radius(forged, "ours").await;
+    lab.nas(17, "Mikrotik-CoA", 2, &[("coa_port", port)]).await;
+    let (_dropping, port) = radius(radius::Faults::default(), "theirs").await;
+    lab.nas(18, "Mikrotik-CoA", 2, &[("coa_port", port)]).await;
+    lab.sql("insert into nas_secret (nas_id, coa_secret) values (17, 'ours'), (18, 'ours')")
+        .await;
+    lab.accounts(17, [170]).await;
+    lab.accounts(18, [180]).await;
     let daemon = lab.start().await;
     ned(&lab, &["nas", "pause", "14", "--reason", "firmware"])
         .await
@@ -123,6 +147,8 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
         ("user_add", 140),
         ("user_add", 150),
         ("user_accept", 160),
+        ("user_disconnect", 170),
+        ("user_disconnect", 180),
     ] {
         post(&lab, cmd, user).await;
     }
@@ -204,6 +230,18 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     cause(&lab, 150, "session_limit", &[]).await;
     cause(&lab, 160, "timed_out", &[]).await;
     cause(&lab, 990, "nas_unknown", &[]).await;
+    cause(&lab, 170, "wrong_secret", &[]).await;
+    let said = cause(&lab, 180, "nas_down", &[]).await;
+    assert!(
+        said["verdict"].as_str().unwrap().contains("coa_secret"),
+        "{said}"
+    );
+    let said = on_a_full_disk(&lab, 110).await;
+    assert_eq!(said["cause"], "disk_full", "{said}");
+    assert!(
+        said["next"].as_str().unwrap().contains("logs prune"),
+        "{said}"
+    );
     let waiting = cause(&lab, 113, "deferred", &[]).await;
     let id = waiting["waiting"]
         .as_str()
@@ -232,6 +270,27 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     daemon.kill_9().await;
 }
 
+/// The same question where the directory of the logs is a file system without room.
+async fn on_a_full_disk(lab: &Lab, user: i64) -> Value {
+    let script = "mount -t tmpfs -o size=64k none \"$1\" && exec \"$2\" -o json why \"$3\"";
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a mount of its own needs unshare(1)"
+    )]
+    let mut command = tokio::process::Command::new("unshare");
+    command
+        .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
+        .arg(lab.path("log"))
+        .arg(env!("CARGO_BIN_EXE_nas_event_daemon"))
+        .arg(user.to_string())
+        .env("NED_CONFIG", lab.path("ned.toml"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    finished(command, "").await.json()
+}
+
 async fn the_device_is_asked_and_believed(kind: Kind) {
     let lab = Lab::new(kind, "").await;
     let mine = Router::start(lab.root(), "mine", Faults::default());
@@ -257,6 +316,28 @@ async fn the_device_is_asked_and_believed(kind: Kind) {
     mine.sim.load(&lists).unwrap();
     let said = cause(&lab, 500, "device_differs", live).await;
     assert_eq!(said["next"], "account resync 500");
+    ned(&lab, &["account", "resync", "500"]).await.fine();
+    cause(&lab, 500, "open", live).await;
+
+    // Redirected over IPv4, open over IPv6: the answer names the address that is open.
+    let both = "'[\"10.0.1.244\", \"2001:db8::5\"]'";
+    lab.sql(&format!(
+        "update users set redirect = 1, addresses = {both} where id = 500"
+    ))
+    .await;
+    ned(&lab, &["account", "resync", "500"]).await.fine();
+    cause(&lab, 500, "open", live).await;
+    let mut state = mine.sim.dump();
+    state["/ipv6/firewall/address-list"] = json!([]);
+    mine.sim.load(&state).unwrap();
+    let said = cause(&lab, 500, "device_differs", live).await;
+    assert!(
+        said["verdict"]
+            .as_str()
+            .unwrap()
+            .contains("does not redirect 2001:db8::5"),
+        "{said}"
+    );
     ned(&lab, &["account", "resync", "500"]).await.fine();
     cause(&lab, 500, "open", live).await;
 

@@ -109,6 +109,7 @@ async fn an_attempt_that_breaks_is_told(kind: Kind) {
         execute: Arc::new(Breaks(Identity::default(), ExitPolicy::default())),
         scheme_hash: String::new(),
         log_name: "bras1_127.0.0.1.log".to_owned(),
+        paused_from_ms: None,
         paused_until_ms: None,
         nas: Arc::new(nas),
     };

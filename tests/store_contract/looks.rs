@@ -41,6 +41,7 @@ pub(super) async fn nas_rows_are_checked_one_by_one(db: Db) {
     );
     assert!(!format!("{secret:?}").contains("servicemode"));
     let mut state = NasState {
+        paused_from_ms: Some(1_700_000_000_123),
         paused_until_ms: Some(i64::MAX),
         pause_reason: "night".into(),
         forks: Some(2),
@@ -50,6 +51,7 @@ pub(super) async fn nas_rows_are_checked_one_by_one(db: Db) {
     db.store.set_nas_state(NasId(1), &state).await.unwrap();
     assert_eq!(db.store.nas_states().await.unwrap()[&NasId(1)], state);
     state.paused_until_ms = None;
+    state.paused_from_ms = None;
     db.store.set_nas_state(NasId(1), &state).await.unwrap();
     assert_eq!(db.store.nas_states().await.unwrap()[&NasId(1)], state);
     // The operator's word on the mode holds until it is taken back.

@@ -205,6 +205,11 @@ fn migrator() -> Migrator {
             "audit",
             include_str!("../../../migrations/postgres/0006_audit.sql"),
         ),
+        (
+            7,
+            "pause_from",
+            include_str!("../../../migrations/postgres/0007_pause_from.sql"),
+        ),
     ])
 }
 
@@ -382,12 +387,24 @@ impl Store for Postgres {
         call("store the token", owner::add_token(self, token)).await
     }
 
+    async fn tokens(&self) -> Result<Vec<Token>> {
+        call("list the tokens", owner::tokens(self)).await
+    }
+
+    async fn remove_token(&self, name: &str) -> Result<bool> {
+        call("take a token back", owner::remove_token(self, name)).await
+    }
+
     async fn token(&self, hash: &str) -> Result<Option<Token>> {
         call("look a token up", owner::token(self, hash)).await
     }
 
     async fn audit(&self, who: &str, what: &str, detail: &str) -> Result<()> {
         call("write the audit", owner::audit(self, who, what, detail)).await
+    }
+
+    async fn restored(&self) -> Result<u64> {
+        owner::restored(self).await
     }
 
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {

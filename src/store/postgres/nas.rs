@@ -41,9 +41,10 @@ pub(super) async fn nases(store: &Postgres) -> Result<Vec<std::result::Result<Na
     Ok(nases)
 }
 
-/// NAS, end of its pause in ms, why, forks, mode, learned SSH host key.
+/// NAS, begin and end of its pause in ms, why, forks, mode, learned SSH host key.
 type StateRow = (
     i64,
+    Option<i64>,
     Option<i64>,
     String,
     Option<i64>,
@@ -53,9 +54,10 @@ type StateRow = (
 
 pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>> {
     let text = format!(
-        "select nas_id, case when paused_until = 'infinity' then {} else {} end, pause_reason, forks,
+        "select nas_id, {}, case when paused_until = 'infinity' then {} else {} end, pause_reason, forks,
            mode, ssh_host_key
          from nas_state",
+        ms_of("paused_from"),
         i64::MAX,
         ms_of("paused_until")
     );
@@ -66,10 +68,11 @@ pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>
     Ok(rows
         .into_iter()
         .map(
-            |(id, paused_until_ms, pause_reason, forks, mode, ssh_host_key)| {
+            |(id, paused_from_ms, paused_until_ms, pause_reason, forks, mode, ssh_host_key)| {
                 (
                     NasId(id),
                     NasState {
+                        paused_from_ms,
                         paused_until_ms,
                         pause_reason,
                         forks,
@@ -84,10 +87,12 @@ pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>
 
 pub(super) async fn set_state(store: &Postgres, nas: NasId, state: &NasState) -> Result<()> {
     sqlx::query(
-        "insert into nas_state (nas_id, paused_until, pause_reason, forks, mode)
-         values ($1, case when $2 then 'infinity' else to_timestamp($3::bigint / 1000.0) end, $4, $5, $6)
+        "insert into nas_state (nas_id, paused_until, pause_reason, forks, mode, paused_from)
+         values ($1, case when $2 then 'infinity' else to_timestamp($3::bigint / 1000.0) end, $4, $5, $6,
+           to_timestamp($7::bigint / 1000.0))
          on conflict (nas_id) do update set paused_until = excluded.paused_until,
-           pause_reason = excluded.pause_reason, forks = excluded.forks, mode = excluded.mode",
+           pause_reason = excluded.pause_reason, forks = excluded.forks, mode = excluded.mode,
+           paused_from = excluded.paused_from",
     )
         .bind(nas.0)
         .bind(state.paused_until_ms == Some(i64::MAX))
@@ -95,6 +100,7 @@ pub(super) async fn set_state(store: &Postgres, nas: NasId, state: &NasState) ->
         .bind(storable(&state.pause_reason))
         .bind(state.forks)
         .bind(state.mode.map(Mode::as_str))
+        .bind(state.paused_from_ms.map(kept_ms))
         .execute(&store.pool)
         .await
         .map_err(sql("write a NAS state"))?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Postgres, sql, storable};
+use crate::store::sqlite::backup::ID_GAP;
 use crate::store::{After, Error, Owner, Result, Token};
 
 /// `recover` reads the whole main stack once, at start-up; it may take longer than other
@@ -124,6 +125,31 @@ pub(super) async fn recover(store: &Postgres, epoch: i64, max_deaths: u32) -> Re
     Ok((returned, buried))
 }
 
+pub(super) async fn restored(store: &Postgres) -> Result<u64> {
+    let doing = "tell the database that it was restored";
+    let mut tx = store.pool.begin().await.map_err(sql(doing))?;
+    let waiting =
+        sqlx::query("update events_stack set possible_duplicate = true where state <> 'held'")
+            .execute(&mut *tx)
+            .await
+            .map_err(sql(doing))?
+            .rows_affected();
+    sqlx::query(
+        "select setval(seq, nextval(seq) + $1)
+         from (select pg_get_serial_sequence('events_stack_compact', 'id')::regclass as seq) s",
+    )
+    .bind(ID_GAP)
+    .execute(&mut *tx)
+    .await
+    .map_err(sql(doing))?;
+    sqlx::query("update owner set holder = '' where scope = 'all'")
+        .execute(&mut *tx)
+        .await
+        .map_err(sql(doing))?;
+    tx.commit().await.map_err(sql(doing))?;
+    Ok(waiting)
+}
+
 pub(super) async fn add_token(store: &Postgres, token: &Token) -> Result<()> {
     let done = sqlx::query(
         "insert into token (hash, name, scope) values ($1, $2, $3) on conflict do nothing",
@@ -151,6 +177,25 @@ pub(super) async fn token(store: &Postgres, hash: &str) -> Result<Option<Token>>
             .await
             .map_err(sql("look a token up"))?;
     Ok(row.map(|(name, scope, hash)| Token { name, scope, hash }))
+}
+
+pub(super) async fn tokens(store: &Postgres) -> Result<Vec<Token>> {
+    let rows: Vec<(String, String, String)> =
+        sqlx::query_as("select name, scope, hash from token order by name")
+            .fetch_all(&store.pool)
+            .await
+            .map_err(sql("list the tokens"))?;
+    let token = |(name, scope, hash)| Token { name, scope, hash };
+    Ok(rows.into_iter().map(token).collect())
+}
+
+pub(super) async fn remove_token(store: &Postgres, name: &str) -> Result<bool> {
+    let done = sqlx::query("delete from token where name = $1")
+        .bind(storable(name))
+        .execute(&store.pool)
+        .await
+        .map_err(sql("take a token back"))?;
+    Ok(done.rows_affected() == 1)
 }
 
 pub(super) async fn audit(store: &Postgres, who: &str, what: &str, detail: &str) -> Result<()> {

@@ -2,6 +2,7 @@
 //! queue, a few `query_only` readers. Every write begins with `BEGIN IMMEDIATE`: a deferred
 //! transaction that upgrades fails at once, whatever the busy timeout says.
 
+pub mod backup;
 mod billing;
 mod compact;
 mod expand;
@@ -255,6 +256,11 @@ fn migrator() -> Migrator {
             "audit",
             include_str!("../../../migrations/sqlite/0006_audit.sql"),
         ),
+        (
+            7,
+            "pause_from",
+            include_str!("../../../migrations/sqlite/0007_pause_from.sql"),
+        ),
     ])
 }
 
@@ -430,12 +436,28 @@ impl Store for Sqlite {
         owner::add_token(self, token).await
     }
 
+    async fn tokens(&self) -> Result<Vec<Token>> {
+        owner::tokens(self).await
+    }
+
+    async fn remove_token(&self, name: &str) -> Result<bool> {
+        owner::remove_token(self, name).await
+    }
+
     async fn token(&self, hash: &str) -> Result<Option<Token>> {
         owner::token(self, hash).await
     }
 
     async fn audit(&self, who: &str, what: &str, detail: &str) -> Result<()> {
         owner::audit(self, who, what, detail).await
+    }
+
+    async fn backup(&self, to: &std::path::Path) -> Result<()> {
+        backup::backup(self, to).await
+    }
+
+    async fn restored(&self) -> Result<u64> {
+        backup::restored(self).await
     }
 
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {

@@ -44,9 +44,10 @@ pub(super) async fn nases(store: &Sqlite) -> Result<Vec<std::result::Result<Nas,
     Ok(nases)
 }
 
-/// NAS, end of its pause in ms, why, forks, mode, learned SSH host key.
+/// NAS, begin and end of its pause in ms, why, forks, mode, learned SSH host key.
 type StateRow = (
     i64,
+    Option<i64>,
     Option<i64>,
     String,
     Option<i64>,
@@ -56,7 +57,8 @@ type StateRow = (
 
 pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> {
     let rows: Vec<StateRow> = sqlx::query_as(
-        "select nas_id, case when paused_until = 'until resumed' then 9223372036854775807
+        "select nas_id, cast(round(unixepoch(paused_from, 'subsec') * 1000) as integer),
+           case when paused_until = 'until resumed' then 9223372036854775807
              else cast(round(unixepoch(paused_until, 'subsec') * 1000) as integer) end, pause_reason, forks,
            mode, ssh_host_key
          from nas_state",
@@ -67,10 +69,11 @@ pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> 
     Ok(rows
         .into_iter()
         .map(
-            |(id, paused_until_ms, pause_reason, forks, mode, ssh_host_key)| {
+            |(id, paused_from_ms, paused_until_ms, pause_reason, forks, mode, ssh_host_key)| {
                 (
                     NasId(id),
                     NasState {
+                        paused_from_ms,
                         paused_until_ms,
                         pause_reason,
                         forks,
@@ -91,16 +94,18 @@ pub(super) async fn set_state(store: &Sqlite, nas: NasId, state: &NasState) -> R
     };
     let mut writer = store.write().await;
     sqlx::query(
-        "insert into nas_state (nas_id, paused_until, pause_reason, forks, mode)
-         values (?1, ?2, ?3, ?4, ?5)
+        "insert into nas_state (nas_id, paused_until, pause_reason, forks, mode, paused_from)
+         values (?1, ?2, ?3, ?4, ?5, ?6)
          on conflict (nas_id) do update set paused_until = excluded.paused_until,
-           pause_reason = excluded.pause_reason, forks = excluded.forks, mode = excluded.mode",
+           pause_reason = excluded.pause_reason, forks = excluded.forks, mode = excluded.mode,
+           paused_from = excluded.paused_from",
     )
     .bind(nas.0)
     .bind(until)
     .bind(&state.pause_reason)
     .bind(state.forks)
     .bind(state.mode.map(Mode::as_str))
+    .bind(state.paused_from_ms.map(clock::utc_text))
     .execute(&mut writer.conn)
     .await
     .map_err(sql("write a NAS state"))?;

@@ -147,6 +147,26 @@ pub(super) async fn token(store: &Sqlite, hash: &str) -> Result<Option<Token>> {
     Ok(row.map(|(name, scope, hash)| Token { name, scope, hash }))
 }
 
+pub(super) async fn tokens(store: &Sqlite) -> Result<Vec<Token>> {
+    let rows: Vec<(String, String, String)> =
+        sqlx::query_as("select name, scope, hash from token order by name")
+            .fetch_all(&store.readers)
+            .await
+            .map_err(sql("list the tokens"))?;
+    let token = |(name, scope, hash)| Token { name, scope, hash };
+    Ok(rows.into_iter().map(token).collect())
+}
+
+pub(super) async fn remove_token(store: &Sqlite, name: &str) -> Result<bool> {
+    let mut writer = store.write().await;
+    let done = sqlx::query("delete from token where name = ?1")
+        .bind(name)
+        .execute(&mut writer.conn)
+        .await
+        .map_err(sql("take a token back"))?;
+    Ok(done.rows_affected() == 1)
+}
+
 pub(super) async fn audit(store: &Sqlite, who: &str, what: &str, detail: &str) -> Result<()> {
     let mut writer = store.write().await;
     sqlx::query("insert into audit (who, what, detail) values (?1, ?2, ?3)")

@@ -1,0 +1,638 @@
+//! Looking after a daemon: copies of the database and back from them, the doctor and the bundle
+//! for those who help, first steps, logs, what is looked at again and again, the page of an error.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::{Value, json};
+
+use crate::lab::daemon::{Lab, PATIENCE, wait_for};
+use crate::lab::db::Kind;
+use crate::lab::on_each_store;
+use crate::{RECORD, command, finished, named, ned};
+
+on_each_store!(
+    a_restored_database_does_nothing_twice_that_the_copy_knew_done,
+    the_doctor_finds_what_is_wrong_and_the_bundle_holds_no_secret,
+    an_announced_pause_begins_by_itself,
+    the_shown_request_does_what_the_verb_does,
+    looks_repeat_until_nobody_reads,
+    logs_are_followed_and_searched,
+    a_token_that_was_taken_back_opens_nothing,
+);
+
+async fn post_many(lab: &Lab, users: std::ops::RangeInclusive<i64>) {
+    let rows: Vec<String> = users.map(|user| format!("('user_add', {user})")).collect();
+    lab.sql(&format!(
+        "insert into events_stack_compact (cmd, user_id) values {}",
+        rows.join(", ")
+    ))
+    .await;
+}
+
+/// Ids of attempts that the NAS's log knows, each as often as it was started.
+fn started(lab: &Lab) -> Vec<i64> {
+    let lines = lab.log("nas_event_daemon/bras5_127.0.0.1.log");
+    let starts = lines.iter().filter(|line| line.ends_with(" start"));
+    let id = |line: &String| line.split("event=").nth(1)?.split(' ').next()?.parse().ok();
+    starts.filter_map(id).collect()
+}
+
+async fn a_restored_database_does_nothing_twice_that_the_copy_knew_done(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 4, &[]).await;
+    lab.accounts(5, 1..=400).await;
+    let daemon = lab.start().await;
+    let copy = lab.path("copy.db").display().to_string();
+    post_many(&lab, 1..=400).await;
+    lab.until("work is under way", async || {
+        (lab.number("select count(*) from events_done").await > 20).then_some(())
+    })
+    .await;
+    let said = ned(&lab, &["-o", "json", "db", "backup", &copy]).await;
+    if kind == Kind::Postgres {
+        // It has its own tools for a copy; what is ours is what comes after.
+        said.failed(6, &["pg_dump", "NED-0207"]);
+        ned(&lab, &["db", "restored", "-y"])
+            .await
+            .failed(6, &["a daemon is running"]);
+        daemon.kill_9().await;
+        let before = lab.number("select max(id) from events_done").await;
+        wait_for(async || (ned(&lab, &["db", "restored", "-y"]).await.code == 0).then_some(()))
+            .await
+            .expect("the owner counts as dead");
+        let waiting = "select count(*) from events_stack where not possible_duplicate";
+        assert_eq!(lab.number(waiting).await, 0);
+        let posted = ned(
+            &lab,
+            &[
+                "-o", "json", "event", "post", "--user", "7", "--cmd", "user_add",
+            ],
+        )
+        .await;
+        let id = posted.json()["id"].as_i64().unwrap();
+        assert!(id > before + 1_000_000, "{id} after {before}");
+        return;
+    }
+    assert_eq!(said.json()["file"], copy);
+    let mode = std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600, "it holds credentials");
+    ned(&lab, &["db", "backup", &copy])
+        .await
+        .failed(6, &["exists already"]);
+    ned(&lab, &["db", "restore", &copy, "-y"])
+        .await
+        .failed(6, &["a daemon is running"]);
+    lab.drained().await;
+    let last = lab.number("select max(id) from events_done").await;
+    daemon.kill_9().await;
+    let first_run: BTreeSet<i64> = started(&lab).into_iter().collect();
+    assert_eq!(first_run.len(), 400);
+
+    ned(&lab, &["db", "restore", &copy])
+        .await
+        .failed(2, &["say -y", "NED-0003"]);
+    ned(&lab, &["db", "restore", "/nonexistent", "-y"])
+        .await
+        .failed(5, &["there is no file"]);
+    let ned_toml = lab.path("ned.toml").display().to_string();
+    ned(&lab, &["db", "restore", &ned_toml, "-y"]).await;
+    let restored = wait_for(async || {
+        let said = ned(&lab, &["-o", "json", "db", "restore", &copy, "-y"]).await;
+        (said.code == 0).then(|| said.json())
+    });
+    let restored = restored.await.expect("the owner counts as dead");
+    // What the file says now, by somebody else's eyes: our store has the old file open.
+    let ask = async |statement: &str| -> Vec<i64> {
+        let said = named(&lab, "sqlexec", &[statement], "").await.fine();
+        said.lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect()
+    };
+    let done: BTreeSet<i64> = ask("select id from events_done")
+        .await
+        .into_iter()
+        .collect();
+    let waiting = ask("select id from events_stack").await;
+    assert!(
+        done.len() > 20 && done.len() < 400,
+        "{} done in the copy",
+        done.len()
+    );
+    assert_eq!(restored["waiting"], json!(waiting.len()));
+    let unflagged = ask("select count(*) from events_stack where possible_duplicate = 0").await;
+    assert_eq!(unflagged, [0]);
+    assert!(
+        restored["before"]
+            .as_str()
+            .unwrap()
+            .contains("before-restore")
+    );
+    let daemon = lab.start().await;
+    lab.until("all is done again", async || {
+        (ask("select count(*) from events_done").await == [400]).then_some(())
+    })
+    .await;
+    let mut again: Vec<i64> = started(&lab);
+    for id in &first_run {
+        let at = again.iter().position(|a| a == id).unwrap();
+        again.remove(at);
+    }
+    let again: BTreeSet<i64> = again.into_iter().collect();
+    assert!(again.is_disjoint(&done), "done in the copy, and done again");
+    assert_eq!(again.len() + done.len(), 400);
+    // A number that was given after the copy names no second event.
+    let posted = ned(
+        &lab,
+        &[
+            "-o", "json", "event", "post", "--user", "7", "--cmd", "user_add",
+        ],
+    );
+    let id = posted.await.json()["id"].as_i64().unwrap();
+    assert!(id > last + 1_000_000, "{id} after {last}");
+    daemon.kill_9().await;
+}
+
+async fn the_doctor_finds_what_is_wrong_and_the_bundle_holds_no_secret(kind: Kind) {
+    const CANARIES: &[&str] = &[
+        "canary-login",
+        "canary-password",
+        "canary-enable",
+        "canary-coa",
+        "canary-key",
+        "canary-vars",
+        "canary-name",
+        "canary-abonent",
+        "10.77.66.55",
+        "10.77.66.44",
+    ];
+    let lab = Lab::new(kind, "").await;
+    lab.nas(
+        5,
+        RECORD,
+        2,
+        &[("vars", "'{\"x\": \"canary-vars\"}'".to_owned())],
+    )
+    .await;
+    lab.nas(6, "No-Such-Scheme", 2, &[]).await;
+    lab.session(
+        "Bad",
+        "user_add() { echo \"$login $ip canary-password\" >&2; exit 3; }\n",
+    );
+    lab.nas(7, "Bad", 2, &[]).await;
+    lab.accounts(7, [70]).await;
+    lab.sql(
+        "insert into nas_secret (nas_id, login, password, enable_password, coa_secret, ssh_key)
+           values (7, 'canary-login', 'canary-password', 'canary-enable', 'canary-coa', 'canary-key');
+         update users set login = 'canary-name', ip = '10.77.66.55' where id = 70;
+         update abonents set name = 'canary-abonent';
+         update nas set ip = '10.77.66.44' where id = 6",
+    )
+    .await;
+    let bundle = lab.path("bundle.txt").display().to_string();
+    let said = ned(&lab, &["doctor"]).await;
+    assert_eq!(said.code, 9, "{said:?}");
+    assert!(said.out.contains("nobody listens on"), "{said:?}");
+    let daemon = lab.start().await;
+    post_many(&lab, 70..=70).await;
+    lab.until("it is dead", async || {
+        (lab.number("select count(*) from events_dead").await == 1).then_some(())
+    })
+    .await;
+    let said = ned(&lab, &["-o", "json", "doctor", "--bundle", &bundle]).await;
+    assert_eq!(said.code, 9, "{said:?}");
+    let rows: Value = serde_json::from_str(&said.out).unwrap();
+    let row = |check: &str, result: &str| {
+        let found = rows
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|row| row["check"] == check && row["result"] == result);
+        found
+            .unwrap_or_else(|| panic!("no {result} {check} in {rows}"))
+            .clone()
+    };
+    row("configuration", "OK");
+    row("database", "OK");
+    row("daemon", "OK");
+    let nas = row("NAS", "FAIL");
+    assert!(
+        nas["text"].as_str().unwrap().contains("No-Such-Scheme"),
+        "{nas}"
+    );
+    assert!(
+        nas["fix"].as_str().unwrap().contains("scheme lint"),
+        "{nas}"
+    );
+    let dead = row("stacks", "WARN");
+    assert!(
+        dead["fix"].as_str().unwrap().contains("event retry"),
+        "{dead}"
+    );
+
+    let text = std::fs::read_to_string(&bundle).unwrap();
+    let mode = std::fs::metadata(&bundle).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    for part in [
+        "== doctor",
+        "== configuration",
+        "== NASes",
+        "== dead events",
+        "cmd=user_add",
+        "Start work with nas",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    for canary in CANARIES {
+        assert!(!text.contains(canary), "{canary} is in {text}");
+        let everything = format!("{said:?}");
+        assert!(!everything.contains(canary), "{canary} is in {everything}");
+    }
+    assert!(text.contains("ip-1"), "{text}");
+    // The canaries were where they could have been taken from.
+    let log = lab.log("abonents/1000070/event_70.log").join("\n");
+    assert!(log.contains("canary-name"), "{log}");
+    ned(&lab, &["doctor", "--bundle", &bundle])
+        .await
+        .failed(6, &["cannot be written"]);
+
+    lab.sql("delete from nas where id = 6").await;
+    let id = lab.rows("select id from events_dead").await[0][0].clone();
+    ned(&lab, &["event", "drop", &id, "-y"]).await.fine();
+    let said = ned(&lab, &["doctor", "--nas", "5"]).await;
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.out.contains("sends nothing"), "{said:?}");
+    daemon.kill_9().await;
+}
+
+async fn an_announced_pause_begins_by_itself(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [50, 51]).await;
+    let daemon = lab.start().await;
+    ned(&lab, &["nas", "pause", "5", "--at", "2020-01-01 02:00"])
+        .await
+        .failed(2, &["is over"]);
+    ned(
+        &lab,
+        &[
+            "nas",
+            "pause",
+            "5",
+            "--at",
+            "2999-01-01 02:00",
+            "--for",
+            "30m",
+            "--reason",
+            "firmware",
+        ],
+    )
+    .await
+    .fine();
+    let list = ned(&lab, &["-o", "json", "nas", "list"]).await.json();
+    let note = list[0]["note"].as_str().unwrap();
+    assert!(
+        note.contains("pause planned from 2999-01-01 02:00:00"),
+        "{note}"
+    );
+    assert!(
+        note.contains("until 2999-01-01 02:30:00: firmware"),
+        "{note}"
+    );
+    // Not yet: it works.
+    lab.event(50, "user_add").await;
+    lab.drained().await;
+    // The moment comes.
+    let past = match kind {
+        Kind::Sqlite => "'2020-01-01 00:00:00.000'",
+        Kind::Postgres => "'2020-01-01 00:00:00+00'",
+    };
+    lab.sql(&format!("update nas_state set paused_from = {past}"))
+        .await;
+    lab.reload(&daemon).await;
+    lab.until("the pause has begun", async || {
+        let list = ned(&lab, &["-o", "json", "nas", "list"]).await.json();
+        list[0]["note"]
+            .as_str()
+            .unwrap()
+            .starts_with("paused until")
+            .then_some(())
+    })
+    .await;
+    lab.event(51, "user_add").await;
+    let why = ned(&lab, &["-o", "json", "why", "51"]).await.json();
+    assert_eq!(why["cause"], "nas_paused", "{why}");
+    ned(&lab, &["nas", "resume", "5"]).await.fine();
+    lab.drained().await;
+    daemon.kill_9().await;
+}
+
+async fn the_shown_request_does_what_the_verb_does(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [50]).await;
+    let daemon = lab.start().await;
+    let run = async |args: &[&str]| -> Value {
+        let line = ned(&lab, &[&["--show-request"], args].concat())
+            .await
+            .fine();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an operator's shell is a program"
+        )]
+        let mut shell = tokio::process::Command::new("sh");
+        shell
+            .args(["-c", line.trim()])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true);
+        let said = finished(shell, "").await.fine();
+        serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {line} said {said}"))
+    };
+    let before = lab.number("select count(*) from audit").await;
+    run(&["nas", "pause", "5", "--for", "30m", "--reason", "works"]).await;
+    let list = ned(&lab, &["-o", "json", "nas", "list"]).await.json();
+    assert!(
+        list[0]["note"].as_str().unwrap().contains("works"),
+        "{list}"
+    );
+    assert_eq!(run(&["nas", "show", "5"]).await["paused"], true);
+    let posted = run(&[
+        "event",
+        "post",
+        "--user",
+        "50",
+        "--cmd",
+        "user_add",
+        "--param",
+        "note=it's",
+    ])
+    .await;
+    let id = posted["ids"][0].as_i64().unwrap().to_string();
+    lab.until("it waits, with its variables", async || {
+        let shown = ned(&lab, &["-o", "json", "event", "show", &id]).await;
+        (shown.json()["params"]["note"] == "it's").then_some(())
+    })
+    .await;
+    run(&["nas", "resume", "5"]).await;
+    lab.drained().await;
+    assert_eq!(run(&["event", "show", &id]).await["state"], "done");
+    let listed = run(&["event", "list", "--state", "done", "--user", "50"]).await;
+    assert_eq!(listed["events"][0]["id"].to_string(), id, "{listed}");
+    run(&["nas", "forks", "5", "7"]).await;
+    assert_eq!(
+        ned(&lab, &["-o", "json", "nas", "show", "5"]).await.json()["forks_override"],
+        7
+    );
+    run(&["nas", "forks", "5", "default"]).await;
+    assert_eq!(
+        ned(&lab, &["-o", "json", "nas", "show", "5"]).await.json()["forks_override"],
+        Value::Null
+    );
+    assert!(run(&["status"]).await["version"].is_string());
+    assert!(run(&["audit"]).await.to_string().contains("nas_pause"));
+    // Showing does nothing.
+    let after = lab.number("select count(*) from audit").await;
+    ned(&lab, &["--show-request", "nas", "pause", "5"])
+        .await
+        .fine();
+    assert!(after > before);
+    assert_eq!(lab.number("select count(*) from audit").await, after);
+    ned(&lab, &["--show-request", "scheme", "list"])
+        .await
+        .failed(2, &["no call of the API"]);
+    daemon.kill_9().await;
+}
+
+async fn looks_repeat_until_nobody_reads(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    ned(
+        &lab,
+        &[
+            "--watch", "event", "post", "--user", "1", "--cmd", "user_add",
+        ],
+    )
+    .await
+    .failed(2, &["look only"]);
+    let mut watch = command(
+        "nas_event_daemon",
+        &["-o", "plain", "--watch=200ms", "nas", "list"],
+    );
+    watch.env("NED_CONFIG", lab.path("ned.toml"));
+    let mut child = watch.spawn().unwrap();
+    let out = child.stdout.take().unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(out));
+    let reading = async {
+        let mut seen = 0;
+        while let Some(line) = lines.next_line().await.unwrap() {
+            assert!(
+                !line.contains('\u{1b}'),
+                "no terminal, no colours: {line:?}"
+            );
+            seen += usize::from(line.starts_with("5\tbras5\t"));
+            if seen == 3 {
+                break;
+            }
+        }
+        seen
+    };
+    assert_eq!(tokio::time::timeout(PATIENCE, reading).await.unwrap(), 3);
+    drop(lines);
+    let status = tokio::time::timeout(PATIENCE, child.wait())
+        .await
+        .expect("it goes on for nobody");
+    assert!(status.unwrap().success());
+}
+
+async fn logs_are_followed_and_searched(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.session("Bad", "user_add() { exit 3; }\nuser_drop() { :; }\n");
+    lab.nas(5, "Bad", 2, &[]).await;
+    lab.accounts(5, [50]).await;
+    let daemon = lab.start().await;
+    let mut follow = command(
+        "nas_event_daemon",
+        &["logs", "nas", "5", "-f", "--grep", "cmd=user_drop"],
+    );
+    follow.env("NED_CONFIG", lab.path("ned.toml"));
+    lab.event(50, "user_add").await;
+    lab.until("the log is there", async || {
+        (ned(&lab, &["logs", "nas", "5"]).await.code == 0).then_some(())
+    })
+    .await;
+    let mut child = follow.spawn().unwrap();
+    let out = child.stdout.take().unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(out));
+    lab.event(50, "user_drop").await;
+    let first = tokio::time::timeout(PATIENCE, lines.next_line())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert!(first.contains("cmd=user_drop"), "{first}");
+    child.kill().await.unwrap();
+    lab.until("the end is logged", async || {
+        let said = ned(&lab, &["logs", "nas", "5", "--errors"]).await.fine();
+        (said.lines().count() == 1 && said.contains("result=dead")).then_some(())
+    })
+    .await;
+    let account = ned(&lab, &["logs", "account", "50", "-n", "1"])
+        .await
+        .fine();
+    assert!(
+        account.lines().count() == 1 && account.contains("cmd=user_drop"),
+        "{account}"
+    );
+    assert!(
+        ned(&lab, &["logs"])
+            .await
+            .fine()
+            .contains("Start work with nas nasid=5")
+    );
+    let none = ned(&lab, &["logs", "daemon", "--since", "2999-01-01 00:00"])
+        .await
+        .fine();
+    assert_eq!(none, "");
+    assert!(
+        ned(&lab, &["logs", "--since", "1h"])
+            .await
+            .fine()
+            .contains("Start work")
+    );
+    ned(&lab, &["logs", "nas", "77"])
+        .await
+        .failed(5, &["NED-0301"]);
+    let none = ned(&lab, &["account", "log", "50", "--to", "2020-01-01 00:00"]).await;
+    assert_eq!(none.fine(), "");
+    daemon.kill_9().await;
+}
+
+async fn a_token_that_was_taken_back_opens_nothing(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let daemon = lab.start().await;
+    let made = ned(&lab, &["token", "create", "shop", "--scope", "viewer"])
+        .await
+        .fine();
+    let secret = made.split_whitespace().last().unwrap().to_owned();
+    let ask = async || {
+        let request = lab
+            .client
+            .get(lab.url("/api/v1/status"))
+            .bearer_auth(&secret);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(ask().await, 200);
+    let list = ned(&lab, &["token", "list"]).await.fine();
+    assert!(
+        list.contains("shop\tviewer") && !list.contains(&secret),
+        "{list}"
+    );
+    ned(&lab, &["token", "revoke", "shop"]).await.fine();
+    assert_eq!(ask().await, 401);
+    ned(&lab, &["token", "revoke", "shop"])
+        .await
+        .failed(5, &["token list"]);
+    daemon.kill_9().await;
+}
+
+#[tokio::test]
+async fn from_nothing_to_a_daemon_by_init() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("ned").display().to_string();
+    let file = format!("{place}/nas_event_daemon.toml");
+    let init = || {
+        let mut init = command(
+            "nas_event_daemon",
+            &["init", "--dir", &place, "--open-from", "127.0.0.1/32"],
+        );
+        init.current_dir(env!("CARGO_MANIFEST_DIR"));
+        init
+    };
+    let said = finished(init(), "").await.fine();
+    assert!(said.contains(&format!("{file}: written")), "{said}");
+    let written = std::fs::read_to_string(&file).unwrap();
+    for name in ["log", "run", "oss/local", "nas_event_daemon.db"] {
+        assert!(dir.path().join("ned").join(name).exists(), "{name}");
+    }
+    // Again: nothing is touched.
+    let said = finished(init(), "").await.fine();
+    assert!(said.contains("left as it is"), "{said}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), written);
+    let check = command("nas_event_daemon", &["--config", &file, "config", "check"]);
+    finished(check, "").await.fine();
+    let schemes = command("nas_event_daemon", &["--config", &file, "scheme", "list"]);
+    assert!(
+        finished(schemes, "")
+            .await
+            .fine()
+            .contains("Mikrotik-Simple")
+    );
+}
+
+#[tokio::test]
+async fn manual_completions_and_pages_of_errors_are_printed() {
+    let said = async |args: &[&str]| finished(command("nas_event_daemon", args), "").await;
+    assert!(said(&["man"]).await.fine().starts_with(".ie"));
+    for shell in ["bash", "zsh", "fish"] {
+        let text = said(&["completions", shell]).await.fine();
+        assert!(text.contains("resync") && text.contains("ned"), "{shell}");
+    }
+    let page = said(&["explain", "NED-0204"]).await.fine();
+    assert!(page.contains("Another daemon owns the database"), "{page}");
+    assert_eq!(said(&["help", "NED-0204"]).await.fine(), page);
+    said(&["explain", "9999"])
+        .await
+        .failed(5, &["no error NED-9999"]);
+    // Every error carries a number that has a page.
+    let wrong = said(&["--config", "/nonexistent", "config", "check"]).await;
+    wrong.failed(3, &["error[NED-0101]"]);
+    assert!(said(&["explain", "101"]).await.fine().contains("NED-0101"));
+}
+
+/// A bar where a terminal is there, and nothing of it in a pipe. The terminal is made by
+/// script(1).
+#[tokio::test]
+async fn long_work_shows_a_bar_on_a_terminal_only() {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, 1..=20).await;
+    let daemon = lab.start().await;
+    let ids: String = (0..3000).map(|n| format!("{}\n", n % 20 + 1)).collect();
+    std::fs::write(lab.path("ids.txt"), ids).unwrap();
+    let ids = lab.path("ids.txt").display().to_string();
+    let args = [
+        "event",
+        "bulk",
+        &ids,
+        "--format",
+        "ids",
+        "--cmd",
+        "user_auth",
+    ];
+    let piped = ned(&lab, &args).await;
+    assert!(piped.code == 0 && piped.err.is_empty(), "{piped:?}");
+    assert!(piped.out.contains("accepted\t3000"), "{piped:?}");
+    let line = format!(
+        "{} {}",
+        env!("CARGO_BIN_EXE_nas_event_daemon"),
+        args.join(" ")
+    );
+    #[expect(clippy::disallowed_methods, reason = "a terminal is made by a program")]
+    let mut terminal = tokio::process::Command::new("script");
+    terminal
+        .args(["-qec", &line, "/dev/null"])
+        .env("NED_CONFIG", lab.path("ned.toml"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    let seen = finished(terminal, "").await.fine();
+    assert!(
+        seen.contains("posting [") && seen.contains(" of 3000"),
+        "{seen:?}"
+    );
+    assert!(seen.contains("accepted:"), "{seen:?}");
+    daemon.kill_9().await;
+}

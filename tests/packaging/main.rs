@@ -1,0 +1,287 @@
+//! What the Debian package is made of, judged by those who will read it: systemd, logrotate, the
+//! shell. `scripts/package` builds it and tries it in a root of its own; here is what can be seen
+//! without building, and both kinds of rotation while a daemon writes.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failed step fails the test"
+)]
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod rotation;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn root() -> PathBuf {
+    env!("CARGO_MANIFEST_DIR").into()
+}
+
+fn read(name: &str) -> String {
+    let path = root().join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Runs a judge; a missing one is a failed test.
+fn judge(program: &str, args: &[&str]) -> Output {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an independent judge is a program of its own"
+    )]
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .current_dir(root())
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .unwrap_or_else(|e| panic!("{program} is missing (scripts/test --install): {e}"))
+}
+
+fn fine(output: &Output) -> bool {
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    true
+}
+
+fn metadata() -> toml::Table {
+    let manifest: toml::Table = toml::from_str(&read("Cargo.toml")).unwrap();
+    manifest["package"]["metadata"]["deb"]
+        .as_table()
+        .unwrap()
+        .clone()
+}
+
+fn texts(value: &toml::Value) -> Vec<&str> {
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v.as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn every_asset_is_there_and_no_shipped_file_lies_below_the_operators_directories() {
+    let deb = metadata();
+    let mut targets = Vec::new();
+    for asset in deb["assets"].as_array().unwrap() {
+        let [from, to, mode] = texts(asset)[..] else {
+            panic!("{asset}");
+        };
+        assert!(["755", "644", "640"].contains(&mode), "{asset}");
+        for theirs in ["var/oss", "var/lib", "var/log", "run/", "home/", "root/"] {
+            assert!(!to.starts_with(theirs), "{asset}");
+        }
+        targets.push((from, to));
+        if from.starts_with("target/") {
+            continue; // made by scripts/package
+        }
+        let dir = from.split('*').next().unwrap();
+        assert!(root().join(dir).exists(), "{from} is not there");
+    }
+    // Whatever lies in /etc is the operator's after the first installation.
+    let listed: BTreeSet<&str> = texts(&deb["conf-files"]).into_iter().collect();
+    let mut in_etc = BTreeSet::new();
+    for (from, to) in &targets {
+        let Some(below) = to.strip_prefix("etc/") else {
+            continue;
+        };
+        let dir = root().join(from.trim_end_matches("/*"));
+        let names: Vec<String> = if dir.is_dir() {
+            let entries = std::fs::read_dir(dir).unwrap();
+            entries
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .collect()
+        } else {
+            vec![dir.file_name().unwrap().to_str().unwrap().to_owned()]
+        };
+        in_etc.extend(names.iter().map(|name| format!("/etc/{below}{name}")));
+    }
+    assert_eq!(
+        in_etc.iter().map(String::as_str).collect::<BTreeSet<_>>(),
+        listed
+    );
+}
+
+#[test]
+fn the_maintainer_scripts_are_sound_and_touch_nothing_of_the_operator() {
+    for name in ["postinst", "prerm", "postrm"] {
+        let path = format!("packaging/debian/{name}");
+        fine(&judge("sh", &["-n", &path]));
+        fine(&judge("shellcheck", &["--severity=warning", &path]));
+        let text = read(&path);
+        assert!(text.contains("set -e"), "{name}");
+        let code: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .collect();
+        for theirs in ["/var/oss", "/var/lib/nas_event_daemon/", "rm -rf /var/lib"] {
+            assert!(!code.contains(theirs), "{name} touches {theirs}");
+        }
+        assert!(!code.contains("systemctl enable"), "{name}");
+        assert!(!code.contains("systemctl start "), "{name}");
+    }
+}
+
+#[test]
+fn the_service_user_is_made_as_the_unit_wants_it() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("etc")).unwrap();
+    let at = format!("--root={}", dir.path().display());
+    let file = root().join("packaging/systemd/nas_event_daemon.sysusers");
+    fine(&judge("systemd-sysusers", &[&at, file.to_str().unwrap()]));
+    let passwd = std::fs::read_to_string(dir.path().join("etc/passwd")).unwrap();
+    let line = passwd
+        .lines()
+        .find(|l| l.starts_with("nas_event_daemon:"))
+        .unwrap();
+    assert!(
+        line.ends_with(":/var/lib/nas_event_daemon:/usr/sbin/nologin"),
+        "{line}"
+    );
+    let unit = read("packaging/systemd/nas_event_daemon.service");
+    assert!(unit.contains("\nUser=nas_event_daemon\n"));
+    assert!(unit.contains("\nStateDirectory=nas_event_daemon\n"));
+}
+
+/// The score of the unit, with a drop-in or without, as systemd 252 reckons.
+fn exposure(drop_in: Option<&str>, threshold: &str) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let unit = dir.path().join("nas_event_daemon.service");
+    let mut text = read("packaging/systemd/nas_event_daemon.service");
+    // A drop-in is read after the unit: its settings win, as they do here.
+    if let Some(drop_in) = drop_in {
+        text = text.replace("[Install]", &format!("{drop_in}\n[Install]"));
+    }
+    std::fs::write(&unit, text).unwrap();
+    let threshold = format!("--threshold={threshold}");
+    judge(
+        "systemd-analyze",
+        &[
+            "security",
+            "--offline=true",
+            &threshold,
+            unit.to_str().unwrap(),
+        ],
+    )
+}
+
+#[test]
+fn the_unit_exposes_little_and_the_drop_in_no_more_than_scripts_need() {
+    fine(&exposure(None, "25"));
+    let drop_in = read("packaging/systemd/classic-scripts.conf");
+    fine(&exposure(Some(&drop_in), "45"));
+    // The judge bites: without the hardening of scripts' needs the bar is missed.
+    assert!(!exposure(Some(&drop_in), "25").status.success());
+    for kept in ["NoNewPrivileges=no", "CapabilityBoundingSet=~", "User=root"] {
+        assert!(!drop_in.contains(kept), "the drop-in gives away {kept}");
+    }
+}
+
+#[test]
+fn logrotate_reads_our_files() {
+    for name in ["nas_event_daemon", "nas_event_daemon-nas"] {
+        let dir = tempfile::tempdir().unwrap();
+        // logrotate refuses files that others may write.
+        let copy = dir.path().join(name);
+        std::fs::write(&copy, read(&format!("logrotate/{name}"))).unwrap();
+        let output = judge("logrotate", &["--debug", copy.to_str().unwrap()]);
+        fine(&output);
+        let said = String::from_utf8_lossy(&output.stderr).to_lowercase();
+        assert!(!said.contains("error"), "{said}");
+        assert!(said.contains("/var/log/nas_event_daemon/"), "{said}");
+    }
+}
+
+#[test]
+fn the_compose_example_names_what_is_there() {
+    let parsed = judge(
+        "python3",
+        &[
+            "-c",
+            "import json, yaml; print(json.dumps(yaml.safe_load(open('packaging/compose/compose.yml'))))",
+        ],
+    );
+    fine(&parsed);
+    let file: serde_json::Value = serde_json::from_slice(&parsed.stdout).unwrap();
+    let daemon = &file["services"]["daemon"];
+    let variables = daemon["environment"].as_object().unwrap();
+    let ours = variables
+        .iter()
+        .filter(|(name, _)| name.starts_with("NED_"))
+        .map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned()));
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let config = nas_event_daemon::config::Config::load(Some(empty.path()), ours).unwrap();
+    assert!(
+        config.database.url.starts_with("postgres://"),
+        "{}",
+        config.database.url
+    );
+    let url = &config.database.url;
+    assert_eq!(
+        url,
+        &nas_event_daemon::store::shown_url(url),
+        "a password in the URL"
+    );
+    // Published on this machine only; the volumes and secrets that are used exist.
+    for (name, service) in file["services"].as_object().unwrap() {
+        for port in service["ports"].as_array().into_iter().flatten() {
+            assert!(port.as_str().unwrap().starts_with("127.0.0.1:"), "{name}");
+        }
+        for volume in service["volumes"].as_array().into_iter().flatten() {
+            let from = volume.as_str().unwrap().split(':').next().unwrap();
+            assert!(
+                from.starts_with('.') || file["volumes"].get(from).is_some(),
+                "{from}"
+            );
+        }
+        for secret in service["secrets"].as_array().into_iter().flatten() {
+            assert!(
+                file["secrets"].get(secret.as_str().unwrap()).is_some(),
+                "{secret}"
+            );
+        }
+    }
+    let health = daemon["healthcheck"]["test"].as_array().unwrap();
+    assert_eq!(health.last().unwrap(), "health");
+    let dockerfile = read("packaging/compose/Dockerfile");
+    assert!(dockerfile.contains("USER nas_event_daemon"));
+}
+
+#[test]
+fn every_name_of_the_binary_is_a_link_of_the_package() {
+    let script = read("scripts/package");
+    let links = script
+        .split("links=(")
+        .nth(1)
+        .unwrap()
+        .split(')')
+        .next()
+        .unwrap();
+    let links: BTreeSet<&str> = links.split_whitespace().collect();
+    let main = read("src/cli/mod.rs");
+    let names = main.split("match name.as_str() {").nth(1).unwrap();
+    let names = names.split("_ => watched").next().unwrap();
+    let mut found = 0;
+    for line in names.lines().filter(|line| line.contains("=>")) {
+        for name in line.split("=>").next().unwrap().split('|') {
+            let name = name.trim().trim_matches('"');
+            assert!(
+                links.contains(name),
+                "{name} is no link of the package: {links:?}"
+            );
+            found += 1;
+        }
+    }
+    assert!(found >= 7, "only {found} names found");
+    assert!(root().join("scripts/package.d/trial").exists());
+}

@@ -1,0 +1,143 @@
+//! The shipped rules of logrotate, and their relatives with `copytruncate`, by logrotate itself,
+//! while a daemon writes as fast as it can.
+
+use std::path::{Path, PathBuf};
+
+use crate::lab::daemon::Lab;
+use crate::lab::db::Kind;
+use crate::{judge, read};
+
+/// Events of one run; each leaves a record of its end in the NAS log.
+const EVENTS: usize = 3000;
+/// Rotations while they run.
+const ROTATIONS: usize = 3;
+
+/// Our rules for the lab's directory, and with another kind of rotation.
+fn rules(lab: &Lab, kind: &str) -> PathBuf {
+    let text = read("logrotate/nas_event_daemon-nas");
+    let shipped = "/var/log/nas_event_daemon/nas_event_daemon/*.log";
+    let ours = lab.path("log/nas_event_daemon/*.log").display().to_string();
+    assert!(
+        text.contains(shipped) && text.contains("\n    create\n"),
+        "{text}"
+    );
+    let text = text
+        .replace(shipped, &ours)
+        .replace("\n    create\n", &format!("\n    {kind}\n"));
+    let path = lab.path("rules");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Every file of the NAS's log, rotated ones unpacked.
+fn all(dir: &Path) -> Vec<(PathBuf, String)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let text = |path: &PathBuf| {
+        let output = judge("zcat", &["-f", path.to_str().unwrap()]);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    entries.map(|path| (path.clone(), text(&path))).collect()
+}
+
+async fn rotated(kind: &str) -> (Vec<(PathBuf, String)>, String) {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    lab.nas(5, "Record", 8, &[]).await;
+    lab.accounts(5, 1..=60).await;
+    let daemon = lab.start().await;
+    let rules = rules(&lab, kind);
+    let dir = lab.path("log/nas_event_daemon");
+    let state = lab.path("state").display().to_string();
+    let rotate = || {
+        let rules = rules.to_str().unwrap();
+        // May be refused within the second of the last one: names have that resolution.
+        judge("logrotate", &["--force", "--state", &state, rules])
+            .status
+            .success()
+    };
+    let files = || std::fs::read_dir(&dir).map_or(0, Iterator::count);
+    let per_part = EVENTS / ROTATIONS;
+    for part in 1..=ROTATIONS {
+        let rows: Vec<String> = (0..per_part)
+            .map(|n| format!("('user_auth', {})", n % 60 + 1))
+            .collect();
+        let rows = rows.join(", ");
+        lab.sql(&format!(
+            "insert into events_stack_compact (cmd, user_id) values {rows}"
+        ))
+        .await;
+        lab.until("the log is written to", async || {
+            let done = lab.number("select count(*) from events_done").await;
+            (done > (part as i64 - 1) * per_part as i64 + 20).then_some(())
+        })
+        .await;
+        lab.until("a rotation", async || {
+            (rotate() && files() > part).then_some(())
+        })
+        .await;
+    }
+    lab.drained().await;
+    // One more, so that what follows the last cut is seen, too.
+    let id = lab.event(7, "user_auth").await;
+    lab.drained().await;
+    daemon.kill_9().await;
+    (all(&dir), format!("event={id} "))
+}
+
+/// Lines that are no whole record.
+fn torn(text: &str) -> Vec<&str> {
+    text.lines()
+        .filter(|line| !line.starts_with("20") || !line.contains(" nas_event_daemon["))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rename_and_create_lose_nothing() {
+    let (files, last) = rotated("create").await;
+    assert!(files.len() > ROTATIONS, "{} files", files.len());
+    let ends: usize = files
+        .iter()
+        .map(|(_, text)| text.matches(" end result=").count())
+        .sum();
+    assert_eq!(ends, EVENTS + 1);
+    for (path, text) in &files {
+        assert!(
+            torn(text).is_empty(),
+            "{}: {:?}",
+            path.display(),
+            torn(text)
+        );
+    }
+    let live = files
+        .iter()
+        .find(|(path, _)| path.extension().unwrap() == "log")
+        .unwrap();
+    assert!(
+        live.1.contains(&last),
+        "the last record is not in the new file"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copytruncate_leaves_no_hole_and_no_torn_record() {
+    let (files, last) = rotated("copytruncate").await;
+    assert!(files.len() > ROTATIONS, "{} files", files.len());
+    // logrotate itself loses what is written between its copy and its cut (logrotate(8)), and
+    // says so: it is little, and never ours.
+    let ends: usize = files
+        .iter()
+        .map(|(_, text)| text.matches(" end result=").count())
+        .sum();
+    assert!(
+        ends <= EVENTS + 1 && ends > EVENTS * 9 / 10,
+        "{ends} of {EVENTS}"
+    );
+    for (path, text) in &files {
+        assert!(!text.contains('\0'), "{} has a hole", path.display());
+    }
+    let live = files
+        .iter()
+        .find(|(path, _)| path.extension().unwrap() == "log")
+        .unwrap();
+    assert!(torn(&live.1).is_empty(), "{:?}", torn(&live.1));
+    assert!(live.1.contains(&last), "nothing is written after the cut");
+}
