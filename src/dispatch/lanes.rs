@@ -316,6 +316,11 @@ impl Lanes {
         if let Some(lane) = lane_mut(&mut self.lanes, owner, nas) {
             let item = lane.out.take();
             lane.head = Head::Idle;
+            let since = match (gone, &item) {
+                // Others of its class go first: a NAS is not probed with the same event for ever.
+                (Gone::Released, _) | (_, None) => now,
+                (_, Some(item)) => item.since,
+            };
             let due = match gone {
                 Gone::Finished => None,
                 Gone::Deferred(due) => Some(if lane.nudged { now } else { due }),
@@ -323,6 +328,7 @@ impl Lanes {
             };
             if let (Some(due), Some(mut item)) = (due, item) {
                 item.due = due;
+                item.since = since;
                 lane.queue.push_front(item);
                 self.note_kept(nas, owner, &item);
             }

@@ -71,6 +71,21 @@ fn a_head_rises_one_class_a_minute() {
 }
 
 #[test]
+fn what_a_nas_gave_back_goes_behind_the_others_of_its_class() {
+    let mut lanes = Lanes::new(1000, 0);
+    for (id, user) in [(1, 1), (2, 2), (3, 1)] {
+        lanes.add(&waiting(id, 1, user, Class::Access), 1000, 1000);
+    }
+    let mut probes = Vec::new();
+    for now in [2000, 3000, 4000] {
+        let probe = lanes.take(NasId(1), now).unwrap().id;
+        lanes.settled(probe, Gone::Released, now);
+        probes.push(probe.0);
+    }
+    assert_eq!(probes, [1, 2, 1], "3 waits for 1 as before");
+}
+
+#[test]
 fn a_deferred_head_blocks_and_a_new_event_wakes_it_once() {
     let mut lanes = Lanes::new(1000, 0);
     lanes.add(&waiting(1, 1, 1, Class::Cut), 0, 0);
