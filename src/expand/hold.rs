@@ -4,7 +4,7 @@
 //! after a later one. If the database does not answer, events go on: the guard must not become
 //! an outage of its own.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::guard::{Allowance, Cut, Guard, speed};
@@ -44,6 +44,8 @@ pub struct Watch {
     epoch: i64,
     guard: Guard,
     held: BTreeMap<EventId, Held>,
+    /// Released in the store, not yet handed to the lanes.
+    freed: Vec<(EventId, Held)>,
     lanes: HashMap<(NasId, UserId), BTreeSet<EventId>>,
     orders: Vec<GuardOrder>,
     looked_at: Option<u64>,
@@ -59,6 +61,7 @@ impl Watch {
             epoch,
             guard: Guard::default(),
             held: BTreeMap::new(),
+            freed: Vec::new(),
             lanes: HashMap::new(),
             orders: Vec::new(),
             looked_at: None,
@@ -319,15 +322,19 @@ impl Watch {
         }
         self.looked_at = Some(now);
         match self.carry_out().await {
-            Ok(released) => released,
+            Ok(()) => {}
+            Err(error) => tracing::warn!("guard: orders wait: {}", chain(&error)),
+        }
+        match self.hand_over().await {
+            Ok(rows) => rows,
             Err(error) => {
-                tracing::warn!("guard: orders wait: {}", chain(&error));
+                tracing::warn!("guard: released events wait: {}", chain(&error));
                 Vec::new()
             }
         }
     }
 
-    async fn carry_out(&mut self) -> Result<Vec<Waiting>> {
+    async fn carry_out(&mut self) -> Result<()> {
         self.orders = self.store.guard_orders().await?;
         let approvals: Vec<GuardOrder> = self
             .orders
@@ -335,7 +342,6 @@ impl Watch {
             .filter(|o| o.kind == OrderKind::Approve)
             .cloned()
             .collect();
-        let mut released = Vec::new();
         for order in approvals {
             let fits = |(id, held): &(&EventId, &Held)| {
                 order.event.is_none_or(|event| event == **id)
@@ -344,17 +350,17 @@ impl Watch {
             };
             let ids: Vec<EventId> = self.held.iter().filter(fits).map(|(id, _)| *id).collect();
             for part in ids.chunks(RELEASE_MAX) {
-                released.extend(self.release(part).await?);
+                self.release(part).await?;
             }
             self.store
                 .remove_guard_order(order.id, OrderKind::Approve)
                 .await?;
             tracing::info!("guard: {} released {} held events", order.who, ids.len());
         }
-        Ok(released)
+        Ok(())
     }
 
-    async fn release(&mut self, ids: &[EventId]) -> Result<Vec<Waiting>> {
+    async fn release(&mut self, ids: &[EventId]) -> Result<()> {
         let mut settles = Vec::with_capacity(ids.len());
         let mut ready = Vec::new();
         for id in ids {
@@ -376,19 +382,37 @@ impl Watch {
         for id in ids {
             self.forget(*id);
         }
-        if ready.is_empty() {
-            return Ok(Vec::new());
+        self.freed.extend(ready);
+        Ok(())
+    }
+
+    /// Rows of released events, for their lanes; what cannot be read now is read next time.
+    async fn hand_over(&mut self) -> Result<Vec<Waiting>> {
+        let mut all = Vec::new();
+        while !self.freed.is_empty() {
+            let part = self.freed.len().min(RELEASE_MAX);
+            let ids: HashSet<EventId> = self.freed.iter().take(part).map(|(id, _)| *id).collect();
+            let lanes: Vec<(NasId, Option<UserId>)> = self
+                .freed
+                .iter()
+                .take(part)
+                .map(|(_, held)| (held.nas, Some(held.user)))
+                .collect();
+            match self.store.refill(&lanes, LATER_MAX).await {
+                Ok(mut rows) => {
+                    rows.retain(|w| ids.contains(&w.id));
+                    all.append(&mut rows);
+                }
+                // Those that were read are handed over all the same.
+                Err(error) if all.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+            self.freed.drain(..part);
         }
-        let lanes: Vec<(NasId, Option<UserId>)> = ready
-            .iter()
-            .map(|(_, held)| (held.nas, Some(held.user)))
-            .collect();
-        let mut rows = self.store.refill(&lanes, LATER_MAX).await?;
-        rows.retain(|w| ready.iter().any(|(id, _)| *id == w.id));
         // An account with two of them has its lane read twice.
-        rows.sort_by_key(|w| w.id);
-        rows.dedup_by_key(|w| w.id);
-        Ok(rows)
+        all.sort_by_key(|w| w.id);
+        all.dedup_by_key(|w| w.id);
+        Ok(all)
     }
 
     /// Whether a later event of the lane that changes something waits, runs or is done.
