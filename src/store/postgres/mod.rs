@@ -210,6 +210,11 @@ fn migrator() -> Migrator {
             "pause_from",
             include_str!("../../../migrations/postgres/0007_pause_from.sql"),
         ),
+        (
+            8,
+            "keys",
+            include_str!("../../../migrations/postgres/0008_keys.sql"),
+        ),
     ])
 }
 

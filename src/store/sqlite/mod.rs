@@ -261,6 +261,11 @@ fn migrator() -> Migrator {
             "pause_from",
             include_str!("../../../migrations/sqlite/0007_pause_from.sql"),
         ),
+        (
+            8,
+            "keys",
+            include_str!("../../../migrations/sqlite/0008_keys.sql"),
+        ),
     ])
 }
 
