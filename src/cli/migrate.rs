@@ -102,6 +102,7 @@ async fn compare(console: &Console, args: &Compare) -> Outcome {
             cells.resize(NUMBERS.len() - 1, Value::Null);
             cells.push(json!(note));
             numbers.push(cells);
+            alike = false;
             continue;
         };
         // A later time is greater as text; one that is given short means its end.
@@ -133,6 +134,8 @@ async fn compare(console: &Console, args: &Compare) -> Outcome {
         }
         let [same, different, missing, extra] = counts;
         let percent = (same * 100).checked_div(counts.iter().sum());
+        // What was not compared is not the same.
+        alike &= percent.is_some();
         numbers.push(vec![
             json!(id),
             json!(name),
