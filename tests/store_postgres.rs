@@ -308,7 +308,9 @@ async fn the_queue_tables_are_shaped_for_churn() {
     .unwrap();
     for (table, index) in &indexes {
         assert!(!index.contains("state"), "marking would write to {index}");
-        if table == "events_stack" && !index.contains("UNIQUE") {
+        // No event on its way is looked up by its batch: that index cannot be chosen.
+        let partial = index.contains("WHERE (batch_id IS NOT NULL)");
+        if table == "events_stack" && !index.contains("UNIQUE") && !partial {
             assert!(index.contains("(id + 0)"), "settling could choose {index}");
         }
     }

@@ -107,7 +107,7 @@ async fn sent(
                 return Err(Failed::new(
                     NOT_REACHABLE,
                     format!(
-                        "no daemon listens on {}\nhint: bulk goes through the daemon",
+                        "no daemon listens on {}, 0 events are stored\nhint: bulk goes through the daemon: start it",
                         ctl.socket()
                     ),
                 )

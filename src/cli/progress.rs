@@ -4,7 +4,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 /// Cells of the bar.
 const WIDTH: u64 = 30;
@@ -19,7 +19,8 @@ pub struct Progress {
     shown: bool,
     what: &'static str,
     whole: u64,
-    watcher: Option<JoinHandle<()>>,
+    /// Aborted when this is dropped.
+    watcher: JoinSet<()>,
 }
 
 impl Progress {
@@ -29,7 +30,7 @@ impl Progress {
             shown: std::io::stderr().is_terminal(),
             what,
             whole,
-            watcher: None,
+            watcher: JoinSet::new(),
         }
     }
 
@@ -37,12 +38,12 @@ impl Progress {
     pub fn watch(what: &'static str, whole: u64, done: impl Fn() -> u64 + Send + 'static) -> Self {
         let mut progress = Self::of(what, whole);
         if progress.shown {
-            progress.watcher = Some(tokio::spawn(async move {
+            progress.watcher.spawn(async move {
                 loop {
                     draw(what, done(), whole);
                     tokio::time::sleep(LOOK).await;
                 }
-            }));
+            });
         }
         progress
     }
@@ -60,9 +61,7 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Some(watcher) = self.watcher.take() {
-            watcher.abort();
-        }
+        self.watcher.abort_all();
         if self.shown {
             let _ = write!(std::io::stderr(), "{CLEAR}");
         }

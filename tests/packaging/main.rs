@@ -205,7 +205,7 @@ fn logrotate_reads_our_files() {
 #[test]
 fn the_compose_example_names_what_is_there() {
     let parsed = judge(
-        "python3",
+        "/usr/bin/python3",
         &[
             "-c",
             "import json, yaml; print(json.dumps(yaml.safe_load(open('packaging/compose/compose.yml'))))",
