@@ -283,10 +283,13 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// `secrets` never reach the sink: each occurrence becomes `***`.
+    /// `secrets` never reach the sink: each occurrence of a line of theirs becomes `***`.
     pub fn new(secrets: Vec<String>, sink: Sink) -> Self {
+        // A key has several lines, and transcripts are cut into lines.
         let mut secrets: Vec<_> = secrets
-            .into_iter()
+            .iter()
+            .flat_map(|s| s.lines())
+            .map(|line| line.trim().to_owned())
             .filter(|s| s.len() >= SECRET_MIN)
             .collect();
         secrets.sort_by_key(|s| std::cmp::Reverse(s.len()));

@@ -13,6 +13,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod devices;
 mod mutations;
 mod secrets;
 mod shell;

@@ -17,12 +17,12 @@ on_each_store!(no_secret_is_told);
 /// Columns of `nas_secret` that are secret.
 const COLUMNS: [&str; 4] = ["password", "enable_password", "coa_secret", "ssh_key"];
 
-fn canary(nas: i64, column: &str) -> String {
+pub(crate) fn canary(nas: i64, column: &str) -> String {
     format!("canary-{nas}-{column}-q7Zp")
 }
 
 /// What every canary has, and nothing else.
-const MARK: &str = "-q7Zp";
+pub(crate) const MARK: &str = "-q7Zp";
 
 fn texts_below(dir: &std::path::Path, found: &mut BTreeMap<String, String>) {
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -115,59 +115,8 @@ async fn no_secret_is_told(kind: Kind) {
     })
     .await;
 
-    let mut places: BTreeMap<String, String> = BTreeMap::new();
-    texts_below(&lab.path("log"), &mut places);
-    places.insert("stderr".to_owned(), lab.stderr());
-    places.insert("argument lists".to_owned(), arguments);
-    for path in [
-        "/metrics",
-        "/readyz",
-        "/api/v1/status",
-        "/api/v1/nas",
-        "/rest_api/v2/",
-        "/api/v1/events?state=all&limit=1000",
-        "/api/openapi.json",
-    ] {
-        places.insert(path.to_owned(), lab.get(path).await);
-    }
-    for id in &ids {
-        let path = format!("/api/v1/events/{id}");
-        let text = lab.get(&path).await;
-        places.insert(path, text);
-    }
-    for table in [
-        "events_stack_compact",
-        "events_stack",
-        "events_dead",
-        "events_done",
-        "nas_state",
-        "owner",
-        "audit",
-        "idempotency",
-        "guard_order",
-    ] {
-        let rows = lab.rows(&format!("select * from {table}")).await;
-        places.insert(table.to_owned(), format!("{rows:?}"));
-    }
-    for statement in ["select * from nas_secret", "select * from token"] {
-        let refused = lab.db.store.sql(statement, false).await;
-        places.insert(statement.to_owned(), format!("{refused:?}"));
-    }
-    assert!(places.len() > 30, "{:?}", places.keys());
-    for (place, text) in &places {
-        assert!(
-            !text.is_empty() || place.contains("event_") || place == "stderr",
-            "{place} is empty"
-        );
-        if let Some(at) = text.find(MARK) {
-            let from = text.floor_char_boundary(at.saturating_sub(200));
-            panic!("{place} tells a secret: …{}", &text[from..at + MARK.len()]);
-        }
-        assert!(
-            !text.contains("token-of-the-lab"),
-            "{place} tells the token"
-        );
-    }
+    let told = BTreeMap::from([("argument lists".to_owned(), arguments)]);
+    no_place_tells(&lab, &ids, told, &[MARK]).await;
 
     // Scripts have the credentials of their own NAS, and of no other.
     let mut environments = BTreeMap::new();
@@ -197,8 +146,70 @@ async fn no_secret_is_told(kind: Kind) {
     daemon.stop().await;
 }
 
+/// Looks for `marks` in all that a daemon tells of itself and these events, and in `places`.
+pub(crate) async fn no_place_tells(
+    lab: &Lab,
+    ids: &[i64],
+    mut places: BTreeMap<String, String>,
+    marks: &[&str],
+) {
+    texts_below(&lab.path("log"), &mut places);
+    places.insert("stderr".to_owned(), lab.stderr());
+    for path in [
+        "/metrics",
+        "/readyz",
+        "/api/v1/status",
+        "/api/v1/nas",
+        "/rest_api/v2/",
+        "/api/v1/events?state=all&limit=1000",
+        "/api/openapi.json",
+    ] {
+        places.insert(path.to_owned(), lab.get(path).await);
+    }
+    for id in ids {
+        let path = format!("/api/v1/events/{id}");
+        let text = lab.get(&path).await;
+        places.insert(path, text);
+    }
+    for table in [
+        "events_stack_compact",
+        "events_stack",
+        "events_dead",
+        "events_done",
+        "nas_state",
+        "owner",
+        "audit",
+        "idempotency",
+        "guard_order",
+    ] {
+        let rows = lab.rows(&format!("select * from {table}")).await;
+        places.insert(table.to_owned(), format!("{rows:?}"));
+    }
+    for statement in ["select * from nas_secret", "select * from token"] {
+        let refused = lab.db.store.sql(statement, false).await;
+        places.insert(statement.to_owned(), format!("{refused:?}"));
+    }
+    assert!(places.len() > 30, "{:?}", places.keys());
+    for (place, text) in &places {
+        assert!(
+            !text.is_empty() || place.contains("event_") || place == "stderr",
+            "{place} is empty"
+        );
+        for mark in marks {
+            if let Some(at) = text.find(mark) {
+                let from = text.floor_char_boundary(at.saturating_sub(200));
+                panic!("{place} tells a secret: …{}", &text[from..at + mark.len()]);
+            }
+        }
+        assert!(
+            !text.contains("token-of-the-lab"),
+            "{place} tells the token"
+        );
+    }
+}
+
 /// The argument lists of all processes, as any user sees them.
-fn argument_lists() -> String {
+pub(crate) fn argument_lists() -> String {
     let mut all = String::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let bytes = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
