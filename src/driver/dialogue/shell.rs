@@ -26,6 +26,8 @@ pub struct Shell<S> {
     chunk: Vec<u8>,
     data: Vec<u8>,
     home: bool,
+    /// For what must not be told, also if the device repeats it.
+    credentials: Credentials,
     /// Bytes of a line have gone to the system since the login.
     sent: bool,
 }
@@ -42,16 +44,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         let mut shell = Self {
             stream,
             options,
-            dialogue: Dialogue::new(manners, credentials, clock::tick_ms()),
+            dialogue: Dialogue::new(manners, credentials.clone(), clock::tick_ms()),
             chunk: vec![0; CHUNK],
             data: Vec::with_capacity(CHUNK),
             home: true,
+            credentials,
             sent: false,
         };
         match timeout(limit, shell.next(&[])).await {
             Ok(Ok(_)) => Ok(shell),
-            Ok(Err(trouble)) => Err(trouble),
-            Err(_) => Err(shell.dialogue.late(limit.as_millis())),
+            Ok(Err(trouble)) => Err(trouble.without(&shell.credentials)),
+            Err(_) => {
+                let late = shell.dialogue.late(limit.as_millis());
+                Err(late.without(&shell.credentials))
+            }
         }
     }
 
@@ -75,7 +81,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         } else {
             self.home = false;
         }
-        answered
+        answered.map_err(|trouble| trouble.without(&self.credentials))
     }
 
     /// Whether the device may have got the line of the last [`Self::run`].
@@ -184,5 +190,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             written.map_err(|e| format!("the connection broke: {e}"))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_password_that_the_device_repeats_is_not_told() {
+        let (ours, mut device) = tokio::io::duplex(4096);
+        let credentials = Credentials {
+            login: "admin".into(),
+            password: "servicemode".into(),
+            enable_password: String::new(),
+        };
+        let limit = Duration::from_secs(20);
+        let login = Shell::login(ours, None, Manners::default(), credentials, limit);
+        let acts = async {
+            let mut read = [0; 64];
+            device.write_all(b"\r\nUsername: ").await.unwrap();
+            let _ = device.read(&mut read).await.unwrap();
+            device.write_all(b"admin\r\nPassword: ").await.unwrap();
+            let _ = device.read(&mut read).await.unwrap();
+            let refusal = b"\r\nno account admin with servicemode\r\n% Login invalid\r\n";
+            device.write_all(refusal).await.unwrap();
+            drop(device);
+        };
+        let (told, ()) = tokio::join!(login, acts);
+        let trouble = told.err().unwrap();
+        let text = trouble.text();
+        assert!(text.contains("with ***"), "{trouble:?}");
+        assert!(!text.contains("servicemode"), "{trouble:?}");
     }
 }

@@ -126,8 +126,8 @@ pub struct Answer {
     pub closed: bool,
 }
 
-/// Why a dialogue cannot go on. Texts may hold what the device said, never a secret of ours
-/// unless the device repeated it.
+/// Why a dialogue cannot go on. Texts may hold what the device said, never a secret of ours:
+/// what the device repeats of them is blotted out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
     /// The device has no place for us now.
@@ -155,5 +155,21 @@ impl Trouble {
             | Self::TooLong(text)
             | Self::Unfit(text) => text,
         }
+    }
+
+    /// Without our own secrets, which some devices repeat.
+    pub(super) fn without(mut self, known: &Credentials) -> Self {
+        let (Self::Busy(text)
+        | Self::Refused(text)
+        | Self::Closed(text)
+        | Self::Late(text)
+        | Self::TooLong(text)
+        | Self::Unfit(text)) = &mut self;
+        for secret in [&known.password, &known.enable_password] {
+            if !secret.is_empty() && text.contains(secret.as_str()) {
+                *text = text.replace(secret.as_str(), "***");
+            }
+        }
+        self
     }
 }
