@@ -55,6 +55,21 @@ impl Bucket {
         whole_ms((-self.tokens / self.rate * 1_000.0).ceil())
     }
 
+    /// Takes `n` tokens; ms to wait until the last may be used. If that is more than `most_ms`
+    /// none is taken, and the wait is the error: who gives up leaves no debt behind.
+    pub fn take_within(&mut self, n: usize, most_ms: u64, now_ms: u64) -> Result<u64, u64> {
+        let before = self.clone();
+        let mut wait = 0;
+        for _ in 0..n {
+            wait = self.take(now_ms);
+            if wait > most_ms {
+                *self = before;
+                return Err(wait);
+            }
+        }
+        Ok(wait)
+    }
+
     /// Whether a token could be used at once.
     pub fn is_ready(&mut self, now_ms: u64) -> bool {
         self.fill(now_ms);

@@ -226,13 +226,19 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Takes the place of one command in the commands per second of `nas`; how long to wait
-    /// before it may go.
-    pub fn pace(&self, nas: &Nas, now_ms: u64) -> Duration {
+    /// Takes the places of `n` commands in the commands per second of `nas`; how long to wait
+    /// before the last may go. Takes none if that is longer than `most`, which is the error.
+    pub fn pace(
+        &self,
+        nas: &Nas,
+        n: usize,
+        most: Duration,
+        now_ms: u64,
+    ) -> Result<Duration, Duration> {
         let mut rates = locked(&self.rates);
         let Some(rate) = nas.max_rate else {
             rates.remove(&nas.id);
-            return Duration::ZERO;
+            return Ok(Duration::ZERO);
         };
         let bucket = rates
             .entry(nas.id)
@@ -242,7 +248,10 @@ impl Sessions {
                 }
             })
             .or_insert_with(|| Bucket::of_rate(rate, now_ms));
-        Duration::from_millis(bucket.take(now_ms))
+        let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
+        let wait = bucket.take_within(n, most, now_ms);
+        wait.map(Duration::from_millis)
+            .map_err(Duration::from_millis)
     }
 
     /// How the sessions of each NAS that has been spoken to stand, for status pages.

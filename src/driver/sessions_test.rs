@@ -75,14 +75,22 @@ fn telnet_keeps_places_for_people_and_a_rate_bounds_all() {
     assert_eq!(Sessions::telnet_places(&nas), 2);
     assert_eq!(Sessions::paced_places(&nas), usize::MAX);
     let sessions = Sessions::default();
-    assert!((0..9).all(|_| sessions.pace(&nas, 0).is_zero()));
+    let most = Duration::from_secs(1);
+    let pace = |nas: &Nas, n: usize| match sessions.pace(nas, n, most, 0) {
+        Ok(wait) => Ok(wait.as_millis()),
+        Err(wait) => Err(wait.as_millis()),
+    };
+    assert!((0..9).all(|_| pace(&nas, 1) == Ok(0)));
     nas.max_rate = Some(4.0);
     assert_eq!(Sessions::paced_places(&nas), 8);
-    let waits: Vec<_> = (0..3).map(|_| sessions.pace(&nas, 0).as_millis()).collect();
-    assert_eq!(waits, [0, 250, 500]);
+    let waits: Vec<_> = (0..3).map(|_| pace(&nas, 1)).collect();
+    assert_eq!(waits, [Ok(0), Ok(250), Ok(500)]);
+    // Who would have to wait too long leaves no debt behind.
+    assert!(matches!(pace(&nas, 500), Err(1001..)));
+    assert_eq!(pace(&nas, 2), Ok(1000));
     // Another rate counts from now on.
     nas.max_rate = Some(1000.0);
-    assert!(sessions.pace(&nas, 0).is_zero());
+    assert_eq!(pace(&nas, 1), Ok(0));
     nas.vars.insert("logins_per_minute".into(), 0.into());
     let told = sessions.telnet(&nas, &NasSecret::default(), Manners::default());
     assert!(told.unwrap_err().parks);

@@ -28,10 +28,16 @@ impl<'a> Walk<'a> {
             return Ok(None);
         };
         self.transcript.flush();
-        let wait = sessions.pace(&self.scope.job().nas, clock::tick_ms());
+        let paced = sessions.pace(
+            &self.scope.job().nas,
+            1,
+            self.waits.left(),
+            clock::tick_ms(),
+        );
+        let (Ok(wait) | Err(wait)) = paced;
         if !wait.is_zero() {
-            let asleep = self.waits.left() >= wait
-                && self.waits.during(tokio::time::sleep(wait)).await.is_some();
+            let asleep =
+                paced.is_ok() && self.waits.during(tokio::time::sleep(wait)).await.is_some();
             if !asleep {
                 return Err(again(format!(
                     "nas.max_rate: the next command may go in {} ms only",

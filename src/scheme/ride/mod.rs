@@ -240,12 +240,15 @@ impl Rides {
         // Never closed; waiting ends with the attempt.
         let _place = rider.places.acquire().await;
         if !rider.record {
-            let mut wait = Duration::ZERO;
-            for _ in 0..ask.what.commands() {
-                wait = self.sessions.pace(&rider.nas, clock::tick_ms());
-            }
-            let sleep = tokio::time::sleep(wait);
-            if !wait.is_zero() && rider.waits.during(sleep).await.is_none() {
+            let (n, most) = (ask.what.commands(), rider.waits.left());
+            let paced = self.sessions.pace(&rider.nas, n, most, clock::tick_ms());
+            let asleep = match paced {
+                Ok(wait) if wait.is_zero() => true,
+                Ok(wait) => rider.waits.during(tokio::time::sleep(wait)).await.is_some(),
+                Err(_) => false,
+            };
+            if !asleep {
+                let (Ok(wait) | Err(wait)) = paced;
                 return Told::of(Err(Failure::transport(format!(
                     "nas.max_rate: the next command may go in {} ms only",
                     wait.as_millis()
