@@ -146,7 +146,9 @@ impl Bridge {
         moved.taken = taken.len();
         self.source.change(self.taken(&taken)).await?;
         self.refuse(&moved.refused).await?;
-        moved.more = full && moved.taken > 0;
+        // Rows that are marked as refused are not met again; unmarked ones would be.
+        let marked = self.map.take.mark.is_some() && !moved.refused.is_empty();
+        moved.more = full && (moved.taken > 0 || marked);
         Ok(moved)
     }
 
