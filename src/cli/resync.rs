@@ -156,11 +156,12 @@ async fn post(inbox: &mut Inbox, events: Vec<Value>, rate: Option<u32>) -> Resul
             tokio::time::sleep(BEAT).await;
             continue;
         }
-        sent += part.len();
+        let now = part.len();
         inbox.post(part).await.map_err(|failed| {
             let before = format!("after {sent} of {total} events: {}", failed.text);
             Failed::new(failed.code, before)
         })?;
+        sent += now;
         bar.at(sent as u64);
     }
     Ok(())
