@@ -256,6 +256,7 @@ pub fn all() -> Value {
                     ("http_url", "text?"),
                     ("paused", "bool"),
                     ("paused_until", "text?"),
+                    ("pause_planned", "text?"),
                     ("pause_reason", "text?"),
                     ("dispatch", "any"),
                 ],
