@@ -366,6 +366,25 @@ impl Lanes {
         self.timers.first().map(|t| t.0)
     }
 
+    /// Whether the first rows of a NAS are being read, or will be next. Until they are known, an
+    /// account's event on another NAS may be the later one, and nothing but what is interactive
+    /// should start.
+    pub fn is_blind(&self) -> bool {
+        let first = Some(EventId(0));
+        let share = self.share();
+        self.nases.values().any(|queue| {
+            queue.loading == first || (queue.overflow == first && self.may_load(queue, share))
+        })
+    }
+
+    fn share(&self) -> usize {
+        self.window / self.nases.len().max(1)
+    }
+
+    fn may_load(&self, queue: &NasQueue, share: usize) -> bool {
+        self.held < self.window * 3 / 4 || queue.held < share / 2
+    }
+
     /// What should be read from the store now.
     pub fn wanted(&mut self) -> Vec<Wanted> {
         let mut wanted = Vec::new();
@@ -378,7 +397,7 @@ impl Lanes {
                 wanted.push(Wanted::Refill(nas, owner));
             }
         }
-        let share = self.window / self.nases.len().max(1);
+        let share = self.share();
         for (nas, queue) in &mut self.nases {
             let room = self.held < self.window * 3 / 4 || queue.held < share / 2;
             if room

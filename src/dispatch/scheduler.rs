@@ -31,6 +31,10 @@ const TURN_MAX: usize = 500;
 /// First and longest wait before a turn that the database refused is written again.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(2);
+/// After a turn that took longer, ms, the ownership is asked for before anything runs: the process
+/// may have been frozen, the answer may have been on its way for long. Well below the silence
+/// after which another daemon takes over.
+const SURE_MS: u64 = 3_000;
 /// After the drain, for ending what still runs and writing it down.
 const DRAIN_GRACE: Duration = Duration::from_secs(10);
 /// The loop looks at expiry and breakers at least this often, ms.
@@ -201,6 +205,9 @@ impl Scheduler {
         }
         if !turn.settles.is_empty() || !turn.starts.is_empty() {
             let turned = self.write(&mut turn, hard).await?;
+            if !turn.starts.is_empty() {
+                self.still_ours(now, hard).await?;
+            }
             s.turns += 1;
             metrics::counter!("nas_event_daemon_turns_total").increment(1);
             metrics::histogram!("nas_event_daemon_claim_batch_events").record(f64::from(
@@ -241,6 +248,7 @@ impl Scheduler {
                 }
             }
         }
+        let blind = s.lanes.is_blind();
         let ids: Vec<NasId> = s.pools.keys().copied().collect();
         let at = s.rotate.checked_rem(ids.len()).unwrap_or(0);
         s.rotate = s.rotate.wrapping_add(1);
@@ -262,6 +270,9 @@ impl Scheduler {
                 let Some(next) = s.lanes.next(nas, now) else {
                     break;
                 };
+                if blind && next.taken.class != Class::Interactive {
+                    break;
+                }
                 if next.taken.suspect && s.pools.values().any(|p| p.running > 0) {
                     // It waits until nothing else runs, then runs alone.
                     s.quiet = Some((nas, next));
@@ -310,6 +321,29 @@ impl Scheduler {
             }
             wait = (wait * 2).min(RETRY_LAST);
         }
+    }
+
+    /// Between the commit of a start and its first byte nobody may have taken over.
+    async fn still_ours(&self, mut since: u64, hard: &CancellationToken) -> Result<(), Error> {
+        while clock::tick_ms().saturating_sub(since) > SURE_MS {
+            let asked = clock::tick_ms();
+            match self.store.still_own(self.epoch).await {
+                Ok(true) => since = asked,
+                Ok(false) => return Err(Error::Fenced { epoch: self.epoch }),
+                Err(error) if hard.is_cancelled() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(
+                        "nothing starts before it is known who owns the database: {}",
+                        chain(&error)
+                    );
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY_LAST) => {}
+                        () = hard.cancelled() => {}
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn settled(&self, s: &mut State, batch: &[(EventId, Gone)], turned: &Turned) {

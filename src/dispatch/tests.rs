@@ -328,6 +328,27 @@ fn rows_that_are_yet_to_be_read_may_be_earlier() {
 }
 
 #[test]
+fn until_first_rows_are_read_everybody_is_blind() {
+    let mut lanes = Lanes::new(1000, 30_000);
+    assert!(!lanes.is_blind());
+    lanes.expect(NasId(1));
+    lanes.expect(NasId(2));
+    assert!(lanes.is_blind(), "they are wanted");
+    assert_eq!(lanes.wanted().len(), 2);
+    lanes.loaded(NasId(2), &[waiting(2, 2, 7, Class::Cut)], false, 0, 0);
+    assert!(lanes.is_blind(), "those of NAS 1 may be earlier");
+    lanes.loaded(NasId(1), &[waiting(1, 1, 7, Class::Cut)], true, 0, 0);
+    assert!(!lanes.is_blind(), "later pages stop nobody");
+    assert_eq!(ids(&mut lanes, 2, 0), Vec::<i64>::new());
+    assert_eq!(ids(&mut lanes, 1, 0), vec![1]);
+    // A full window, of which nothing is read until something ends, stops nobody either.
+    let mut lanes = Lanes::new(1, 0);
+    lanes.add(&waiting(1, 1, 7, Class::Cut), 0, 0);
+    lanes.expect(NasId(2));
+    assert!(lanes.wanted().is_empty() && !lanes.is_blind());
+}
+
+#[test]
 fn a_payer_gets_in_although_the_window_is_full() {
     let mut lanes = Lanes::new(10, 0);
     for id in 1..=100 {

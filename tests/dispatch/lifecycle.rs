@@ -5,6 +5,7 @@ use std::sync::Arc;
 use nas_event_daemon::clock;
 use nix::sys::signal::Signal;
 use serde_json::json;
+use sqlx::Connection;
 
 use crate::lab::daemon::{Daemon, Lab};
 use crate::lab::db::Kind;
@@ -217,22 +218,27 @@ async fn the_drain_is_bounded(kind: Kind) {
     comes_back_flagged(&lab, daemon, runs, waits).await;
 }
 
+/// Stops every thread, wherever it is.
+async fn stop(lab: &Lab, daemon: &Daemon) {
+    daemon.signal(Signal::SIGSTOP);
+    lab.until("all threads are stopped", async || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).unwrap();
+        let all = tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        });
+        all.then_some(())
+    })
+    .await;
+}
+
 /// Stops every thread of an idle daemon, and none within a transaction: what that had locked
 /// would stay locked for the heir, too.
 async fn freeze(lab: &Lab, daemon: &Daemon) {
     lab.scheduled(1, 1).await;
-    let stopped = || {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).unwrap();
-        tasks.flatten().all(|task| {
-            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.starts_with('T'))
-        })
-    };
     lab.until("it is stopped outside of transactions", async || {
-        daemon.signal(Signal::SIGSTOP);
-        lab.until("all threads are stopped", async || stopped().then_some(()))
-            .await;
+        stop(lab, daemon).await;
         let free = lab.db.is_free().await;
         if !free {
             daemon.signal(Signal::SIGCONT);
@@ -246,14 +252,9 @@ async fn freeze(lab: &Lab, daemon: &Daemon) {
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(5);
 const STARTER_MS: u64 = 20_000;
 
-async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
-    let lab = gated_lab(kind, "").await;
-    let mut frozen = lab.start().await;
-    let (runs, waits) = one_runs_one_waits(&lab).await;
-    freeze(&lab, &frozen).await;
+/// Starts daemons in `other` until one takes over from a frozen one.
+async fn heir(other: &Lab) -> Daemon {
     // It cannot be seen to be dead; only its silence tells.
-    let other = Lab::on(Arc::clone(&lab.db), "");
-    scheme(&other, &lab);
     let mut refused = 0;
     let heir = other
         .until("the silent one is taken over", async || {
@@ -278,6 +279,17 @@ async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
         })
         .await;
     assert!(refused > 0, "it was alive at first");
+    heir
+}
+
+async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
+    let lab = gated_lab(kind, "").await;
+    let mut frozen = lab.start().await;
+    let (runs, waits) = one_runs_one_waits(&lab).await;
+    freeze(&lab, &frozen).await;
+    let other = Lab::on(Arc::clone(&lab.db), "");
+    scheme(&other, &lab);
+    let heir = heir(&other).await;
     lab.until("the heir runs it again", async || {
         (starts(&entries(&lab)).len() == 2).then_some(())
     })
@@ -362,4 +374,51 @@ async fn an_event_that_kills_the_daemon_runs_alone_and_is_buried(kind: Kind) {
         .find(|entry| matches!(entry, Entry::Start { .. }));
     assert_eq!(beside, None);
     daemon.stop().await;
+}
+
+/// Holds every start up in the server, within its transaction, while `pg_advisory_lock(42)` is
+/// taken.
+const HELD_UP: &str = "
+    create function held_up() returns trigger language plpgsql as
+    $$ begin perform pg_advisory_xact_lock_shared(42); return null; end $$;
+    create trigger held_up after update on events_stack
+    for each row when (new.state = 'running') execute function held_up()";
+
+/// Its start is committed while it is frozen, and it is told so when another has taken over:
+/// what it finds in its hand then belongs to the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_committed_for_a_frozen_daemon_does_not_start_after_a_take_over() {
+    let lab = gated_lab(Kind::Postgres, "").await;
+    let_through(&lab.path("gate"), "all");
+    lab.sql(HELD_UP).await;
+    let mut frozen = lab.start().await;
+    let mut holder = sqlx::PgConnection::connect(&lab.db.url).await.unwrap();
+    let mut lock = async |text: &'static str| {
+        sqlx::raw_sql(text).execute(&mut holder).await.unwrap();
+    };
+    lock("select pg_advisory_lock(42)").await;
+    let event = lab.event(10, "user_redirect").await;
+    let held_up = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+    lab.until("its start is held up", async || {
+        (lab.number(held_up).await > 0).then_some(())
+    })
+    .await;
+    stop(&lab, &frozen).await;
+    lock("select pg_advisory_unlock(42)").await;
+    let committed = "select count(*) from events_stack where state = 'running'";
+    lab.until("its start is committed", async || {
+        (lab.number(committed).await == 1).then_some(())
+    })
+    .await;
+    let other = Lab::on(Arc::clone(&lab.db), "");
+    scheme(&other, &lab);
+    let heir = heir(&other).await;
+    assert_eq!(lab.ended(event).await.1, "done");
+    let alone = starts(&entries(&lab));
+    assert_eq!((alone.len(), alone[0].2), (1, true), "flagged: {alone:?}");
+    frozen.signal(Signal::SIGCONT);
+    assert_eq!(frozen.end().await.code(), Some(REFUSED));
+    lab.said("another daemon owns the database now").await;
+    assert_eq!(starts(&entries(&lab)), alone, "the thawed one ran it, too");
+    heir.stop().await;
 }

@@ -19,6 +19,9 @@ mod lab;
 mod checker;
 mod database;
 mod disk;
+mod foreign;
+mod jumps;
+mod power;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use nas_event_daemon::attempt::{DoneResult, Outcome, Report};
-use nas_event_daemon::dispatch::breaker::{Breaker, Evidence, Start, Ticket};
+use nas_event_daemon::dispatch::breaker::{Breaker, Change, Evidence, Start, Ticket};
 use nas_event_daemon::dispatch::lanes::{Gone, Lanes, Next, Owner, Taken, Wanted};
 use nas_event_daemon::dispatch::plan::{Step, plan};
 use nas_event_daemon::dispatch::settle::{self, Facts};
@@ -83,6 +83,8 @@ pub struct Daemon {
     pub inbox: VecDeque<Message>,
     pub reads: Vec<(Wanted, Option<Message>)>,
     pub written: Option<Written>,
+    /// Alarms and all-clears, in their order.
+    pub told: Vec<(NasId, Change)>,
     served: Wish,
     alone: Option<EventId>,
     quiet: Option<(NasId, Next)>,
@@ -107,6 +109,7 @@ impl Daemon {
             inbox: VecDeque::new(),
             reads: Vec::new(),
             written: None,
+            told: Vec::new(),
             served: Wish::new(),
             alone: None,
             quiet: None,
@@ -154,7 +157,6 @@ impl Daemon {
                         }
                     }
                     self.lanes.expect(nas);
-                    self.expecting = true;
                 }
             }
         }
@@ -236,8 +238,10 @@ impl Daemon {
                 }
                 other => other,
             };
-            pool.breaker
+            let change = pool
+                .breaker
                 .ended(now, out.ticket, Some(user), evidence, jitter);
+            self.told.extend(change.map(|change| (out.nas, change)));
             pool.running = pool.running.saturating_sub(1);
             let possible_duplicate =
                 settle::possible_duplicate(&report) && self.planted != Planted::UnflaggedUnknown;
@@ -319,7 +323,9 @@ impl Daemon {
         for (id, gone) in at_once {
             self.lanes.settled(id, gone, now);
         }
-        let sure = self.reads.is_empty() && !self.expecting;
+        // While first pages are read nothing starts; later ones and refills may be missing.
+        let first = |wanted: &Wanted| matches!(wanted, Wanted::Load(_, EventId(0)));
+        let sure = !self.expecting && self.reads.iter().all(|(wanted, _)| first(wanted));
         self.pick(&mut turn, now);
         if turn.settles.is_empty() && turn.starts.is_empty() {
             self.want();
@@ -360,6 +366,7 @@ impl Daemon {
                 }
             }
         }
+        let blind = self.lanes.is_blind();
         let ids: Vec<NasId> = self.pools.keys().copied().collect();
         let at = self.rotate.checked_rem(ids.len()).unwrap_or(0);
         self.rotate = self.rotate.wrapping_add(1);
@@ -382,6 +389,12 @@ impl Daemon {
                 let Some(next) = self.lanes.next(nas, now) else {
                     break;
                 };
+                if blind
+                    && self.planted != Planted::StartsBlind
+                    && next.taken.class != Class::Interactive
+                {
+                    break;
+                }
                 if next.taken.suspect
                     && busy(&self.pools)
                     && self.planted != Planted::SuspectsInCompany

@@ -18,6 +18,7 @@
 mod daemon;
 mod dice;
 mod fate;
+mod isolation;
 mod model;
 mod world;
 
@@ -58,6 +59,8 @@ pub enum Planted {
     Cursor,
     /// The database takes writes of a daemon that was deposed.
     NoFence,
+    /// Events start while the first rows of other NASes are still being read.
+    StartsBlind,
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -176,6 +179,7 @@ fn planted_faults_are_found() {
         ),
         (Planted::Cursor, &["stuck"]),
         (Planted::NoFence, &["deposed", "no attempt succeeded"]),
+        (Planted::StartsBlind, &["overtakes"]),
     ] {
         let sign = first_sign(planted);
         say(&format!("{planted:?}: {sign}"));
