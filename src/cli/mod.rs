@@ -212,6 +212,8 @@ fn watched(args: &[OsString]) -> u8 {
         if exit::nobody_reads() {
             return DONE;
         }
+        // The verb and its runtime have ended: nothing else runs here that this could hold up, and
+        // Ctrl-C ends the process as ever.
         std::thread::sleep(pause.max(WATCH_LEAST));
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
 
-use crate::lab::daemon::{Lab, PATIENCE, wait_for};
+use crate::lab::daemon::{Lab, wait_for};
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 use crate::{RECORD, command, finished, named, ned};
@@ -15,9 +15,6 @@ on_each_store!(
     a_restored_database_does_nothing_twice_that_the_copy_knew_done,
     the_doctor_finds_what_is_wrong_and_the_bundle_holds_no_secret,
     an_announced_pause_begins_by_itself,
-    the_shown_request_does_what_the_verb_does,
-    looks_repeat_until_nobody_reads,
-    logs_are_followed_and_searched,
     a_token_that_was_taken_back_opens_nothing,
 );
 
@@ -324,188 +321,6 @@ async fn an_announced_pause_begins_by_itself(kind: Kind) {
     assert_eq!(why["cause"], "nas_paused", "{why}");
     ned(&lab, &["nas", "resume", "5"]).await.fine();
     lab.drained().await;
-    daemon.kill_9().await;
-}
-
-async fn the_shown_request_does_what_the_verb_does(kind: Kind) {
-    let lab = Lab::new(kind, "").await;
-    lab.nas(5, RECORD, 2, &[]).await;
-    lab.accounts(5, [50]).await;
-    let daemon = lab.start().await;
-    let run = async |args: &[&str]| -> Value {
-        let line = ned(&lab, &[&["--show-request"], args].concat())
-            .await
-            .fine();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "an operator's shell is a program"
-        )]
-        let mut shell = tokio::process::Command::new("sh");
-        shell
-            .args(["-c", line.trim()])
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .kill_on_drop(true);
-        let said = finished(shell, "").await.fine();
-        serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {line} said {said}"))
-    };
-    let before = lab.number("select count(*) from audit").await;
-    run(&["nas", "pause", "5", "--for", "30m", "--reason", "works"]).await;
-    let list = ned(&lab, &["-o", "json", "nas", "list"]).await.json();
-    assert!(
-        list[0]["note"].as_str().unwrap().contains("works"),
-        "{list}"
-    );
-    assert_eq!(run(&["nas", "show", "5"]).await["paused"], true);
-    let posted = run(&[
-        "event",
-        "post",
-        "--user",
-        "50",
-        "--cmd",
-        "user_add",
-        "--param",
-        "note=it's",
-    ])
-    .await;
-    let id = posted["ids"][0].as_i64().unwrap().to_string();
-    lab.until("it waits, with its variables", async || {
-        let shown = ned(&lab, &["-o", "json", "event", "show", &id]).await;
-        (shown.json()["params"]["note"] == "it's").then_some(())
-    })
-    .await;
-    run(&["nas", "resume", "5"]).await;
-    lab.drained().await;
-    assert_eq!(run(&["event", "show", &id]).await["state"], "done");
-    let listed = run(&["event", "list", "--state", "done", "--user", "50"]).await;
-    assert_eq!(listed["events"][0]["id"].to_string(), id, "{listed}");
-    run(&["nas", "forks", "5", "7"]).await;
-    assert_eq!(
-        ned(&lab, &["-o", "json", "nas", "show", "5"]).await.json()["forks_override"],
-        7
-    );
-    run(&["nas", "forks", "5", "default"]).await;
-    assert_eq!(
-        ned(&lab, &["-o", "json", "nas", "show", "5"]).await.json()["forks_override"],
-        Value::Null
-    );
-    assert!(run(&["status"]).await["version"].is_string());
-    assert!(run(&["audit"]).await.to_string().contains("nas_pause"));
-    // Showing does nothing.
-    let after = lab.number("select count(*) from audit").await;
-    ned(&lab, &["--show-request", "nas", "pause", "5"])
-        .await
-        .fine();
-    assert!(after > before);
-    assert_eq!(lab.number("select count(*) from audit").await, after);
-    ned(&lab, &["--show-request", "scheme", "list"])
-        .await
-        .failed(2, &["no call of the API"]);
-    daemon.kill_9().await;
-}
-
-async fn looks_repeat_until_nobody_reads(kind: Kind) {
-    let lab = Lab::new(kind, "").await;
-    lab.nas(5, RECORD, 2, &[]).await;
-    ned(
-        &lab,
-        &[
-            "--watch", "event", "post", "--user", "1", "--cmd", "user_add",
-        ],
-    )
-    .await
-    .failed(2, &["look only"]);
-    let mut watch = command(
-        "nas_event_daemon",
-        &["-o", "plain", "--watch=200ms", "nas", "list"],
-    );
-    watch.env("NED_CONFIG", lab.path("ned.toml"));
-    let mut child = watch.spawn().unwrap();
-    let out = child.stdout.take().unwrap();
-    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(out));
-    let reading = async {
-        let mut seen = 0;
-        while let Some(line) = lines.next_line().await.unwrap() {
-            assert!(
-                !line.contains('\u{1b}'),
-                "no terminal, no colours: {line:?}"
-            );
-            seen += usize::from(line.starts_with("5\tbras5\t"));
-            if seen == 3 {
-                break;
-            }
-        }
-        seen
-    };
-    assert_eq!(tokio::time::timeout(PATIENCE, reading).await.unwrap(), 3);
-    drop(lines);
-    let status = tokio::time::timeout(PATIENCE, child.wait())
-        .await
-        .expect("it goes on for nobody");
-    assert!(status.unwrap().success());
-}
-
-async fn logs_are_followed_and_searched(kind: Kind) {
-    let lab = Lab::new(kind, "").await;
-    lab.session("Bad", "user_add() { exit 3; }\nuser_drop() { :; }\n");
-    lab.nas(5, "Bad", 2, &[]).await;
-    lab.accounts(5, [50]).await;
-    let daemon = lab.start().await;
-    let mut follow = command(
-        "nas_event_daemon",
-        &["logs", "nas", "5", "-f", "--grep", "cmd=user_drop"],
-    );
-    follow.env("NED_CONFIG", lab.path("ned.toml"));
-    lab.event(50, "user_add").await;
-    lab.until("the log is there", async || {
-        (ned(&lab, &["logs", "nas", "5"]).await.code == 0).then_some(())
-    })
-    .await;
-    let mut child = follow.spawn().unwrap();
-    let out = child.stdout.take().unwrap();
-    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(out));
-    lab.event(50, "user_drop").await;
-    let first = tokio::time::timeout(PATIENCE, lines.next_line())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
-    assert!(first.contains("cmd=user_drop"), "{first}");
-    child.kill().await.unwrap();
-    lab.until("the end is logged", async || {
-        let said = ned(&lab, &["logs", "nas", "5", "--errors"]).await.fine();
-        (said.lines().count() == 1 && said.contains("result=dead")).then_some(())
-    })
-    .await;
-    let account = ned(&lab, &["logs", "account", "50", "-n", "1"])
-        .await
-        .fine();
-    assert!(
-        account.lines().count() == 1 && account.contains("cmd=user_drop"),
-        "{account}"
-    );
-    assert!(
-        ned(&lab, &["logs"])
-            .await
-            .fine()
-            .contains("Start work with nas nasid=5")
-    );
-    let none = ned(&lab, &["logs", "daemon", "--since", "2999-01-01 00:00"])
-        .await
-        .fine();
-    assert_eq!(none, "");
-    assert!(
-        ned(&lab, &["logs", "--since", "1h"])
-            .await
-            .fine()
-            .contains("Start work")
-    );
-    ned(&lab, &["logs", "nas", "77"])
-        .await
-        .failed(5, &["NED-0301"]);
-    let none = ned(&lab, &["account", "log", "50", "--to", "2020-01-01 00:00"]).await;
-    assert_eq!(none.fine(), "");
     daemon.kill_9().await;
 }
 

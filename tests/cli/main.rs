@@ -20,6 +20,7 @@ mod classic;
 mod diff;
 mod events;
 mod guard;
+mod looking;
 mod migrate;
 mod mikrotik;
 mod monitoring;
