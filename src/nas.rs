@@ -162,6 +162,35 @@ pub struct Nas {
     pub vars: Map<String, Value>,
 }
 
+impl Nas {
+    /// An active NAS of which nothing else is said: every other setting is at its default.
+    pub fn new(id: NasId, name: &str, ip: &str) -> Self {
+        Self {
+            id,
+            name: name.to_owned(),
+            ip: ip.to_owned(),
+            mode: Mode::Active,
+            forks: Forks::DEFAULT,
+            forks_warning: None,
+            oss_path: None,
+            script_name: None,
+            api_port: None,
+            api_tls: false,
+            ssh_port: None,
+            ssh_host_key: None,
+            ssh_known_key: None,
+            telnet_port: None,
+            coa_port: None,
+            http_url: None,
+            max_sessions: None,
+            max_rate: None,
+            timeout: None,
+            on_error: None,
+            vars: Map::new(),
+        }
+    }
+}
+
 /// A row that cannot be served, and why. It affects that NAS alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadNas {

@@ -14,7 +14,7 @@ use lab::sim::{LOGIN, PASSWORD};
 use nas_event_daemon::attempt::{FailureClass, Job, Report, Transcript, Verdict};
 use nas_event_daemon::driver::sessions::Sessions;
 use nas_event_daemon::event::{Cmd, EventId, Params, UserId};
-use nas_event_daemon::nas::{Forks, Mode, Nas, NasId, NasSecret};
+use nas_event_daemon::nas::{Nas, NasId, NasSecret};
 use nas_event_daemon::scheme::Execute as _;
 use nas_event_daemon::scheme::native::{NativeExecute, NativeScheme};
 use nas_event_daemon::sim::mikrotik::{Options, Sim};
@@ -84,27 +84,9 @@ impl Spot {
             usluga: Some(5),
             params: Params(params.as_object().cloned().unwrap()),
             nas: Arc::new(Nas {
-                id: NasId(1116),
-                name: "spot".into(),
-                ip: "127.0.0.1".into(),
-                mode: Mode::Active,
-                forks: Forks::DEFAULT,
-                forks_warning: None,
-                oss_path: None,
-                script_name: None,
                 api_port: Some(self.sim.addr().port()),
-                api_tls: false,
-                ssh_port: None,
-                ssh_host_key: None,
-                ssh_known_key: None,
-                telnet_port: None,
-                coa_port: None,
-                http_url: None,
-                max_sessions: None,
-                max_rate: None,
-                timeout: None,
-                on_error: None,
                 vars: self.vars.as_object().cloned().unwrap(),
+                ..Nas::new(NasId(1116), "spot", "127.0.0.1")
             }),
             secret: Arc::new(NasSecret {
                 login: LOGIN.into(),

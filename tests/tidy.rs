@@ -198,6 +198,10 @@ const SHORT: &[(&str, &str)] = &[
         "src/shell.rs",
         "one quoting rule, used by logs and drivers alike",
     ),
+    (
+        "src/cli/waiting.rs",
+        "what four verbs say of waiting; the sentence itself is the API's",
+    ),
     ("src/cli/run.rs", "one verb, which is the daemon itself"),
     ("src/cli/sim.rs", "one noun; the simulators are in src/sim"),
 ];

@@ -261,43 +261,17 @@ impl Source {
         if statements.is_empty() {
             return Ok(());
         }
-        let fail = |e: sqlx::Error| self.failed(&e.to_string());
-        let late = |_| self.failed("a change was not carried out in time");
         match &self.through {
             Through::Isql(isql) => isql
                 .change(&statements)
                 .await
                 .map_err(|text| self.failed(&text)),
-            Through::Postgres(pool) => {
-                let work = async {
-                    let mut tx = pool.begin().await?;
-                    for text in statements {
-                        sqlx::raw_sql(sqlx::AssertSqlSafe(text))
-                            .execute(&mut *tx)
-                            .await?;
-                    }
-                    tx.commit().await
-                };
-                tokio::time::timeout(PATIENCE, work)
-                    .await
-                    .map_err(late)?
-                    .map_err(fail)
-            }
-            Through::Mysql(pool) => {
-                let work = async {
-                    let mut tx = pool.begin().await?;
-                    for text in statements {
-                        sqlx::raw_sql(sqlx::AssertSqlSafe(text))
-                            .execute(&mut *tx)
-                            .await?;
-                    }
-                    tx.commit().await
-                };
-                tokio::time::timeout(PATIENCE, work)
-                    .await
-                    .map_err(late)?
-                    .map_err(fail)
-            }
+            Through::Postgres(pool) => in_one(pool, statements)
+                .await
+                .map_err(|text| self.failed(&text)),
+            Through::Mysql(pool) => in_one(pool, statements)
+                .await
+                .map_err(|text| self.failed(&text)),
         }
     }
 
@@ -306,5 +280,28 @@ impl Source {
             name: self.name.clone(),
             text: text.to_owned(),
         }
+    }
+}
+
+/// All of it or nothing, in time.
+async fn in_one<D: sqlx::Database>(
+    pool: &sqlx::Pool<D>,
+    statements: Vec<String>,
+) -> Result<(), String>
+where
+    for<'c> &'c mut D::Connection: sqlx::Executor<'c, Database = D>,
+{
+    let work = async {
+        let mut tx = pool.begin().await?;
+        for text in statements {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(text))
+                .execute(&mut *tx)
+                .await?;
+        }
+        tx.commit().await
+    };
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(done) => done.map_err(|e: sqlx::Error| e.to_string()),
+        Err(_) => Err("a change was not carried out in time".to_owned()),
     }
 }

@@ -1,6 +1,7 @@
 //! What the helper commands of scripts have in common: the original's exit codes and error
 //! line, the settings of a NAS from the database, and the ride on the daemon's sessions.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -78,21 +79,35 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, exit::Failed> {
         .map_err(|e| exit::Failed::new(exit::FAILED, format!("cannot start the runtime: {e}")))
 }
 
-/// Says what went wrong, as the original does; the exit code.
-pub fn told(sent: Result<(), Refusal>) -> u8 {
-    match sent {
-        Ok(()) => 0,
-        Err(refusal) => {
-            remark(format!(
-                "ERROR: {} message: '{}', command: '{}' exit code: {}",
-                refusal.kind,
-                one_line(&refusal.message),
-                one_line(&refusal.command),
-                refusal.code
-            ));
-            refusal.code
+/// One command by its own name: its words read, `send` run; the exit code.
+pub fn by_name<A: clap::Parser>(
+    args: Vec<OsString>,
+    send: impl AsyncFnOnce(A) -> Result<u8, Refusal>,
+) -> u8 {
+    let args = match A::try_parse_from(args) {
+        Ok(args) => args,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { PARAMETER } else { 0 };
         }
-    }
+    };
+    let sent = match runtime() {
+        Ok(runtime) => runtime.block_on(send(args)),
+        Err(failed) => Err(Refusal::settings(failed, "")),
+    };
+    sent.unwrap_or_else(told)
+}
+
+/// Says what went wrong, as the original does; the exit code.
+fn told(refusal: Refusal) -> u8 {
+    remark(format!(
+        "ERROR: {} message: '{}', command: '{}' exit code: {}",
+        refusal.kind,
+        one_line(&refusal.message),
+        one_line(&refusal.command),
+        refusal.code
+    ));
+    refusal.code
 }
 
 /// Address and credentials of a NAS, from the database.

@@ -13,7 +13,7 @@ use super::{Console, scheme_new, scheme_run, scheme_test, scheme_vars};
 use crate::config::{Config, Paths};
 use crate::daemon;
 use crate::event::Cmd;
-use crate::nas::{Forks, Mode, Nas, NasId};
+use crate::nas::{Mode, Nas, NasId};
 use crate::scheme::native::{FILE, Finding, NativeScheme, Severity};
 use crate::scheme::{resolve, traps};
 use crate::store::Store;
@@ -227,28 +227,10 @@ fn session_findings(dir: &Path, paths: &Paths) -> Vec<Finding> {
 /// A NAS that is in no table, for looks at a scheme by itself.
 pub fn stand_in(oss_path: Option<String>) -> Nas {
     Nas {
-        id: NasId(0),
-        name: "none".to_owned(),
-        // TEST-NET-1 (RFC 5737): belongs to nobody.
-        ip: "192.0.2.1".to_owned(),
         mode: Mode::Observe,
-        forks: Forks::DEFAULT,
-        forks_warning: None,
         oss_path,
-        script_name: None,
-        api_port: None,
-        api_tls: false,
-        ssh_port: None,
-        ssh_host_key: None,
-        ssh_known_key: None,
-        telnet_port: None,
-        coa_port: None,
-        http_url: None,
-        max_sessions: None,
-        max_rate: None,
-        timeout: None,
-        on_error: None,
-        vars: serde_json::Map::new(),
+        // TEST-NET-1 (RFC 5737): belongs to nobody.
+        ..Nas::new(NasId(0), "none", "192.0.2.1")
     }
 }
 

@@ -18,8 +18,8 @@ use std::time::Duration;
 use clap::Parser;
 
 use super::classic::{
-    CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride, from_database, runtime,
-    tls_vars, told,
+    self, CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride, from_database,
+    tls_vars,
 };
 use super::exit::say;
 use super::table::one_line;
@@ -94,23 +94,7 @@ pub fn command() -> clap::Command {
 
 /// `send_mikrotik_cmd …`; the result is the exit code.
 pub fn by_name(args: Vec<OsString>) -> u8 {
-    let args = match Args::try_parse_from(args) {
-        Ok(args) => args,
-        Err(e) => {
-            let _ = e.print();
-            return if e.use_stderr() { PARAMETER } else { 0 };
-        }
-    };
-    let sent = match runtime() {
-        Ok(runtime) => runtime.block_on(send(args)),
-        Err(failed) => Err(Refusal {
-            kind: "Internal",
-            message: failed.text,
-            command: String::new(),
-            code: REFUSED,
-        }),
-    };
-    told(sent)
+    classic::by_name(args, async |args: Args| send(args).await.map(|()| 0))
 }
 
 /// Where the command goes.

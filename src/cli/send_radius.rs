@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-use super::classic::{LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride, told};
+use super::classic::{self, LATER, REFUSED, Refusal, Ridden, Ride};
 use super::exit::{self, say};
 use super::table::one_line;
-use super::{Console, nas, runtime};
+use super::{Console, nas};
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::config::parse_duration;
 use crate::driver::Reply;
@@ -94,23 +94,7 @@ pub fn command() -> clap::Command {
 
 /// `send_radius_cmd …`; the result is the exit code.
 pub fn by_name(args: Vec<OsString>) -> u8 {
-    let args = match Args::try_parse_from(args) {
-        Ok(args) => args,
-        Err(e) => {
-            let _ = e.print();
-            return if e.use_stderr() { PARAMETER } else { 0 };
-        }
-    };
-    let sent = match runtime() {
-        Ok(runtime) => runtime.block_on(send(&args)),
-        Err(failed) => Err(Refusal {
-            kind: "Internal",
-            message: failed.text,
-            command: String::new(),
-            code: REFUSED,
-        }),
-    };
-    told(sent)
+    classic::by_name(args, async |args: Args| send(&args).await.map(|()| 0))
 }
 
 async fn send(args: &Args) -> Result<(), Refusal> {

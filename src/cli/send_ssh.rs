@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use super::classic::{self, CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride};
+use super::Console;
+use super::classic::{self, CONNECT_TIMEOUT, LATER, REFUSED, Refusal, Ridden, Ride};
 use super::exit::{Failed, remark, say};
 use super::table::one_line;
-use super::{Console, runtime};
 use crate::attempt::{Failure, FailureClass};
 use crate::config::parse_duration;
 use crate::driver::dialogue::Manners;
@@ -114,21 +114,7 @@ pub fn command() -> clap::Command {
 
 /// `send_ssh_cmd …`, `ssh_send …`; the result is the exit code.
 pub fn by_name(args: Vec<OsString>) -> u8 {
-    let mut args = match Args::try_parse_from(args) {
-        Ok(args) => args,
-        Err(e) => {
-            let _ = e.print();
-            return if e.use_stderr() { PARAMETER } else { 0 };
-        }
-    };
-    let sent = match runtime() {
-        Ok(runtime) => runtime.block_on(send(&mut args)),
-        Err(failed) => Err(Refusal::settings(failed, "")),
-    };
-    match sent {
-        Ok(code) => code,
-        Err(refusal) => classic::told(Err(refusal)),
-    }
+    classic::by_name(args, async |mut args: Args| send(&mut args).await)
 }
 
 async fn send(args: &mut Args) -> Result<u8, Refusal> {
@@ -329,6 +315,6 @@ mod tests {
         assert_eq!(code(Failure::timeout("late")), LATER);
         assert_eq!(code(Failure::permanent("no exec")), REFUSED);
         let not_found = Failed::new(exit::NOT_FOUND, "there is no NAS 9");
-        assert_eq!(Refusal::settings(not_found, "").code, PARAMETER);
+        assert_eq!(Refusal::settings(not_found, "").code, classic::PARAMETER);
     }
 }

@@ -21,7 +21,7 @@ use clap::Parser;
 use super::classic::{self, CONNECT_TIMEOUT, LATER, PARAMETER, REFUSED, Refusal, Ridden, Ride};
 use super::exit::{Failed, say};
 use super::table::one_line;
-use super::{Console, nas, runtime};
+use super::{Console, nas};
 use crate::attempt::{Failure, FailureClass};
 use crate::config::parse_duration;
 use crate::driver::dialogue::{Credentials, Manners};
@@ -89,18 +89,7 @@ pub fn command() -> clap::Command {
 
 /// `send_telnet_cmd …`; the result is the exit code.
 pub fn by_name(args: Vec<OsString>) -> u8 {
-    let args = match Args::try_parse_from(args) {
-        Ok(args) => args,
-        Err(e) => {
-            let _ = e.print();
-            return if e.use_stderr() { PARAMETER } else { 0 };
-        }
-    };
-    let sent = match runtime() {
-        Ok(runtime) => runtime.block_on(send(&args)),
-        Err(failed) => Err(Refusal::settings(failed, "")),
-    };
-    classic::told(sent)
+    classic::by_name(args, async |args: Args| send(&args).await.map(|()| 0))
 }
 
 async fn send(args: &Args) -> Result<(), Refusal> {

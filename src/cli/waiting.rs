@@ -40,27 +40,10 @@ mod tests {
     #[test]
     fn only_what_can_be_retried_is_offered() {
         let mut row = EventRow {
-            id: EventId(9),
-            place: WhereIs::Dead,
-            state: "dead".to_owned(),
-            cmd: "user_add".to_owned(),
             user_id: Some(1),
-            abonent_id: None,
             nas_id: Some(5),
-            source: None,
-            batch_id: None,
-            event_date_ms: 0,
             try_count: 2,
-            next_try_ms: None,
-            ended_ms: None,
-            possible_duplicate: false,
-            code: None,
-            error: None,
-            ms: None,
-            answer: None,
-            params: None,
-            retried_as: None,
-            scheme_hash: None,
+            ..EventRow::new(EventId(9), WhereIs::Dead, "dead", "user_add")
         };
         assert!(after_the_end(&row).unwrap().contains("event retry 9"));
         row.retried_as = Some(10);

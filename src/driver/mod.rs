@@ -32,3 +32,15 @@ pub struct Reply {
     /// A session was opened for this command.
     pub new_session: bool,
 }
+
+/// Bytes as text; what is not UTF-8 (comments in CP1251) becomes `\xNN`.
+pub fn text(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}

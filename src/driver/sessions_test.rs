@@ -3,32 +3,11 @@
 
 use super::*;
 use crate::attempt::{FailureClass, Scope};
-use crate::nas::{Forks, Mode};
-use serde_json::Map;
 
 fn nas() -> Nas {
     Nas {
-        id: NasId(7),
-        name: "t".into(),
-        ip: "127.0.0.1".into(),
-        mode: Mode::Active,
-        forks: Forks::DEFAULT,
-        forks_warning: None,
-        oss_path: None,
-        script_name: None,
         api_port: Some(1),
-        api_tls: false,
-        ssh_port: None,
-        ssh_host_key: None,
-        ssh_known_key: None,
-        telnet_port: None,
-        coa_port: None,
-        http_url: None,
-        max_sessions: None,
-        max_rate: None,
-        timeout: None,
-        on_error: None,
-        vars: Map::new(),
+        ..Nas::new(NasId(7), "t", "127.0.0.1")
     }
 }
 

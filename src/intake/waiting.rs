@@ -197,27 +197,10 @@ mod tests {
 
     fn row(place: WhereIs, state: &str) -> EventRow {
         EventRow {
-            id: EventId(9),
-            place,
-            state: state.to_owned(),
-            cmd: "user_add".to_owned(),
             user_id: Some(1),
-            abonent_id: None,
             nas_id: Some(5),
-            source: None,
-            batch_id: None,
-            event_date_ms: 0,
             try_count: 2,
-            next_try_ms: None,
-            ended_ms: None,
-            possible_duplicate: false,
-            code: None,
-            error: None,
-            ms: None,
-            answer: None,
-            params: None,
-            retried_as: None,
-            scheme_hash: None,
+            ..EventRow::new(EventId(9), place, state, "user_add")
         }
     }
 

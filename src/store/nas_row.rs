@@ -5,13 +5,41 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::nas::{BadNas, Forks, Mode, Nas, NasId, OnError};
+use crate::nas::{BadNas, Forks, Mode, Nas, NasId, NasState, OnError};
 
 /// Longest deadline of one attempt that a row may ask for, ms (24 h).
 const TIMEOUT_MAX_MS: i64 = 86_400_000;
 
 /// Name under which both stores read what the operator said instead of `nas.mode`.
 pub(super) const OPERATORS_MODE: &str = "operators_mode";
+
+/// NAS, begin and end of the pause (wall ms), its reason, forks, mode, and the learned host key
+/// of a row of `nas_state`.
+pub(super) type StateRow = (
+    i64,
+    Option<i64>,
+    Option<i64>,
+    String,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+);
+
+/// What a row of `nas_state` says.
+pub(super) fn state_from(row: StateRow) -> (NasId, NasState) {
+    let (id, paused_from_ms, paused_until_ms, pause_reason, forks, mode, ssh_host_key) = row;
+    (
+        NasId(id),
+        NasState {
+            paused_from_ms,
+            paused_until_ms,
+            pause_reason,
+            forks,
+            mode: operators_mode(mode),
+            ssh_host_key,
+        },
+    )
+}
 
 /// Reads it; a word of a newer version means nothing here.
 pub(super) fn operators_mode(text: Option<String>) -> Option<Mode> {

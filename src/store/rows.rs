@@ -105,6 +105,35 @@ pub struct EventRow {
     pub scheme_hash: Option<String>,
 }
 
+impl EventRow {
+    /// An event of which only this much is known.
+    pub fn new(id: EventId, place: WhereIs, state: &str, cmd: &str) -> Self {
+        Self {
+            id,
+            place,
+            state: state.to_owned(),
+            cmd: cmd.to_owned(),
+            user_id: None,
+            abonent_id: None,
+            nas_id: None,
+            source: None,
+            batch_id: None,
+            event_date_ms: 0,
+            try_count: 0,
+            next_try_ms: None,
+            ended_ms: None,
+            possible_duplicate: false,
+            code: None,
+            error: None,
+            ms: None,
+            answer: None,
+            params: None,
+            retried_as: None,
+            scheme_hash: None,
+        }
+    }
+}
+
 /// Which events to list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -215,6 +244,28 @@ pub struct Cause {
     pub speeds: Vec<String>,
 }
 
+/// Number, command, source, and the four speeds of a [`Cause`].
+pub(super) type CauseValues = (
+    i64,
+    String,
+    String,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+);
+
+impl From<CauseValues> for Cause {
+    fn from((id, cmd, source, a, b, c, d): CauseValues) -> Self {
+        Self {
+            id: EventId(id),
+            cmd,
+            source,
+            speeds: [a, b, c, d].into_iter().flatten().collect(),
+        }
+    }
+}
+
 /// What an operator tells the intent guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -265,6 +316,43 @@ pub struct GuardOrder {
     pub monthly: bool,
     /// Who said so.
     pub who: String,
+}
+
+/// Columns of a [`GuardOrder`], in the order of [`OrderValues`].
+pub(super) const ORDER: &str =
+    "id, kind, source, cmd, event_id, from_ms, for_ms, most, monthly, who";
+
+/// Values of [`ORDER`].
+pub(super) type OrderValues = (
+    i64,
+    String,
+    Option<String>,
+    Option<String>,
+    Option<i64>,
+    i64,
+    i64,
+    i64,
+    bool,
+    String,
+);
+
+impl GuardOrder {
+    /// From a row; none if it is of a kind that a later version has written.
+    pub(super) fn of(values: OrderValues) -> Option<Self> {
+        let (id, kind, source, cmd, event, from_ms, for_ms, most, monthly, who) = values;
+        Some(Self {
+            id,
+            kind: OrderKind::parse(&kind)?,
+            source,
+            cmd,
+            event: event.map(EventId),
+            from_ms,
+            for_ms,
+            most,
+            monthly,
+            who,
+        })
+    }
 }
 
 /// Answer of an operator's own statement.

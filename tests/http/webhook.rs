@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nas_event_daemon::attempt::{Job, Report, Transcript, Verdict};
 use nas_event_daemon::driver::sessions::Sessions;
 use nas_event_daemon::event::{CATALOGUE, Cmd, EventId, Params, UserId};
-use nas_event_daemon::nas::{Forks, Mode, Nas, NasId, NasSecret};
+use nas_event_daemon::nas::{Nas, NasId, NasSecret};
 use nas_event_daemon::scheme::Execute as _;
 use nas_event_daemon::scheme::native::{NativeExecute, NativeScheme};
 use nas_event_daemon::sim::http::{Options, Sim};
@@ -57,27 +57,8 @@ impl Hook {
             usluga: None,
             params: Params(params.as_object().cloned().unwrap()),
             nas: Arc::new(Nas {
-                id: NasId(1116),
-                name: "hook".into(),
-                ip: "127.0.0.1".into(),
-                mode: Mode::Active,
-                forks: Forks::DEFAULT,
-                forks_warning: None,
-                oss_path: None,
-                script_name: None,
-                api_port: None,
-                api_tls: false,
-                ssh_port: None,
-                ssh_host_key: None,
-                ssh_known_key: None,
-                telnet_port: None,
-                coa_port: None,
                 http_url: Some(format!("http://{}/hook", self.sim.addr())),
-                max_sessions: None,
-                max_rate: None,
-                timeout: None,
-                on_error: None,
-                vars: serde_json::Map::new(),
+                ..Nas::new(NasId(1116), "hook", "127.0.0.1")
             }),
             secret: Arc::new(NasSecret {
                 password: "t0ken".into(),

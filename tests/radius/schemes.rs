@@ -12,7 +12,7 @@ use std::time::Duration;
 use nas_event_daemon::attempt::{Job, Report, Transcript, Verdict};
 use nas_event_daemon::driver::sessions::Sessions;
 use nas_event_daemon::event::{Cmd, EventId, Params, UserId};
-use nas_event_daemon::nas::{Forks, Mode, Nas, NasId, NasSecret};
+use nas_event_daemon::nas::{Nas, NasId, NasSecret};
 use nas_event_daemon::scheme::Execute;
 use nas_event_daemon::scheme::native::{NativeExecute, NativeScheme};
 use nas_event_daemon::sim::radius::{Faults, Session, Sim};
@@ -53,27 +53,9 @@ fn with(mut account: Value, changes: &Value) -> Value {
 fn job(cmd: &str, params: &Value, port: u16, vars: &Value) -> Job {
     let cmd = Cmd::parse(cmd).unwrap();
     let nas = Nas {
-        id: NasId(1),
-        name: "bras".to_owned(),
-        ip: "127.0.0.1".to_owned(),
-        mode: Mode::Active,
-        forks: Forks::DEFAULT,
-        forks_warning: None,
-        oss_path: None,
-        script_name: None,
-        api_port: None,
-        api_tls: false,
-        ssh_port: None,
-        ssh_host_key: None,
-        ssh_known_key: None,
-        telnet_port: None,
         coa_port: Some(port),
-        http_url: None,
-        max_sessions: None,
-        max_rate: None,
-        timeout: None,
-        on_error: None,
         vars: vars.as_object().cloned().unwrap_or_default(),
+        ..Nas::new(NasId(1), "bras", "127.0.0.1")
     };
     Job {
         event: EventId(7),

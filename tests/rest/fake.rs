@@ -111,27 +111,12 @@ impl Fake {
 
 fn row(id: EventId, event: &CompactEvent) -> EventRow {
     EventRow {
-        id,
-        place: WhereIs::Compact,
-        state: "compact".to_owned(),
-        cmd: event.cmd.clone(),
         user_id: event.user_id,
-        abonent_id: None,
         nas_id: event.nas_id,
         source: event.source.clone(),
         batch_id: event.batch_id.clone(),
         event_date_ms: 1_767_323_045_678,
-        try_count: 0,
-        next_try_ms: None,
-        ended_ms: None,
-        possible_duplicate: false,
-        code: None,
-        error: None,
-        ms: None,
-        answer: None,
-        params: None,
-        retried_as: None,
-        scheme_hash: None,
+        ..EventRow::new(id, WhereIs::Compact, "compact", &event.cmd)
     }
 }
 
@@ -379,27 +364,9 @@ impl Store for Fake {
 fn test_nas() -> Nas {
     let vars = serde_json::json!({ "hidden": "servicemode" });
     Nas {
-        id: NasId(1116),
-        name: "Test_NAS".to_owned(),
-        ip: "10.90.185.2".to_owned(),
-        mode: nas_event_daemon::nas::Mode::Active,
-        forks: nas_event_daemon::nas::Forks::DEFAULT,
-        forks_warning: None,
-        oss_path: None,
-        script_name: None,
-        api_port: None,
-        api_tls: false,
-        ssh_port: None,
-        ssh_host_key: None,
-        ssh_known_key: None,
-        telnet_port: None,
-        coa_port: None,
         http_url: Some("https://admin:servicemode@10.90.185.2/".to_owned()),
-        max_sessions: None,
-        max_rate: None,
-        timeout: None,
-        on_error: None,
         vars: vars.as_object().unwrap().clone(),
+        ..Nas::new(NasId(1116), "Test_NAS", "10.90.185.2")
     }
 }
 

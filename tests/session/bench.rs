@@ -10,7 +10,7 @@ use std::time::Duration;
 use nas_event_daemon::attempt::{Job, LineKind, Report, Transcript};
 use nas_event_daemon::clock::tick_ms;
 use nas_event_daemon::event::{Cmd, EventId, Params, UserId};
-use nas_event_daemon::nas::{Forks, Mode, Nas, NasId, NasSecret};
+use nas_event_daemon::nas::{Nas, NasId, NasSecret};
 use nas_event_daemon::scheme::Execute;
 use nas_event_daemon::scheme::native::beside::Beside;
 use nas_event_daemon::scheme::session::SessionScheme;
@@ -24,29 +24,7 @@ pub(crate) fn shim() -> PathBuf {
 }
 
 pub(crate) fn nas() -> Nas {
-    Nas {
-        id: NasId(1116),
-        name: "Test_NAS".into(),
-        ip: "10.90.185.2".into(),
-        mode: Mode::Active,
-        forks: Forks::DEFAULT,
-        forks_warning: None,
-        oss_path: None,
-        script_name: None,
-        api_port: None,
-        api_tls: false,
-        ssh_port: None,
-        ssh_host_key: None,
-        ssh_known_key: None,
-        telnet_port: None,
-        coa_port: None,
-        http_url: None,
-        max_sessions: None,
-        max_rate: None,
-        timeout: None,
-        on_error: None,
-        vars: serde_json::Map::new(),
-    }
+    Nas::new(NasId(1116), "Test_NAS", "10.90.185.2")
 }
 
 /// Unique per call: one job's processes are told from all others by it.

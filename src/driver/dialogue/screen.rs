@@ -2,6 +2,8 @@
 //! sequences (ECMA-48) are dropped, and those that move or erase within a row are obeyed, so
 //! that an erased `--More--` and a redrawn command line leave no trace.
 
+use crate::driver::text;
+
 /// Columns of a row; whoever moves further right stays here.
 const COLUMNS_MAX: usize = 4096;
 /// Bytes of one escape sequence; a longer one is not a sequence.
@@ -298,18 +300,6 @@ fn rows_of_echo(flat: &str, line: &str) -> Option<usize> {
         let before = flat.get(..end)?.matches('\n').count();
         tail.trim().is_empty().then_some(before + 1)
     })
-}
-
-/// UTF-8 as it is; bytes that are not stay visible as `\xNN`.
-fn text(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        out.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            out.push_str(&format!("\\x{byte:02x}"));
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 
 use mikrotik_rs::proto::codec::{self, Decode};
 
+pub use crate::driver::text;
+
 /// The words of one sentence, without the terminator.
 pub type Sentence = Vec<Vec<u8>>;
 
@@ -169,18 +171,6 @@ impl Decoder {
     pub fn is_inside(&self) -> bool {
         !self.words.is_empty() || !self.buffer.is_empty()
     }
-}
-
-/// Bytes as text; what is not UTF-8 (CP1251 comments) becomes `\xNN`.
-pub fn text(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        out.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            out.push_str(&format!("\\x{byte:02x}"));
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ fn text_of(attribute: &Attribute, bytes: &[u8]) -> Option<String> {
         name.map_or_else(|| number.to_string(), |(name, _)| name.clone())
     };
     Some(match attribute.kind {
-        Kind::Text => escaped(bytes),
+        Kind::Text => crate::driver::text(bytes),
         Kind::Octets => octets(bytes),
         Kind::Integer => named(u32::from_be_bytes(bytes.try_into().ok()?)),
         Kind::Integer64 => u64::from_be_bytes(bytes.try_into().ok()?).to_string(),
@@ -255,18 +255,6 @@ fn from_hex(digits: &str) -> Option<Vec<u8>> {
 fn octets(bytes: &[u8]) -> String {
     let digits: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
     format!("0x{digits}")
-}
-
-/// UTF-8 as it is, anything else as `\xNN`.
-fn escaped(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        out.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            out.push_str(&format!("\\x{byte:02x}"));
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -10,31 +10,13 @@ use super::table::Table;
 use super::*;
 use crate::attempt::FailureClass;
 use crate::event::{EventId, Params, UserId};
-use crate::nas::{Forks, Nas, NasId, NasSecret};
+use crate::nas::{Nas, NasId, NasSecret};
 
 pub(super) fn nas(vars: &Json) -> Nas {
     Nas {
-        id: NasId(1),
-        name: "Test".into(),
-        ip: "10.90.185.2".into(),
-        mode: Mode::Active,
-        forks: Forks::DEFAULT,
-        forks_warning: None,
         oss_path: Some("Mikrotik-Simple".into()),
-        script_name: None,
-        api_port: None,
-        api_tls: false,
-        ssh_port: None,
-        ssh_host_key: None,
-        ssh_known_key: None,
-        telnet_port: None,
-        coa_port: None,
-        http_url: None,
-        max_sessions: None,
-        max_rate: None,
-        timeout: None,
-        on_error: None,
         vars: vars.as_object().cloned().unwrap_or_default(),
+        ..Nas::new(NasId(1), "Test", "10.90.185.2")
     }
 }
 

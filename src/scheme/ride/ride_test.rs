@@ -8,7 +8,7 @@ use super::words::failure;
 use super::*;
 use crate::attempt::FailureClass;
 use crate::event::{Cmd, EventId, Params, UserId};
-use crate::nas::{Forks, Mode, NasId};
+use crate::nas::NasId;
 use crate::sim::mikrotik::{Options, Sim};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
@@ -28,27 +28,9 @@ fn job(nas: i64, port: u16) -> Job {
         usluga: None,
         params: Params(serde_json::Map::new()),
         nas: Arc::new(Nas {
-            id: NasId(nas),
-            name: "t".into(),
-            ip: "127.0.0.1".into(),
-            mode: Mode::Active,
-            forks: Forks::DEFAULT,
-            forks_warning: None,
-            oss_path: None,
-            script_name: None,
             api_port: Some(port),
-            api_tls: false,
-            ssh_port: None,
-            ssh_host_key: None,
-            ssh_known_key: None,
-            telnet_port: None,
-            coa_port: None,
             http_url: Some("http://127.0.0.1:1/hook".into()),
-            max_sessions: None,
-            max_rate: None,
-            timeout: None,
-            on_error: None,
-            vars: serde_json::Map::new(),
+            ..Nas::new(NasId(nas), "t", "127.0.0.1")
         }),
         secret: Arc::new(NasSecret {
             login: "admin".into(),

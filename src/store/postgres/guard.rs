@@ -3,19 +3,11 @@
 
 use super::{Postgres, sql, storable};
 use crate::event::EventId;
+use crate::store::rows::{CauseValues, ORDER, OrderValues};
 use crate::store::{Cause, GuardOrder, OrderKind, Result};
 
 pub(super) async fn causes(store: &Postgres, ids: &[EventId]) -> Result<Vec<Cause>> {
-    type Values = (
-        i64,
-        String,
-        String,
-        Option<String>,
-        Option<String>,
-        Option<String>,
-        Option<String>,
-    );
-    let rows: Vec<Values> = sqlx::query_as(
+    let rows: Vec<CauseValues> = sqlx::query_as(
         "select id, event_type, coalesce(source, owner_script, 'sql'),
            params ->> 'rate_in', params ->> 'rate_out', params ->> 'ceil_in', params ->> 'ceil_out'
          from events_stack where id = any($1) order by id",
@@ -24,15 +16,7 @@ pub(super) async fn causes(store: &Postgres, ids: &[EventId]) -> Result<Vec<Caus
     .fetch_all(&store.pool)
     .await
     .map_err(sql("read whose orders events are"))?;
-    Ok(rows
-        .into_iter()
-        .map(|(id, cmd, source, a, b, c, d)| Cause {
-            id: EventId(id),
-            cmd,
-            source,
-            speeds: [a, b, c, d].into_iter().flatten().collect(),
-        })
-        .collect())
+    Ok(rows.into_iter().map(Cause::from).collect())
 }
 
 pub(super) async fn hold(
@@ -63,44 +47,12 @@ pub(super) async fn hold(
 }
 
 pub(super) async fn orders(store: &Postgres) -> Result<Vec<GuardOrder>> {
-    type Values = (
-        i64,
-        String,
-        Option<String>,
-        Option<String>,
-        Option<i64>,
-        i64,
-        i64,
-        i64,
-        bool,
-        String,
-    );
-    let rows: Vec<Values> = sqlx::query_as(
-        "select id, kind, source, cmd, event_id, from_ms, for_ms, most, monthly, who
-         from guard_order order by id",
-    )
-    .fetch_all(&store.pool)
-    .await
-    .map_err(sql("read the orders to the guard"))?;
-    Ok(rows
-        .into_iter()
-        .filter_map(
-            |(id, kind, source, cmd, event, from_ms, for_ms, most, monthly, who)| {
-                Some(GuardOrder {
-                    id,
-                    kind: OrderKind::parse(&kind)?,
-                    source,
-                    cmd,
-                    event: event.map(EventId),
-                    from_ms,
-                    for_ms,
-                    most,
-                    monthly,
-                    who,
-                })
-            },
-        )
-        .collect())
+    let text = format!("select {ORDER} from guard_order order by id");
+    let rows: Vec<OrderValues> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .fetch_all(&store.pool)
+        .await
+        .map_err(sql("read the orders to the guard"))?;
+    Ok(rows.into_iter().filter_map(GuardOrder::of).collect())
 }
 
 pub(super) async fn add_order(store: &Postgres, order: &GuardOrder) -> Result<i64> {

@@ -8,7 +8,7 @@ use super::{Postgres, kept_ms, ms_of, sql, storable};
 use crate::event::UserId;
 use crate::nas::{BadNas, Mode, Nas, NasId, NasSecret, NasState};
 use crate::store::billing::NAS_OPTIONAL;
-use crate::store::nas_row::{OPERATORS_MODE, nas_from, operators_mode};
+use crate::store::nas_row::{OPERATORS_MODE, StateRow, nas_from, state_from};
 use crate::store::{AccountFlags, Result};
 
 const NAS_TEXTS: &[&str] = &["name", "ip", "forks", "oss_path", "script_name"];
@@ -42,16 +42,6 @@ pub(super) async fn nases(store: &Postgres) -> Result<Vec<std::result::Result<Na
 }
 
 /// NAS, begin and end of its pause in ms, why, forks, mode, learned SSH host key.
-type StateRow = (
-    i64,
-    Option<i64>,
-    Option<i64>,
-    String,
-    Option<i64>,
-    Option<String>,
-    Option<String>,
-);
-
 pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>> {
     let text = format!(
         "select nas_id, {}, case when paused_until = 'infinity' then {} else {} end, pause_reason, forks,
@@ -65,24 +55,7 @@ pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>
         .fetch_all(&store.pool)
         .await
         .map_err(sql("read the NAS states"))?;
-    Ok(rows
-        .into_iter()
-        .map(
-            |(id, paused_from_ms, paused_until_ms, pause_reason, forks, mode, ssh_host_key)| {
-                (
-                    NasId(id),
-                    NasState {
-                        paused_from_ms,
-                        paused_until_ms,
-                        pause_reason,
-                        forks,
-                        mode: operators_mode(mode),
-                        ssh_host_key,
-                    },
-                )
-            },
-        )
-        .collect())
+    Ok(rows.into_iter().map(state_from).collect())
 }
 
 pub(super) async fn set_state(store: &Postgres, nas: NasId, state: &NasState) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::event::UserId;
 use crate::nas::{BadNas, Mode, Nas, NasId, NasSecret, NasState};
 use crate::store::billing::NAS_OPTIONAL;
-use crate::store::nas_row::{OPERATORS_MODE, nas_from, operators_mode};
+use crate::store::nas_row::{OPERATORS_MODE, StateRow, nas_from, state_from};
 use crate::store::{AccountFlags, Result};
 
 const NAS_TEXTS: &[&str] = &["name", "ip", "forks", "oss_path", "script_name"];
@@ -45,16 +45,6 @@ pub(super) async fn nases(store: &Sqlite) -> Result<Vec<std::result::Result<Nas,
 }
 
 /// NAS, begin and end of its pause in ms, why, forks, mode, learned SSH host key.
-type StateRow = (
-    i64,
-    Option<i64>,
-    Option<i64>,
-    String,
-    Option<i64>,
-    Option<String>,
-    Option<String>,
-);
-
 pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> {
     let rows: Vec<StateRow> = sqlx::query_as(
         "select nas_id, cast(round(unixepoch(paused_from, 'subsec') * 1000) as integer),
@@ -66,24 +56,7 @@ pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> 
     .fetch_all(&store.readers)
     .await
     .map_err(sql("read the NAS states"))?;
-    Ok(rows
-        .into_iter()
-        .map(
-            |(id, paused_from_ms, paused_until_ms, pause_reason, forks, mode, ssh_host_key)| {
-                (
-                    NasId(id),
-                    NasState {
-                        paused_from_ms,
-                        paused_until_ms,
-                        pause_reason,
-                        forks,
-                        mode: operators_mode(mode),
-                        ssh_host_key,
-                    },
-                )
-            },
-        )
-        .collect())
+    Ok(rows.into_iter().map(state_from).collect())
 }
 
 pub(super) async fn set_state(store: &Sqlite, nas: NasId, state: &NasState) -> Result<()> {
