@@ -357,11 +357,7 @@ impl Transcript {
         let mut text = self.redacted(text);
         if text.len() > LINE_MAX {
             let full = text.len();
-            let mut end = LINE_MAX;
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
-            text.truncate(end);
+            text.truncate(text.floor_char_boundary(LINE_MAX));
             text.push_str(&format!("… cut, {full} bytes"));
         }
         self.lines.push(Line {

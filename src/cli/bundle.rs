@@ -69,15 +69,10 @@ pub async fn text(
         section("dead events", &dead(store, &mut mask).await?);
         for row in store.nases().await?.into_iter().flatten() {
             let secret = store.secret(row.id).await?;
-            for text in [
-                &secret.login,
-                &secret.password,
-                &secret.enable_password,
-                &secret.coa_secret,
-            ] {
-                mask.secret(text);
+            mask.secret(&secret.login);
+            for text in secret.texts() {
+                text.lines().for_each(|line| mask.secret(line));
             }
-            secret.ssh_key.lines().for_each(|line| mask.secret(line));
             // Values may be secrets of the operator's own.
             for value in row.vars.values().filter_map(Value::as_str) {
                 mask.secret(value);

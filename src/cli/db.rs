@@ -19,9 +19,6 @@ use crate::daemon::process;
 use crate::store::sqlite::backup;
 use crate::store::{self, Store};
 
-/// An owner without a sign of life for so long is no daemon any more, ms.
-const OWNER_SILENT_MS: i64 = 10_000;
-
 /// Verbs of the database.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -183,9 +180,7 @@ async fn idle(config: &Config, store: Option<&dyn Store>) -> Result<(), Failed> 
         None => None,
     };
     match owner {
-        Some(owner) if !process::is_dead(&owner.holder) && owner.seen_ms < OWNER_SILENT_MS => {
-            Err(store::Error::Owned(owner).into())
-        }
+        Some(owner) if process::works(&owner) => Err(store::Error::Owned(owner).into()),
         Some(_) | None => Ok(()),
     }
 }

@@ -318,8 +318,8 @@ async fn database(
         found.fail("database", format!("{url}: {}", missing.join("; ")), fix);
     }
     match store.owner().await? {
-        Some(owner) if !ours_runs && !process::is_dead(&owner.holder) && owner.seen_ms < 10_000 => {
-            let holder = owner.holder.split(" boot=").next().unwrap_or_default();
+        Some(owner) if !ours_runs && process::works(&owner) => {
+            let holder = process::shown(&owner.holder);
             found.fail(
                 "owner",
                 format!("another daemon works on this database: {holder}"),

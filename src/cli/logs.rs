@@ -112,19 +112,19 @@ impl Default for Look {
 }
 
 impl Look {
-    fn wants(&self, line: &str) -> bool {
-        let before = |to: i64| {
-            line.get(..TIME)
-                .is_some_and(|t| *t < *clock::local_text(to))
-        };
-        let late = |since: i64| {
-            line.get(..TIME)
-                .is_some_and(|t| *t >= *clock::local_text(since))
-        };
-        self.since.is_none_or(late)
-            && self.to.is_none_or(before)
-            && (!self.errors || TROUBLE.iter().any(|mark| line.contains(mark)))
-            && self.grep.as_ref().is_none_or(|regex| regex.is_match(line))
+    /// Tells the lines that are wanted.
+    fn filter(&self) -> impl Fn(&str) -> bool + '_ {
+        let since = self.since.map(clock::local_text);
+        let to = self.to.map(clock::local_text);
+        move |line| {
+            let at = line.get(..TIME);
+            let late = |since: &String| at.is_some_and(|t| *t >= **since);
+            let before = |to: &String| at.is_some_and(|t| *t < **to);
+            since.as_ref().is_none_or(late)
+                && to.as_ref().is_none_or(before)
+                && (!self.errors || TROUBLE.iter().any(|mark| line.contains(mark)))
+                && self.grep.as_ref().is_none_or(|regex| regex.is_match(line))
+        }
     }
 }
 
@@ -194,12 +194,13 @@ pub async fn shown(path: &Path, look: &Look) -> Outcome {
         ).numbered(504)
     };
     let mut reader = BufReader::new(std::fs::File::open(path).map_err(missing)?);
+    let wants = look.filter();
     let mut last = VecDeque::new();
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line).map_err(missing)? > 0 {
         let text = String::from_utf8_lossy(&line).trim_end().to_owned();
         line.clear();
-        if !look.wants(&text) {
+        if !wants(&text) {
             continue;
         }
         if last.len() >= look.lines.clamp(1, LINES_MAX) {
@@ -217,7 +218,7 @@ pub async fn shown(path: &Path, look: &Look) -> Outcome {
             if line.ends_with(b"\n") {
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
                 line.clear();
-                if look.wants(&text) {
+                if wants(&text) {
                     say(one_line(&text));
                 }
             }
@@ -277,31 +278,33 @@ mod tests {
     #[test]
     fn lines_are_chosen() {
         let line = "2026-03-01 10:00:00 host nas_event_daemon[1]: event=1 user=2 cmd=user_add try=1 end result=dead code=3 ms=1";
-        assert!(Look::default().wants(line));
+        assert!(Look::default().filter()(line));
         let errors = Look {
             errors: true,
             ..Look::default()
         };
-        assert!(errors.wants(line));
-        assert!(!errors.wants(&line.replace("result=dead", "result=done")));
+        assert!(errors.filter()(line));
+        assert!(!errors.filter()(
+            &line.replace("result=dead", "result=done")
+        ));
         let since = |text: &str| Look {
             since: Some(guard::local(text).unwrap()),
             ..Look::default()
         };
-        assert!(since("2026-03-01 10:00").wants(line));
-        assert!(!since("2026-03-01 10:01").wants(line));
-        assert!(!since("2026-03-01 10:01").wants(""));
+        assert!(since("2026-03-01 10:00").filter()(line));
+        assert!(!since("2026-03-01 10:01").filter()(line));
+        assert!(!since("2026-03-01 10:01").filter()(""));
         let to = |text: &str| Look {
             to: Some(guard::local(text).unwrap()),
             ..Look::default()
         };
-        assert!(to("2026-03-01 10:01").wants(line));
-        assert!(!to("2026-03-01 10:00").wants(line));
+        assert!(to("2026-03-01 10:01").filter()(line));
+        assert!(!to("2026-03-01 10:00").filter()(line));
         let grep = |text: &str| Look {
             grep: Some(Regex::new(text).unwrap()),
             ..Look::default()
         };
-        assert!(grep("user=2 .*code=3").wants(line));
-        assert!(!grep("user=3").wants(line));
+        assert!(grep("user=2 .*code=3").filter()(line));
+        assert!(!grep("user=3").filter()(line));
     }
 }

@@ -29,8 +29,6 @@ const ROOM_MIN: u64 = 16 * 1024 * 1024;
 const TAIL: u64 = 256 * 1024;
 /// Other NASes that `--live` asks for a session of this account.
 const OTHERS_MAX: usize = 8;
-/// An owner without a sign of life for so long is no daemon any more, ms.
-const OWNER_SILENT_MS: i64 = 10_000;
 
 /// Which account.
 #[derive(Debug, Args)]
@@ -230,14 +228,13 @@ async fn foreign_owner(
     let Some(owner) = store.owner().await? else {
         return Ok(None);
     };
-    if process::is_dead(&owner.holder) || owner.seen_ms > OWNER_SILENT_MS {
+    if !process::works(&owner) {
         return Ok(None);
     }
     let pid = std::fs::read_to_string(config.paths.run.join("nas_event_daemon.pid"));
     let mine = pid.map(|pid| format!(" pid={} ", pid.trim()));
     let is_mine = ours_runs && mine.is_ok_and(|mine| owner.holder.contains(&mine));
-    let shown = owner.holder.split(" boot=").next().unwrap_or_default();
-    Ok((!is_mine).then(|| one_line(shown)))
+    Ok((!is_mine).then(|| one_line(process::shown(&owner.holder))))
 }
 
 /// A file system that the daemon writes to and that has no room.

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{SIGN_OF_LIFE, process};
+use super::SIGN_OF_LIFE;
+use super::process::{self, STALE_MS};
 use crate::cli::exit::{self, Failed};
 use crate::clock;
 use crate::store::{After, Error, Store, chain};
 
-/// A holder that gave no sign of life for so long is taken over, ms.
-const STALE_MS: i64 = 10_000;
 /// A database that another process keeps locked is waited for so long, ms: longer than a backup
 /// holds it, shorter than an operator's patience.
 const LOCKED_MAX_MS: u64 = 60_000;

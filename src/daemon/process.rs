@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::store::Owner;
+
 /// Who this process is, for the `owner` table: host, pid, and what tells a live process from
 /// another one that got the same pid later.
 pub fn holder() -> String {
@@ -33,6 +35,19 @@ pub fn is_dead(holder: &str) -> bool {
         return true;
     }
     pid.parse::<u32>().is_ok_and(|pid| start_time(pid) != start)
+}
+
+/// A holder that gave no sign of life for so long is taken over, and is no daemon any more, ms.
+pub const STALE_MS: i64 = 10_000;
+
+/// Whether a daemon still works as this owner, as far as can be seen from here.
+pub fn works(owner: &Owner) -> bool {
+    !is_dead(&owner.holder) && owner.seen_ms < STALE_MS
+}
+
+/// A holder as people are shown it: host and pid.
+pub fn shown(holder: &str) -> &str {
+    holder.split(" boot=").next().unwrap_or_default()
 }
 
 /// Whether a holder ran on this host, so that `is_dead` can tell.

@@ -340,13 +340,7 @@ fn code_of(report: &Report) -> i32 {
 }
 
 fn cut(text: &mut String, max: usize) {
-    if text.len() > max {
-        let mut end = max;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-    }
+    text.truncate(text.floor_char_boundary(max));
 }
 
 /// For the jitter of probes only; a failure of the source means no jitter.

@@ -44,7 +44,7 @@ pub type Learned = Arc<dyn Fn(NasId, &str) + Send + Sync>;
 /// One per daemon.
 #[derive(Default)]
 pub struct Sessions {
-    mikrotik: Mutex<BTreeMap<NasId, Kept>>,
+    mikrotik: Mutex<BTreeMap<NasId, KeptMikrotik>>,
     ssh: Mutex<BTreeMap<NasId, KeptSsh>>,
     /// Host keys learned since the settings were last read.
     known: Arc<Mutex<BTreeMap<NasId, String>>>,
@@ -75,36 +75,40 @@ pub struct Seen {
     pub last_error: Option<String>,
 }
 
-struct KeptSsh {
-    /// Without the trust, which changes by itself when a key is learned.
-    target: ssh::Target,
-    limits: ssh::Limits,
-    sessions: Arc<Ssh>,
+/// Sessions, and what they were made of: they are replaced when that changes.
+struct Kept<K, S> {
+    of: K,
+    sessions: Arc<S>,
 }
 
-struct Kept {
-    target: Target,
-    limits: Limits,
-    tls: Option<Result<tls::Settings, String>>,
-    sessions: Arc<Mikrotik>,
-}
+/// SSH is kept without its trust, which changes by itself when a key is learned.
+type KeptSsh = Kept<(ssh::Target, ssh::Limits), Ssh>;
+type KeptMikrotik = Kept<(Target, Limits, Option<Result<tls::Settings, String>>), Mikrotik>;
+type KeptTelnet = Kept<(telnet::Target, telnet::Limits), Telnet>;
+type KeptRadius = Kept<(radius::Target, Option<String>), Radius>;
+type KeptHttp = Kept<(Result<http::Target, String>, http::Limits), Http>;
 
-struct KeptTelnet {
-    target: telnet::Target,
-    limits: telnet::Limits,
-    sessions: Arc<Telnet>,
-}
-
-struct KeptRadius {
-    target: radius::Target,
-    wrong: Option<String>,
-    sessions: Arc<Radius>,
-}
-
-struct KeptHttp {
-    target: Result<http::Target, String>,
-    limits: http::Limits,
-    sessions: Arc<Http>,
+/// The sessions of `nas`: the same object as long as `of` stays the same. A replaced one ends
+/// when its last command has ended.
+fn kept<K: PartialEq, S>(
+    all: &Mutex<BTreeMap<NasId, Kept<K, S>>>,
+    nas: NasId,
+    of: K,
+    open: impl FnOnce(&K) -> S,
+) -> Arc<S> {
+    let mut all = locked(all);
+    if let Some(kept) = all.get(&nas)
+        && kept.of == of
+    {
+        return Arc::clone(&kept.sessions);
+    }
+    let sessions = Arc::new(open(&of));
+    let kept = Kept {
+        of,
+        sessions: Arc::clone(&sessions),
+    };
+    all.insert(nas, kept);
+    sessions
 }
 
 impl Sessions {
@@ -136,8 +140,7 @@ impl Sessions {
         };
         let mut all = locked(&self.ssh);
         if let Some(kept) = all.get(&nas.id)
-            && kept.target == target
-            && kept.limits == limits
+            && (&kept.of.0, &kept.of.1) == (&target, &limits)
             && kept.sessions.trust() == trust
         {
             return Ok(Arc::clone(&kept.sessions));
@@ -152,8 +155,7 @@ impl Sessions {
             }
         });
         let kept = KeptSsh {
-            target: bare,
-            limits: limits.clone(),
+            of: (bare, limits.clone()),
             sessions: Arc::new(Ssh::new(target, limits, learn)),
         };
         let sessions = Arc::clone(&kept.sessions);
@@ -208,22 +210,10 @@ impl Sessions {
         secret: &NasSecret,
         manners: Manners,
     ) -> Result<Arc<Telnet>, Failure> {
-        let (target, limits) = settings::of(nas, secret, manners)?;
-        let mut all = locked(&self.telnet);
-        if let Some(kept) = all.get(&nas.id)
-            && kept.target == target
-            && kept.limits == limits
-        {
-            return Ok(Arc::clone(&kept.sessions));
-        }
-        let sessions = Arc::new(Telnet::new(target.clone(), limits.clone()));
-        let kept = KeptTelnet {
-            target,
-            limits,
-            sessions: Arc::clone(&sessions),
-        };
-        all.insert(nas.id, kept);
-        Ok(sessions)
+        let of = settings::of(nas, secret, manners)?;
+        Ok(kept(&self.telnet, nas.id, of, |(target, limits)| {
+            Telnet::new(target.clone(), limits.clone())
+        }))
     }
 
     /// Takes the places of `n` commands in the commands per second of `nas`; how long to wait
@@ -334,27 +324,14 @@ impl Sessions {
             linger: LINGER,
         };
         let tls = nas.api_tls.then(|| tls::Settings::of(&nas.vars));
-        let mut all = self.all();
-        if let Some(kept) = all.get(&nas.id)
-            && kept.target == target
-            && kept.limits == limits
-            && kept.tls == tls
-        {
-            return Arc::clone(&kept.sessions);
-        }
-        let sessions = Arc::new(match &tls {
-            None => Mikrotik::new(target.clone(), limits.clone()),
-            Some(Ok(settings)) => Mikrotik::over_tls(target.clone(), limits.clone(), settings),
-            Some(Err(why)) => Mikrotik::broken(target.clone(), limits.clone(), why),
-        });
-        let kept = Kept {
-            target,
-            limits,
-            tls,
-            sessions: Arc::clone(&sessions),
-        };
-        all.insert(nas.id, kept);
-        sessions
+        kept(&self.mikrotik, nas.id, (target, limits, tls), |of| {
+            let (target, limits) = (of.0.clone(), of.1.clone());
+            match &of.2 {
+                None => Mikrotik::new(target, limits),
+                Some(Ok(settings)) => Mikrotik::over_tls(target, limits, settings),
+                Some(Err(why)) => Mikrotik::broken(target, limits, why),
+            }
+        })
     }
 
     /// TCP port of the RouterOS API of `nas`.
@@ -376,48 +353,25 @@ impl Sessions {
                 .map_or(CONNECT_TIMEOUT, |t| (t / 2).min(CONNECT_TIMEOUT)),
             linger: LINGER,
         };
-        let mut all = self.http.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = all.get(&nas.id)
-            && kept.target == target
-            && kept.limits == limits
-        {
-            return Arc::clone(&kept.sessions);
-        }
-        let sessions = Arc::new(match &target {
-            Ok(target) => Http::new(target, &limits),
-            Err(why) => Http::broken(why.clone()),
-        });
-        let kept = KeptHttp {
-            target,
-            limits,
-            sessions: Arc::clone(&sessions),
-        };
-        all.insert(nas.id, kept);
-        sessions
+        kept(
+            &self.http,
+            nas.id,
+            (target, limits),
+            |(target, limits)| match target {
+                Ok(target) => Http::new(target, limits),
+                Err(why) => Http::broken(why.clone()),
+            },
+        )
     }
 
     /// The RADIUS sockets of `nas`: the same object as long as address, port, secret and
     /// switches stay the same.
     pub fn radius(&self, nas: &Nas, secret: &NasSecret) -> Arc<Radius> {
-        let (target, wrong) = radius::settings::of(nas, secret);
-        let mut all = locked(&self.radius);
-        if let Some(kept) = all.get(&nas.id)
-            && kept.target == target
-            && kept.wrong == wrong
-        {
-            return Arc::clone(&kept.sessions);
-        }
-        let sessions = Arc::new(match &wrong {
+        let of = radius::settings::of(nas, secret);
+        kept(&self.radius, nas.id, of, |(target, wrong)| match wrong {
             Some(reason) => Radius::broken(target.clone(), Failure::setting(reason.clone())),
             None => Radius::new(target.clone()),
-        });
-        let kept = KeptRadius {
-            target,
-            wrong,
-            sessions: Arc::clone(&sessions),
-        };
-        all.insert(nas.id, kept);
-        sessions
+        })
     }
 
     /// Lets go of the sessions of every NAS that is not in `wanted`.
@@ -427,8 +381,7 @@ impl Sessions {
         locked(&self.telnet).retain(|id, _| wanted.contains(id));
         locked(&self.radius).retain(|id, _| wanted.contains(id));
         locked(&self.rates).retain(|id, _| wanted.contains(id));
-        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
-        http.retain(|id, _| wanted.contains(id));
+        locked(&self.http).retain(|id, _| wanted.contains(id));
     }
 
     /// Connections and commands in flight of each NAS that has been spoken to.
@@ -439,7 +392,7 @@ impl Sessions {
             .collect()
     }
 
-    fn all(&self) -> MutexGuard<'_, BTreeMap<NasId, Kept>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<NasId, KeptMikrotik>> {
         locked(&self.mikrotik)
     }
 }

@@ -99,7 +99,7 @@ pub async fn post(
     };
     if plan == Some(true) {
         let asks: Vec<plan::Ask> = events.into_iter().map(plan::Ask::from).collect();
-        return Ok(Json(plan::of(&desk, &caller, &asks).await?).into_response());
+        return Ok(Json(plan::of(&desk, &caller, asks).await?).into_response());
     }
     if wait.is_some() && events.len() > WAIT_EVENTS_MAX {
         return Err(Refusal::malformed(format!(

@@ -81,7 +81,7 @@ pub async fn post(
     let done = call.run(&desk, &caller, Lines::new(body, BODY_MAX)).await;
     if let Some(asks) = call.plan.take() {
         done?;
-        let mut plan = plan::of(&desk, &caller, &asks).await?;
+        let mut plan = plan::of(&desk, &caller, asks).await?;
         if let Some(map) = plan.as_object_mut() {
             map.insert("rejected".to_owned(), call.rejected());
             map.insert("rejected_total".to_owned(), call.rejected_total.into());

@@ -67,19 +67,16 @@ impl Share {
 }
 
 /// The plan of a call.
-pub async fn of(desk: &Desk, caller: &Caller, asks: &[Ask]) -> Result<Value, Refusal> {
-    for ask in asks {
+pub async fn of(desk: &Desk, caller: &Caller, mut asks: Vec<Ask>) -> Result<Value, Refusal> {
+    for ask in &asks {
         caller.may_post(&ask.cmd)?;
     }
     let store = desk.doors.store.as_ref();
     let rows = store.nases().await.map_err(Refusal::store)?;
-    let (homes, accounts) = homes(desk, asks).await?;
-    let mut placed = asks.to_vec();
+    let (homes, accounts) = homes(desk, &asks).await?;
     let (mut unknown, mut nowhere) = (BTreeSet::new(), 0_usize);
-    let mut by_cmd: BTreeMap<&str, usize> = BTreeMap::new();
     let mut shares: BTreeMap<NasId, Share> = BTreeMap::new();
-    for (ask, placed) in asks.iter().zip(&mut placed) {
-        *by_cmd.entry(ask.cmd.as_str()).or_default() += 1;
+    for ask in &mut asks {
         let home = ask.user.and_then(|user| homes.get(&user));
         if let (Some(user), None) = (ask.user, home) {
             unknown.insert(user);
@@ -91,12 +88,12 @@ pub async fn of(desk: &Desk, caller: &Caller, asks: &[Ask]) -> Result<Value, Ref
                 .filter(|_| fit.next().is_none())
                 .map(|nas| nas.id)
         };
-        placed.nas = match (ask.nas, &ask.nas_ip) {
+        ask.nas = match (ask.nas, &ask.nas_ip) {
             (Some(nas), _) => Some(nas),
             (None, Some(_)) => by_ip(),
             (None, None) => home.copied().flatten(),
         };
-        let Some(nas) = placed.nas else {
+        let Some(nas) = ask.nas else {
             nowhere += 1;
             continue;
         };
@@ -105,6 +102,10 @@ pub async fn of(desk: &Desk, caller: &Caller, asks: &[Ask]) -> Result<Value, Ref
         if let Some(user) = ask.user {
             *share.lanes.entry(user).or_default() += 1;
         }
+    }
+    let mut by_cmd: BTreeMap<&str, usize> = BTreeMap::new();
+    for ask in &asks {
+        *by_cmd.entry(ask.cmd.as_str()).or_default() += 1;
     }
     let live = json!({ "dispatch": desk.doors.dispatch.as_ref().map(|say| say()) });
     let states = store.nas_states().await.map_err(Refusal::store)?;
@@ -147,7 +148,7 @@ pub async fn of(desk: &Desk, caller: &Caller, asks: &[Ask]) -> Result<Value, Ref
     let guard = match &desk.doors.foresee {
         Some(foresee) => {
             let orders = store.guard_orders().await.map_err(Refusal::store)?;
-            foresee(&placed, &accounts, &orders)
+            foresee(&asks, &accounts, &orders)
         }
         None => Value::Null,
     };

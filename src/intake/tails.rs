@@ -2,7 +2,6 @@
 //! "Server-sent events"): a frame a second at most, of at most [`FRAME_LINES`] lines, and a
 //! sign of life in between. Rotated and shortened files are followed by their name.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -261,16 +260,9 @@ impl Followed {
             self.at = known.len();
         }
         let text = tail(&self.path, TAIL_MAX).unwrap_or_default();
-        let mut lines: VecDeque<String> = VecDeque::new();
-        for line in text.lines() {
-            if lines.len() >= most {
-                lines.pop_front();
-            }
-            if most > 0 {
-                lines.push_back(line.to_owned());
-            }
-        }
-        lines.into()
+        let mut lines: Vec<String> = text.lines().rev().take(most).map(str::to_owned).collect();
+        lines.reverse();
+        lines
     }
 
     /// Whole lines that were written since.

@@ -467,10 +467,7 @@ fn note(transcript: &mut Transcript, (kind, text): Line) {
 fn append(answer: &mut String, line: &str) {
     let between = usize::from(!answer.is_empty());
     let room = ANSWER_MAX.saturating_sub(answer.len() + between);
-    let mut end = line.len().min(room);
-    while !line.is_char_boundary(end) {
-        end -= 1;
-    }
+    let end = line.floor_char_boundary(room);
     if room > 0 {
         if between > 0 {
             answer.push('\n');

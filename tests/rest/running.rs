@@ -36,8 +36,15 @@ async fn above_the_mark_producers_wait_and_payers_get_through(kind: Kind) {
     lab.sql("insert into nas_state (nas_id, paused_until) values (5, '2999-01-01 00:00:00')")
         .await;
     let daemon = lab.start().await;
+    // The door counts beside the posts: one that was counted and is then noted counts twice until
+    // the next count, and the door shuts an event early.
     for user in 50..=59 {
-        lab.event(user, "user_rate_set").await;
+        let event = json!({ "cmd": "user_rate_set", "user_id": user });
+        lab.until("an event is taken", async || {
+            let (status, _) = lab.try_post("/api/v1/events", &event, None).await.unwrap();
+            (status == 201).then_some(())
+        })
+        .await;
     }
     let limited = async || {
         let status: Value = serde_json::from_str(&lab.get("/api/v1/status").await).unwrap();

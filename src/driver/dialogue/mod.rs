@@ -374,10 +374,7 @@ impl Dialogue {
     fn said(&self) -> String {
         let all = format!("{}{}", self.screen.finished(), self.screen.row());
         let all = all.trim();
-        let mut from = all.len().saturating_sub(SAID_MAX);
-        while !all.is_char_boundary(from) {
-            from += 1;
-        }
+        let from = all.ceil_char_boundary(all.len().saturating_sub(SAID_MAX));
         all.get(from..).unwrap_or_default().replace('\n', " | ")
     }
 }

@@ -144,13 +144,7 @@ impl<'a> Walk<'a> {
             return (None, self.new_session);
         }
         let mut text = self.answers.join("\n");
-        if text.len() > ANSWER_MAX {
-            let mut end = ANSWER_MAX;
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
-            text.truncate(end);
-        }
+        text.truncate(text.floor_char_boundary(ANSWER_MAX));
         (Some(text), self.new_session)
     }
 
