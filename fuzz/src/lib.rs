@@ -21,6 +21,10 @@ use nas_event_daemon::config::Config;
 use nas_event_daemon::driver::dialogue::{ANSWER_MAX, Credentials, Dialogue, Manners, Step};
 use nas_event_daemon::driver::http;
 use nas_event_daemon::driver::mikrotik::wire::{Bounds, Decoder, encode, text};
+use nas_event_daemon::driver::radius::dictionary::Dictionary;
+use nas_event_daemon::driver::radius::exchange::{Exchange, Manner, Request};
+use nas_event_daemon::driver::radius::packet::{Code, Dressing, HEADER, Packet, build};
+use nas_event_daemon::driver::radius::value;
 use nas_event_daemon::driver::ssh::trust;
 use nas_event_daemon::driver::telnet::options::Options;
 use nas_event_daemon::driver::tls;
@@ -49,6 +53,8 @@ pub const TARGETS: &[(&str, Parser, u64)] = &[
     ("dialogue", dialogue, 5),
     ("hostkey", hostkey, 2),
     ("http", http, 20),
+    ("radius", radius, 1),
+    ("dictionary", dictionary, 2),
 ];
 
 /// The function of this name.
@@ -352,4 +358,72 @@ pub fn http(bytes: &[u8]) {
             Err(failure) => assert!(!failure.text.is_empty() && failure.text.len() < 16_384),
         }
     });
+}
+
+/// Datagrams to a socket of RADIUS: without the secret nobody's answer counts, whatever it says;
+/// with it every answer does that has the form of one, and each of its attributes can be shown.
+pub fn radius(bytes: &[u8]) {
+    let secret = b"a secret of more than sixteen bytes".to_vec();
+    let manner = Manner {
+        secret: secret.clone(),
+        message_authenticator: true,
+        require_message_authenticator: bytes.len().is_multiple_of(2),
+        event_timestamp: true,
+    };
+    let mut exchange = Exchange::new(manner, 0);
+    let request = Request {
+        code: Code::CoaRequest,
+        attributes: Vec::new(),
+    };
+    let sent = exchange.begin(&request, (), 0, 10_000, 1, 1).unwrap();
+    let authenticator = Packet::parse(sent).unwrap().authenticator();
+    assert!(exchange.receive(bytes).is_none(), "a forged answer counts");
+    assert_eq!((exchange.ignored().sum(), exchange.open()), (1, 1));
+    if let Ok(packet) = Packet::parse(bytes) {
+        let avps = packet.avps();
+        let size: usize = avps.iter().map(|avp| avp.value.len()).sum();
+        assert!(size <= bytes.len());
+        for avp in avps {
+            let attribute = Dictionary::shipped().by_number(avp.vendor, avp.number);
+            // A byte that is no text is shown by four.
+            let (_, text) = value::decode(&attribute, &avp.value);
+            assert!(text.len() <= 4 * value::VALUE_MAX);
+        }
+    }
+    let attributes = bytes.get(HEADER..).unwrap_or_default();
+    let dressing = Dressing {
+        message_authenticator: true,
+        event_timestamp: None,
+    };
+    let Ok(reply) = build(
+        Code::CoaNak,
+        0,
+        authenticator,
+        attributes,
+        dressing,
+        &secret,
+    ) else {
+        return;
+    };
+    let fits = Packet::parse(&reply).is_ok();
+    assert_eq!(exchange.receive(&reply).is_some(), fits);
+}
+
+/// Dictionaries of an operator: attributes that can be used, or file and line of what is wrong.
+pub fn dictionary(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let mut dictionary = Dictionary::default();
+    if let Err(why) = dictionary.add("fuzz", text) {
+        assert!(why.starts_with("fuzz:"), "{why}");
+    }
+    for attribute in dictionary.iter() {
+        for tag in [None, Some(3)] {
+            if let Ok(encoded) = value::encode(attribute, tag, "1") {
+                assert!(!encoded.is_empty() && encoded.len() <= value::VALUE_MAX);
+                assert!(!value::decode(attribute, &encoded).1.is_empty());
+            }
+        }
+    }
 }

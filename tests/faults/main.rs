@@ -21,6 +21,8 @@ mod database;
 mod disk;
 mod drivers;
 mod fakes;
+mod foreign;
+mod jumps;
 mod steady;
 
 use std::collections::{BTreeMap, BTreeSet};

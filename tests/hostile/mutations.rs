@@ -106,7 +106,8 @@ macro_rules! parsers {
     };
 }
 parsers!(
-    words, form, event, chain, scheme, config, record, session, telnet, dialogue, hostkey, http
+    words, form, event, chain, scheme, config, record, session, telnet, dialogue, hostkey, http,
+    radius, dictionary
 );
 
 /// The negative control: a decoder that is told a larger bound than it has is found out.

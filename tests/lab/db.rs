@@ -158,6 +158,15 @@ impl Foreign {
         }
     }
 
+    /// Runs statements; a transaction that they begin stays open.
+    pub async fn run(&mut self, text: &'static str) {
+        match self {
+            Self::Sqlite(conn) => sqlx::raw_sql(text).execute(conn).await.map(|_| ()),
+            Self::Postgres(conn) => sqlx::raw_sql(text).execute(conn).await.map(|_| ()),
+        }
+        .unwrap();
+    }
+
     /// Inserts one event as billing services do; its id once it is committed, or why it is not.
     pub async fn insert(&mut self, cmd: &str, user: i64) -> Result<i64, sqlx::Error> {
         let text = sqlx::AssertSqlSafe(format!(

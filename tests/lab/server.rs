@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use nas_event_daemon::clock;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -22,12 +23,30 @@ while read -r word; do
 done
 "#;
 
-/// The server; it ends when this is dropped.
+/// How long its end may take on a busy machine, ms.
+const END_MS: u64 = 60_000;
+
+/// The server; it has ended when this has been dropped.
 pub struct Server {
     pub url: String,
-    input: ChildStdin,
+    input: Option<ChildStdin>,
     output: Lines<BufReader<ChildStdout>>,
-    _keeper: Child,
+    keeper: Child,
+}
+
+impl Drop for Server {
+    /// Its keeper is told by the end of its input, and waited for: what outlives a test is a leak.
+    fn drop(&mut self) {
+        self.input.take();
+        let until = clock::tick_ms() + END_MS;
+        while let Ok(None) = self.keeper.try_wait() {
+            if clock::tick_ms() > until {
+                let _ = self.keeper.start_kill();
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
 }
 
 impl Server {
@@ -52,9 +71,9 @@ impl Server {
             .expect("PostgreSQL does not start; see scripts/test --install");
         Self {
             url,
-            input,
+            input: Some(input),
             output,
-            _keeper: keeper,
+            keeper,
         }
     }
 
@@ -70,7 +89,8 @@ impl Server {
 
     async fn tell(&mut self, word: &str) {
         let line = format!("{word}\n");
-        self.input.write_all(line.as_bytes()).await.unwrap();
+        let input = self.input.as_mut().unwrap();
+        input.write_all(line.as_bytes()).await.unwrap();
         let answer = self.output.next_line().await.unwrap();
         assert_eq!(answer.as_deref(), Some(word));
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use nas_event_daemon::attempt::{DoneResult, Outcome, Report};
-use nas_event_daemon::dispatch::breaker::{Breaker, Evidence, Start, Ticket};
+use nas_event_daemon::dispatch::breaker::{Breaker, Change, Evidence, Start, Ticket};
 use nas_event_daemon::dispatch::lanes::{Gone, Lanes, Next, Owner, Taken, Wanted};
 use nas_event_daemon::dispatch::plan::{Step, plan};
 use nas_event_daemon::dispatch::settle::{self, Facts};
@@ -83,6 +83,8 @@ pub struct Daemon {
     pub inbox: VecDeque<Message>,
     pub reads: Vec<(Wanted, Option<Message>)>,
     pub written: Option<Written>,
+    /// Alarms and all-clears, in their order.
+    pub told: Vec<(NasId, Change)>,
     served: Wish,
     alone: Option<EventId>,
     quiet: Option<(NasId, Next)>,
@@ -107,6 +109,7 @@ impl Daemon {
             inbox: VecDeque::new(),
             reads: Vec::new(),
             written: None,
+            told: Vec::new(),
             served: Wish::new(),
             alone: None,
             quiet: None,
@@ -236,8 +239,10 @@ impl Daemon {
                 }
                 other => other,
             };
-            pool.breaker
+            let change = pool
+                .breaker
                 .ended(now, out.ticket, Some(user), evidence, jitter);
+            self.told.extend(change.map(|change| (out.nas, change)));
             pool.running = pool.running.saturating_sub(1);
             let possible_duplicate =
                 settle::possible_duplicate(&report) && self.planted != Planted::UnflaggedUnknown;

@@ -18,6 +18,7 @@
 mod daemon;
 mod dice;
 mod fate;
+mod isolation;
 mod model;
 mod world;
 

@@ -1,0 +1,83 @@
+//! The wall clock jumps under a working daemon: a day and a year in both directions, and two
+//! seconds back again and again. Waits run on the other clock, so nothing stalls, nothing runs
+//! early for ever, and no account's order changes. The daemon alone sees the jumps (libfaketime).
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use crate::lab::daemon::Lab;
+use crate::lab::db::Kind;
+use crate::lab::journal::{self, Accepted};
+use crate::lab::on_each_store;
+
+on_each_store!(a_clock_that_jumps_stalls_nothing);
+
+/// What the clock shows, against the true one.
+const JUMPS: [&str; 10] = [
+    "+1d", "-1d", "+365d", "-365d", "-2", "-4", "-6", "+3600", "-3600", "+0",
+];
+
+fn library() -> PathBuf {
+    let folders = std::fs::read_dir("/usr/lib").unwrap();
+    folders
+        .flatten()
+        .map(|folder| folder.path().join("faketime/libfaketime.so.1"))
+        .find(|file| file.exists())
+        .unwrap_or_else(|| panic!("libfaketime is missing; see scripts/test --install"))
+}
+
+async fn a_clock_that_jumps_stalls_nothing(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"200ms\"").await;
+    let script = lab.path("script.journal");
+    // Every event is deferred once. Two accounts are too few to doubt the NAS.
+    let body = "if [[ $try_count = 1 ]]; then note end $event_id 1; exit 254; fi";
+    lab.session("Journal", &journal::session(&script, body));
+    lab.nas(2, "Journal", 4, &[]).await;
+    lab.accounts(2, 200..202).await;
+    let clock = lab.path("clock");
+    std::fs::write(&clock, "+0").unwrap();
+    let by = [
+        "env".to_owned(),
+        format!("LD_PRELOAD={}", library().display()),
+        format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()),
+        "FAKETIME_NO_CACHE=1".to_owned(),
+        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+        "DONT_FAKE_MONOTONIC=1".to_owned(),
+    ];
+    let daemon = lab.start_by(&by.each_ref().map(String::as_str)).await;
+    let mut accepted = Vec::new();
+    for jump in JUMPS {
+        // It jumps while events wait, are deferred and run.
+        for user in [200, 201, 200] {
+            let event = lab.event(user, "user_redirect").await;
+            accepted.push(Accepted { event, user });
+        }
+        std::fs::write(&clock, jump).unwrap();
+        let after = lab.event(201, "user_redirect_cancel").await;
+        accepted.push(Accepted {
+            event: after,
+            user: 201,
+        });
+        lab.drained().await;
+    }
+    let years: BTreeSet<String> = lab
+        .account_log(200)
+        .iter()
+        .map(|line| line[..4].to_owned())
+        .collect();
+    assert!(years.len() >= 3, "the clock did not jump: {years:?}");
+    let done = lab
+        .number("select count(*) from events_done where result = 'done'")
+        .await;
+    assert_eq!(done, i64::try_from(accepted.len()).unwrap());
+    daemon.stop().await;
+    let entries = journal::read_script(&script);
+    let firsts = journal::starts(&entries);
+    let firsts: Vec<i64> = firsts.iter().filter(|s| s.1 == 1).map(|s| s.0).collect();
+    for user in [200, 201] {
+        let mine = accepted.iter().filter(|a| a.user == user);
+        let wanted: Vec<i64> = mine.map(|a| a.event).collect();
+        let found = firsts.iter().copied().filter(|id| wanted.contains(id));
+        assert_eq!(found.collect::<Vec<_>>(), wanted, "account {user}");
+    }
+}
