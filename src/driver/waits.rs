@@ -115,6 +115,35 @@ impl Waits {
     }
 }
 
+/// Work that may take so long, whose waits do not count.
+#[derive(Debug)]
+pub struct Stint<'a> {
+    waits: &'a Waits,
+    limit: Duration,
+    began_ms: u64,
+    /// What had been waited before it began.
+    before: Duration,
+}
+
+impl<'a> Stint<'a> {
+    /// Begins now.
+    pub fn begin(waits: &'a Waits, limit: Duration) -> Self {
+        Self {
+            waits,
+            limit,
+            began_ms: clock::tick_ms(),
+            before: waits.total(),
+        }
+    }
+
+    /// How long it may still take.
+    pub fn left(&self) -> Duration {
+        let gone = Duration::from_millis(clock::tick_ms().saturating_sub(self.began_ms));
+        let waited = self.waits.total().saturating_sub(self.before);
+        self.limit.saturating_sub(gone.saturating_sub(waited))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
@@ -134,6 +163,19 @@ mod tests {
         // What is there already needs no wait.
         assert!(waits.during(ready(())).await.is_some());
         assert!(waits.during(pending::<()>()).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn waits_are_no_part_of_a_stint() {
+        let waits = Waits::up_to(Duration::from_secs(30));
+        waits.during(tokio::time::sleep(MOMENT)).await.unwrap();
+        let began = clock::tick_ms();
+        let stint = Stint::begin(&waits, MOMENT);
+        let (_, waited) = waits.during(tokio::time::sleep(2 * MOMENT)).await.unwrap();
+        let worked = Duration::from_millis(clock::tick_ms() - began).saturating_sub(waited);
+        assert!(stint.left() + worked + Duration::from_millis(1) >= MOMENT);
+        tokio::time::sleep(MOMENT).await;
+        assert!(stint.left().is_zero());
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 //! that only looks like a prompt must stay for longer, and is then proved by an empty line:
 //! who answers with the same row is at his prompt.
 
+pub mod leased;
 mod login;
 mod phrases;
 mod prompt;

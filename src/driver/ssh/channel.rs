@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::attempt::{Failure, FailureClass, Scope};
+use crate::clock;
 use crate::driver::ssh::login::one_line;
 use crate::driver::ssh::pool::Used;
 use crate::driver::ssh::window::Place;
@@ -63,7 +64,7 @@ struct Heard {
     closed: bool,
 }
 
-/// Runs it. `place` is given back when the server has let go of the channel.
+/// Runs it, in `limit` from now on. `place` is given back when the server has let go of the channel.
 pub(super) async fn run(
     used: Used,
     place: Place,
@@ -71,6 +72,7 @@ pub(super) async fn run(
     limit: Duration,
     mut caller: oneshot::Sender<Ended<Output>>,
 ) {
+    let began = clock::tick_ms();
     let (channel, place) = match open(&used, place, limit, &mut caller).await {
         Ok(opened) => opened,
         Err(ended) => {
@@ -96,7 +98,7 @@ pub(super) async fn run(
         &mut read,
         &write,
         command.stdin,
-        limit,
+        limit.saturating_sub(since(began)),
         &mut caller,
     )
     .await;
@@ -120,6 +122,11 @@ pub(super) async fn run(
         }
     }
     drop(place);
+}
+
+/// The time since `began_ms`.
+pub(super) fn since(began_ms: u64) -> Duration {
+    Duration::from_millis(clock::tick_ms().saturating_sub(began_ms))
 }
 
 /// Opens a session. The place comes back with it, or is free before the caller hears of it.

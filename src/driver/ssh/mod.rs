@@ -22,7 +22,6 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::attempt::Failure;
-use crate::clock;
 use crate::driver::Reply;
 use crate::driver::dialogue::Manners;
 use crate::driver::ssh::channel::Ended;
@@ -30,7 +29,7 @@ use crate::driver::ssh::dialogues::{Dialogues, dialogues};
 use crate::driver::ssh::pool::{Pool, Used};
 use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::window::Place;
-use crate::driver::waits::Waits;
+use crate::driver::waits::{Stint, Waits};
 use crate::nas::NasId;
 use crate::shell::quote;
 
@@ -251,29 +250,23 @@ impl Ssh {
         limit: Duration,
         start: impl Fn(Used, Place, Duration, oneshot::Sender<Ended<T>>),
     ) -> Result<(T, bool), Failure> {
-        let began = clock::tick_ms();
-        let left = |waited: Duration| {
-            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
-            limit.saturating_sub(gone.saturating_sub(waited))
-        };
+        let stint = Stint::begin(waits, limit);
         let no_turn = || self.pool.waited_in_vain(waits.most());
         let (mut moves, mut busy) = (0, 0);
         let mut opened = false;
-        let mut waited = Duration::ZERO;
         loop {
             let turn = async {
                 let place = self.pool.window.take().await;
                 self.pool.login_turn().await;
                 place
             };
-            let (place, took) = waits.during(turn).await.ok_or_else(no_turn)?;
-            waited += took;
-            let (connection, new) = timeout(left(waited), self.pool.connection(&self.tasks))
+            let (place, _) = waits.during(turn).await.ok_or_else(no_turn)?;
+            let (connection, new) = timeout(stint.left(), self.pool.connection(&self.tasks))
                 .await
                 .map_err(|_| self.pool.waited_in_vain(limit))??;
             opened |= new;
             let (caller, ended) = oneshot::channel();
-            start(connection.enter(), place, left(waited), caller);
+            start(connection.enter(), place, stint.left(), caller);
             let why = match ended.await {
                 Ok(Ended::Done(done)) => return Ok((done, opened)),
                 Ok(Ended::Failed(failure)) => return Err(failure),
@@ -281,8 +274,8 @@ impl Ssh {
                     if let Some(pause) = self.refused(&mut busy) {
                         // What is taken on the server is waited for like a place of ours.
                         let paused = waits.during(tokio::time::sleep(pause)).await;
-                        waited += paused.ok_or_else(no_turn)?.1;
-                        if left(waited).is_zero() {
+                        paused.ok_or_else(no_turn)?;
+                        if stint.left().is_zero() {
                             return Err(self.pool.waited_in_vain(limit));
                         }
                         continue;

@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::attempt::{Failure, Scope};
-use crate::driver::ssh::channel::{Ended, KILL_GRACE, closes, open};
+use crate::clock;
+use crate::driver::ssh::channel::{Ended, KILL_GRACE, closes, open, since};
 use crate::driver::ssh::pool::Used;
 use crate::driver::ssh::window::Place;
 
@@ -30,13 +31,14 @@ const CHUNK: usize = 8 * 1024;
 /// reader that has gone to sleep would hold them all.
 const STALL: Duration = Duration::from_secs(5);
 
-/// Begins it and moves its bytes until one side ends. `place` is given back then.
+/// Begins it, within `limit` from now on, and moves its bytes until one side ends. `place` is given back then.
 pub(super) async fn run(
     used: Used,
     place: Place,
     limit: Duration,
     mut caller: oneshot::Sender<Ended<DuplexStream>>,
 ) {
+    let began = clock::tick_ms();
     let opened = open(&used, place, limit, &mut caller).await;
     let (mut channel, place) = match opened {
         Ok(opened) => opened,
@@ -46,7 +48,7 @@ pub(super) async fn run(
             return;
         }
     };
-    let begun = timeout(limit, begin(&mut channel)).await;
+    let begun = timeout(limit.saturating_sub(since(began)), begin(&mut channel)).await;
     let (mut read, write) = channel.split();
     let refused = match begun {
         Ok(Some(true)) => None,

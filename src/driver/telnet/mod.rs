@@ -14,10 +14,11 @@ use tokio::time::timeout;
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
 use crate::driver::Reply;
+use crate::driver::dialogue::leased::{self, placed};
 use crate::driver::dialogue::shell::Shell;
-use crate::driver::dialogue::{ANSWER_MAX, Answer, Credentials, Manners, Trouble, not_understood};
-use crate::driver::leases::{Leases, Rules, Seen, Turn};
-use crate::driver::waits::Waits;
+use crate::driver::dialogue::{ANSWER_MAX, Credentials, Manners, Trouble, not_understood};
+use crate::driver::leases::{Leases, Rules, Seen};
+use crate::driver::waits::{Stint, Waits};
 use crate::nas::NasId;
 use crate::shell::quote;
 use options::Options;
@@ -28,12 +29,6 @@ pub const NOT_UNDERSTOOD: i32 = 249;
 const LINES_MAX: usize = 10_000;
 /// Waits before the second, third and fourth try of a login that failed.
 const LOGIN_PAUSES_MS: [u64; 3] = [100, 500, 2_000];
-/// A session that was idle for so long is asked for its prompt before it is used: a device
-/// that was switched off does not close its connections.
-const ASK_AFTER_MS: u64 = 2_000;
-/// For the answer to that.
-const ASK_LIMIT: Duration = Duration::from_secs(3);
-
 /// Where and as whom to log in.
 #[derive(Clone, PartialEq)]
 pub struct Target {
@@ -117,14 +112,7 @@ pub struct Telnet {
 }
 
 /// A session in the hands of one attempt.
-#[derive(Debug)]
-pub struct Leased {
-    turn: Turn<Shell<TcpStream>>,
-    shell: Shell<TcpStream>,
-    place: String,
-    /// It was opened for this attempt.
-    pub is_new: bool,
-}
+pub type Leased = leased::Leased<TcpStream>;
 
 impl Telnet {
     /// Nothing is connected before the first lease.
@@ -143,7 +131,7 @@ impl Telnet {
             .await
     }
 
-    /// The same, where `limit` does not count the wait for a session.
+    /// The same, where `limit` does not count the waits for a place and for the next login.
     pub async fn talk_in_turn(
         &self,
         command: &Command,
@@ -151,17 +139,14 @@ impl Telnet {
         limit: Duration,
     ) -> Result<Reply, Failure> {
         let expect = command.check().map_err(Failure::permanent)?;
+        let stint = Stint::begin(waits, limit);
         let mut leased = self.lease(waits, limit).await?;
-        let began = clock::tick_ms();
         let mut reply = Reply {
             new_session: leased.is_new,
             ..Reply::default()
         };
         for (n, line) in command.lines.iter().enumerate() {
-            let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
-            let answer = leased
-                .run(line, &expect, limit.saturating_sub(gone))
-                .await?;
+            let answer = leased.run(line, &expect, stint.left()).await?;
             if !reply.text.is_empty() && !answer.text.is_empty() {
                 reply.text.push('\n');
             }
@@ -191,26 +176,17 @@ impl Telnet {
         Ok(reply)
     }
 
-    /// A session at its prompt. `waits`: for a place and the next login; `limit`: for connection
-    /// and login, which is tried again after 0.1, 0.5 and 2 s.
+    /// A session at its prompt. `waits`: for a place and the next login; `limit`: for all else,
+    /// which is a look at those that are kept, connection and login. A login is tried again
+    /// after 0.1, 0.5 and 2 s.
     pub async fn lease(&self, waits: &Waits, limit: Duration) -> Result<Leased, Failure> {
-        let mut turn = self.leases.turn(waits).await.map_err(|f| self.placed(f))?;
-        let leased = |turn: Turn<_>, shell, is_new| Leased {
-            turn,
-            shell,
-            place: self.place(),
-            is_new,
+        let place = self.place();
+        let turn = self.leases.turn(waits).await.map_err(|f| self.placed(f))?;
+        let stint = Stint::begin(waits, limit);
+        let turn = match Leased::kept(turn, &place, &stint).await {
+            Ok(leased) => return Ok(leased),
+            Err(turn) => turn,
         };
-        while let Some((mut shell, idle_ms)) = turn.take_idle() {
-            if shell.is_closed().await {
-                continue;
-            }
-            let asked =
-                idle_ms < ASK_AFTER_MS || shell.run("", &[], ASK_LIMIT.min(limit)).await.is_ok();
-            if asked && shell.is_home() {
-                return Ok(leased(turn, shell, false));
-            }
-        }
         if let Some(failure) = turn.failed_meanwhile() {
             return Err(failure);
         }
@@ -222,11 +198,8 @@ impl Telnet {
             );
             return Err(self.placed(Failure::transport(text)));
         }
-        match self.open(limit).await {
-            Ok(shell) => {
-                turn.opened();
-                Ok(leased(turn, shell, true))
-            }
+        match self.open(stint.left()).await {
+            Ok(shell) => Ok(Leased::opened(turn, shell, place, true)),
             Err(failure) => {
                 turn.failed(&failure);
                 Err(failure)
@@ -236,11 +209,7 @@ impl Telnet {
 
     /// Gives a session back. One that is not at its prompt is closed; says so then.
     pub fn give_back(&self, leased: Leased) -> Option<&'static str> {
-        if leased.shell.is_home() {
-            self.leases.keep(leased.turn, leased.shell);
-            return None;
-        }
-        Some("the session was left in another mode than it was found in, and is closed")
+        leased.give_back(&self.leases)
     }
 
     /// Numbers of this moment.
@@ -278,6 +247,7 @@ impl Telnet {
 
     async fn login(&self, left: Duration) -> Result<Shell<TcpStream>, Refusal> {
         let Target { host, port, .. } = &self.target;
+        let began = clock::tick_ms();
         let limit = self.limits.connect_timeout.min(left);
         let connected = timeout(limit, TcpStream::connect((host.as_str(), *port))).await;
         let stream = match connected {
@@ -294,6 +264,8 @@ impl Telnet {
         };
         // Only slower without it.
         let _ = stream.set_nodelay(true);
+        let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+        let left = left.saturating_sub(gone);
         let logged_in = Shell::login(
             stream,
             Some(Options::new()),
@@ -324,10 +296,7 @@ impl Telnet {
     }
 
     fn placed(&self, failure: Failure) -> Failure {
-        Failure {
-            text: format!("{}: {}", self.place(), failure.text),
-            ..failure
-        }
+        placed(&self.place(), failure)
     }
 }
 
@@ -337,50 +306,4 @@ enum Refusal {
     Final(Failure),
     /// A busy device does this now and then.
     Again(Failure),
-}
-
-impl Leased {
-    /// Sends one line and waits for its answer, at most `limit`. After a failure of class
-    /// transport or unknown the session is not given back.
-    pub async fn run(
-        &mut self,
-        line: &str,
-        expect: &[fancy_regex::Regex],
-        limit: Duration,
-    ) -> Result<Answer, Failure> {
-        let trouble = match self.shell.run(line, expect, limit).await {
-            Ok(answer) => return Ok(answer),
-            Err(trouble) => trouble,
-        };
-        let place = &self.place;
-        Err(match trouble {
-            Trouble::Unfit(text) => Failure::permanent(format!("{place}: {text}")),
-            _ if !self.shell.was_sent() => {
-                Failure::transport(format!("{place}: not sent: {}", trouble.text()))
-            }
-            Trouble::Late(text) => Failure::timeout(format!(
-                "{place}: {text}; the line may have been carried out"
-            )),
-            Trouble::Busy(text)
-            | Trouble::Refused(text)
-            | Trouble::Closed(text)
-            | Trouble::TooLong(text) => Failure {
-                scope: Scope::Event,
-                class: FailureClass::Unknown,
-                code: Failure::CODE_TRANSPORT,
-                text: format!("{place}: {text}; the line may have been carried out"),
-                parks: false,
-            },
-        })
-    }
-
-    /// The prompt of the login.
-    pub fn prompt(&self) -> &str {
-        self.shell.prompt()
-    }
-
-    /// A line of `setup` that the device did not understand.
-    pub fn setup_said(&self) -> Option<&str> {
-        self.shell.setup_said()
-    }
 }

@@ -130,7 +130,7 @@ pub(super) async fn dialogue(
             return Err(failure.into());
         }
     };
-    walk.heard_from(leased.new_session);
+    walk.heard_from(leased.is_new);
     if let Some(said) = leased.setup_said() {
         walk.note(format!("a line of setup was not understood: {said}"));
     }
