@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Console;
 use super::exit::{
-    DONE, FAILED, Failed, NOT_FOUND, NOT_REACHABLE, Outcome, REFUSED, UNHEALTHY, remark,
+    DONE, FAILED, Failed, NOT_FOUND, NOT_REACHABLE, Outcome, PART_FAILED, REFUSED, UNHEALTHY,
+    remark,
 };
 use super::nas::find;
 use super::resync::commands;
@@ -21,8 +22,12 @@ use crate::daemon;
 use crate::driver::sessions::Sessions;
 use crate::event::{Cmd, EventId, Params, UserId};
 use crate::nas::{Nas, NasId, NasSecret};
-use crate::scheme::native::{Difference, NativeScheme};
+use crate::scheme::native::{Compared, Difference, NativeScheme, Orphans};
 use crate::store::{AccountFlags, Store, preview};
+
+/// Accounts in a row that a NAS does not answer for, before the others are not asked any more:
+/// each would cost the whole time-out.
+const SILENT_MAX: usize = 3;
 
 /// Which NAS.
 #[derive(Debug, Args)]
@@ -37,7 +42,7 @@ pub struct Diff {
     timeout: Duration,
 }
 
-/// Prints one line per difference; exit code 9 if there is one.
+/// Prints one line per difference; exit code 9 if there is one, 8 if something could not be read.
 pub async fn diff(console: &Console, config: &Config, store: &dyn Store, args: Diff) -> Outcome {
     let id = NasId(args.id);
     let nas = find(store, id)
@@ -54,12 +59,96 @@ pub async fn diff(console: &Console, config: &Config, store: &dyn Store, args: D
             ),
         ));
     }
-    let nas = Arc::new(nas);
-    let secret = Arc::new(store.secret(id).await?);
+    let asker = Asker {
+        store,
+        nas: Arc::new(nas),
+        secret: Arc::new(store.secret(id).await?),
+        deadline: args.timeout,
+    };
     let sessions = Sessions::default();
-    let mut table = Table::new(&["user", "kind", "path", "row", "has", "wants"]);
-    let mut push = |user: i64, found: &Difference| {
-        table.push(vec![
+    let mut found = Found::default();
+    for account in &flags {
+        let user = account.user_id;
+        if found.silent >= SILENT_MAX {
+            found.unasked += 1;
+            continue;
+        }
+        let jobs = match asker.wants(account).await? {
+            Wants::Jobs(jobs) => jobs,
+            Wants::Wrong(reason) => {
+                found.unread(json!(user), "", &Failure::permanent(reason));
+                found.judged.insert(user);
+                continue;
+            }
+            Wants::Unknown => {
+                remark(format!(
+                    "event_params has no row for account {user}: what it wants is not known, and all of its rows are shown as foreign"
+                ));
+                continue;
+            }
+        };
+        found.judged.insert(user);
+        match scheme.compare(&jobs, &sessions).await {
+            Ok(compared) => found.compared(user, compared),
+            Err(failure) => found.unread(json!(user), "", &failure),
+        }
+        found.any = found.any.or(jobs.into_iter().next());
+    }
+    // Of one account, its own rows were looked at already, unless nothing says what it wants.
+    if args.user.is_none_or(|user| !found.judged.contains(&user)) && found.silent < SILENT_MAX {
+        let job = match found.any.take() {
+            Some(job) => job,
+            None => asker.job("user_del", None, Params::default())?,
+        };
+        let judged = std::mem::take(&mut found.judged);
+        let foreign = |user| args.user.map_or(!judged.contains(&user), |one| user == one);
+        match scheme.orphans(&job, &found.paths, foreign, &sessions).await {
+            Ok(orphans) => found.orphans(orphans),
+            Err(failure) => found.unread(Value::Null, "", &failure),
+        }
+    }
+    found.tell(console, id)
+}
+
+/// What was found so far.
+struct Found {
+    table: Table,
+    /// Accounts whose flags were compared, or could not be.
+    judged: BTreeSet<i64>,
+    paths: BTreeSet<String>,
+    any: Option<Job>,
+    compared: usize,
+    differences: usize,
+    skipped: usize,
+    unread: usize,
+    /// Accounts in a row without an answer.
+    silent: usize,
+    unasked: usize,
+    last: Option<Failure>,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self {
+            table: Table::new(&["user", "kind", "path", "row", "has", "wants"]),
+            judged: BTreeSet::new(),
+            paths: BTreeSet::new(),
+            any: None,
+            compared: 0,
+            differences: 0,
+            skipped: 0,
+            unread: 0,
+            silent: 0,
+            unasked: 0,
+            last: None,
+        }
+    }
+}
+
+impl Found {
+    fn push(&mut self, user: i64, found: &Difference) {
+        self.differences += 1;
+        self.table.push(vec![
             json!(user),
             json!(found.kind),
             json!(found.path),
@@ -67,51 +156,87 @@ pub async fn diff(console: &Console, config: &Config, store: &dyn Store, args: D
             json!(found.has),
             json!(found.wants),
         ]);
-    };
-    let (mut differences, mut skipped) = (0, 0);
-    let mut paths = BTreeSet::new();
-    let mut any = None;
-    for account in &flags {
-        let jobs = jobs(store, account, &nas, &secret, args.timeout).await?;
-        let compared = scheme.compare(&jobs, &sessions).await;
-        let mut compared = compared.map_err(|failure| {
-            let failure = Failure {
-                text: format!("account {}: {}", account.user_id, failure.text),
-                ..failure
-            };
-            unread(&failure)
-        })?;
-        compared
-            .differences
-            .iter()
-            .for_each(|d| push(account.user_id, d));
-        differences += compared.differences.len();
-        skipped += compared.skipped;
-        paths.append(&mut compared.paths);
-        any = any.or(jobs.into_iter().next());
     }
-    if let (Some(job), None) = (any, args.user) {
-        let known = flags.iter().map(|account| account.user_id).collect();
-        let orphans = scheme.orphans(&job, &paths, &known, &sessions).await;
-        let orphans = orphans.map_err(|failure| unread(&failure))?;
-        differences += orphans.len();
-        orphans.iter().for_each(|(user, d)| push(*user, d));
+
+    fn compared(&mut self, user: i64, mut compared: Compared) {
+        compared.differences.iter().for_each(|d| self.push(user, d));
+        self.skipped += compared.skipped;
+        self.paths.append(&mut compared.paths);
+        self.compared += 1;
+        self.silent = 0;
     }
-    console.list(&table);
-    if skipped > 0 {
+
+    /// An account, or a menu, of which nothing is known.
+    fn unread(&mut self, user: Value, path: &str, failure: &Failure) {
+        self.table.push(vec![
+            user,
+            json!("unread"),
+            json!(path),
+            json!(""),
+            json!(failure.to_string()),
+            json!(""),
+        ]);
+        self.unread += 1;
+        self.silent = match failure.class {
+            FailureClass::Transport | FailureClass::Unknown => self.silent + 1,
+            FailureClass::Refused | FailureClass::Permanent => 0,
+        };
+        self.last = Some(failure.clone());
+    }
+
+    fn orphans(&mut self, orphans: Orphans) {
+        for (user, difference) in &orphans.rows {
+            self.push(*user, difference);
+        }
+        for (path, failure) in &orphans.unread {
+            self.unread(Value::Null, path, failure);
+        }
+        if !orphans.marked {
+            remark(
+                "rows of accounts that nobody knows were not looked for: `own` of the scheme does not name the account",
+            );
+        } else if orphans.untold > 0 {
+            remark(format!(
+                "{} steps name their menu only for an account: rows of others there are not seen",
+                orphans.untold
+            ));
+        }
+    }
+
+    fn tell(self, console: &Console, id: NasId) -> Outcome {
+        console.list(&self.table);
+        if self.skipped > 0 {
+            remark(format!(
+                "{} steps were not compared: only ensure, absent and read can be",
+                self.skipped
+            ));
+        }
         remark(format!(
-            "{skipped} steps were not compared: only ensure, absent and read can be"
+            "{} accounts compared, {} differences; nothing was changed",
+            self.compared, self.differences
         ));
+        if self.unasked > 0 {
+            remark(format!(
+                "the NAS did not answer for {SILENT_MAX} accounts in a row: {} others were not asked",
+                self.unasked
+            ));
+        }
+        if let Some(last) = &self.last {
+            if self.compared == 0 && self.differences == 0 {
+                return Err(unread(last));
+            }
+            remark(format!(
+                "{} could not be read (kind unread), so this is not all",
+                self.unread
+            ));
+            return Ok(PART_FAILED);
+        }
+        if self.differences == 0 {
+            return Ok(DONE);
+        }
+        remark(format!("nas resync {id} posts what sets accounts right"));
+        Ok(UNHEALTHY)
     }
-    remark(format!(
-        "{} accounts compared, {differences} differences; nothing was changed",
-        flags.len()
-    ));
-    if differences == 0 {
-        return Ok(DONE);
-    }
-    remark(format!("nas resync {id} posts what sets accounts right"));
-    Ok(UNHEALTHY)
 }
 
 fn scheme(config: &Config, nas: &Nas) -> Result<NativeScheme, Failed> {
@@ -120,39 +245,67 @@ fn scheme(config: &Config, nas: &Nas) -> Result<NativeScheme, Failed> {
     let execute =
         resolve(nas).map_err(|reason| Failed::config(format!("NAS {id} is skipped: {reason}")))?;
     let identity = execute.identity();
+    let refused = |why: String| {
+        Failed::new(
+            REFUSED,
+            format!(
+                "the scheme of NAS {id} cannot be compared: {why}\nhint: nas resync {id} sends what the flags call for; user_info asks the NAS about one account"
+            ),
+        )
+    };
     let dir = identity
         .oss_pathname
         .as_deref()
         .filter(|_| identity.kind == "native");
-    let scheme = dir.and_then(|dir| NativeScheme::load(dir).ok());
-    scheme.filter(NativeScheme::compares).ok_or_else(|| {
-        Failed::new(
-            REFUSED,
-            format!(
-                "the scheme of NAS {id} cannot be compared\nhint: a native scheme of driver mikrotik can, whose steps are ensure, absent and read"
-            ),
-        )
-    })
+    let Some(scheme) = dir.and_then(|dir| NativeScheme::load(dir).ok()) else {
+        return Err(refused(
+            "it is a script, and only that knows what it changes".to_owned(),
+        ));
+    };
+    if !scheme.compares() {
+        return Err(refused(format!(
+            "it has no ensure and no absent step, only orders (driver {}); what they have made of the device cannot be looked up",
+            scheme.driver()
+        )));
+    }
+    Ok(scheme)
 }
 
-/// The commands that the account's flags call for, with its variables of now.
-async fn jobs(
-    store: &dyn Store,
-    account: &AccountFlags,
-    nas: &Arc<Nas>,
-    secret: &Arc<NasSecret>,
+/// What the flags of an account call for.
+enum Wants {
+    /// These commands.
+    Jobs(Vec<Job>),
+    /// `event_params` has no row for it.
+    Unknown,
+    /// Its row cannot be used, for this reason.
+    Wrong(String),
+}
+
+/// Makes the jobs that are compared.
+struct Asker<'a> {
+    store: &'a dyn Store,
+    nas: Arc<Nas>,
+    secret: Arc<NasSecret>,
     deadline: Duration,
-) -> Result<Vec<Job>, Failed> {
-    let user = account.user_id;
-    let Some(row) = preview::account(store, user).await? else {
-        remark(format!(
-            "event_params has no row for account {user}: left out"
-        ));
-        return Ok(Vec::new());
-    };
-    let params = Params::overlaid(row, None, None)
-        .map_err(|reason| Failed::new(FAILED, format!("account {user}: {reason}")))?;
-    let job = |cmd: &str| {
+}
+
+impl Asker<'_> {
+    /// The commands that the account's flags call for, with its variables of now.
+    async fn wants(&self, account: &AccountFlags) -> Result<Wants, Failed> {
+        let user = account.user_id;
+        let Some(row) = preview::account(self.store, user).await? else {
+            return Ok(Wants::Unknown);
+        };
+        let params = match Params::overlaid(row, None, None) {
+            Ok(params) => params,
+            Err(reason) => return Ok(Wants::Wrong(reason)),
+        };
+        let job = |cmd| self.job(cmd, Some(UserId(user)), params.clone());
+        let jobs: Result<Vec<Job>, Failed> = commands(account).into_iter().map(job).collect();
+        jobs.map(Wants::Jobs)
+    }
+
+    fn job(&self, cmd: &str, user: Option<UserId>, params: Params) -> Result<Job, Failed> {
         let cmd = Cmd::parse(cmd).map_err(|reason| Failed::new(FAILED, reason))?;
         Ok(Job {
             event: EventId(0),
@@ -161,16 +314,15 @@ async fn jobs(
             possible_duplicate: false,
             class: cmd.class(),
             cmd,
-            user: Some(UserId(user)),
+            user,
             abonent: None,
             usluga: None,
-            params: params.clone(),
-            nas: Arc::clone(nas),
-            secret: Arc::clone(secret),
-            deadline,
+            params,
+            nas: Arc::clone(&self.nas),
+            secret: Arc::clone(&self.secret),
+            deadline: self.deadline,
         })
-    };
-    commands(account).into_iter().map(job).collect()
+    }
 }
 
 fn unread(failure: &Failure) -> Failed {

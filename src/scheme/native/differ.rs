@@ -2,12 +2,13 @@
 //! router, and at the end the rows with our mark that belong to no account at all.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::look::{Difference, FOREIGN, Look};
-use super::step::DriverName;
+use super::step::{DriverName, Kind, Step};
 use super::walk::{Halt, Via, Walk, rendered, value};
 use super::{NativeScheme, ros};
-use crate::attempt::{Failure, Job, Transcript};
+use crate::attempt::{Failure, FailureClass, Job, Transcript};
 use crate::driver::mikrotik::Command;
 use crate::driver::sessions::Sessions;
 use crate::event::UserId;
@@ -15,7 +16,23 @@ use crate::event::UserId;
 /// Stands for an account in a mark: no billing has so many.
 const NOBODY: i64 = 987_654_321_987_654;
 
-/// What one account, or a NAS, came to.
+/// What RouterOS says of a menu that it has not.
+const NO_SUCH_MENU: &str = "no such command";
+
+/// Rows of accounts that nobody speaks of.
+#[derive(Debug, Default)]
+pub struct Orphans {
+    /// Marks of the scheme name the account; without that nothing was looked for.
+    pub marked: bool,
+    /// Account and row.
+    pub rows: Vec<(i64, Difference)>,
+    /// Menus that could not be read, and why.
+    pub unread: Vec<(String, Failure)>,
+    /// Steps whose menu shows only with an account.
+    pub untold: usize,
+}
+
+/// What one account came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Compared {
     /// What stands otherwise.
@@ -47,44 +64,57 @@ impl NativeScheme {
         })
     }
 
-    /// Rows of `paths` that carry our mark for an account that is not among `known`, with that
-    /// account. `job` is one of any account: its mark shows how marks look.
+    /// Rows that carry our mark for an account that is `foreign`, in `walked` and in every menu
+    /// that a step names: what nobody's flags speak of any more stands there, too. `job` is one
+    /// of any account, or of none: its mark shows how marks look.
     pub async fn orphans(
         &self,
         job: &Job,
-        paths: &BTreeSet<String>,
-        known: &BTreeSet<i64>,
+        walked: &BTreeSet<String>,
+        foreign: impl Fn(i64) -> bool,
         sessions: &Sessions,
-    ) -> Result<Vec<(i64, Difference)>, Failure> {
-        let mut job = job.clone();
-        job.user = Some(UserId(NOBODY));
-        let text = NOBODY.to_string();
-        job.params
-            .0
-            .insert("user_id".to_owned(), text.clone().into());
+    ) -> Result<Orphans, Failure> {
+        let job = nobody(job);
         let mut transcript = Transcript::discard();
-        let walk = Walk::new(self, &job, &mut transcript, Via::Silent);
+        let mut walk = Walk::new(self, &job, &mut transcript, Via::Silent);
         let own = rendered(&self.own, &walk.scope).map_err(Failure::permanent)?;
+        let text = NOBODY.to_string();
+        let mut orphans = Orphans::default();
         let Some((key, mark)) = own.into_iter().find(|(_, mark)| mark.contains(&text)) else {
-            return Ok(Vec::new());
+            return Ok(orphans);
         };
+        orphans.marked = true;
         let (before, after) = mark.split_once(&text).unwrap_or_default();
+        let mut menus = walked.clone();
+        orphans.untold = self.menus(&mut walk, &mut menus);
         let router = sessions.mikrotik(&job.nas, &job.secret);
-        let mut found = Vec::new();
-        for path in paths.iter().filter(|path| !ros::is_session_menu(path)) {
+        for path in menus.iter().filter(|path| !ros::is_session_menu(path)) {
             let all = Command {
                 path: format!("{path}/print"),
                 proplist: vec![".id".to_owned(), key.to_string()],
                 ..Command::default()
             };
-            for row in router.talk(&all, job.deadline).await?.rows {
+            let rows = match router.talk(&all, job.deadline).await {
+                Ok(reply) => reply.rows,
+                // A router without IPv6, or without the package: nothing stands there.
+                Err(failure) if failure.text.contains(NO_SUCH_MENU) => continue,
+                Err(failure) => {
+                    let gone = failure.class == FailureClass::Transport;
+                    orphans.unread.push((path.clone(), failure));
+                    if gone {
+                        break;
+                    }
+                    continue;
+                }
+            };
+            for row in rows {
                 let marked = value(&row, &key);
                 let user = marked
                     .strip_prefix(before)
                     .and_then(|rest| rest.strip_suffix(after));
                 let user = user.and_then(|user| user.parse::<i64>().ok());
-                if let Some(user) = user.filter(|user| !known.contains(user)) {
-                    found.push((
+                if let Some(user) = user.filter(|user| foreign(*user)) {
+                    orphans.rows.push((
                         user,
                         Difference {
                             kind: FOREIGN,
@@ -97,11 +127,72 @@ impl NativeScheme {
                 }
             }
         }
-        Ok(found)
+        Ok(orphans)
     }
 
-    /// Whether any of its steps can be compared at all.
-    pub fn compares(&self) -> bool {
-        self.driver == DriverName::Mikrotik
+    /// Adds the menus in which its steps keep rows, for addresses of both families; gives the
+    /// number of steps whose menu shows only with an account.
+    fn menus(&self, walk: &mut Walk<'_>, menus: &mut BTreeSet<String>) -> usize {
+        let mut untold = 0;
+        for step in self.lists().flatten() {
+            let path = match &step.kind {
+                Kind::Ensure(ensure) => &ensure.path,
+                Kind::Absent(absent) => &absent.path,
+                Kind::Read(_)
+                | Kind::Call(_)
+                | Kind::Coa(_)
+                | Kind::Disconnect(_)
+                | Kind::Exec(_)
+                | Kind::Request(_)
+                | Kind::Run(_)
+                | Kind::Answer(_)
+                | Kind::Assert { .. } => continue,
+            };
+            if let Some(path) = path.literal() {
+                menus.insert(path);
+                continue;
+            }
+            let items = step.each.as_ref().map(|each| {
+                let list = each.list.defined(&walk.scope).ok();
+                let items = list.and_then(|list| Some(list.try_iter().ok()?.collect::<Vec<_>>()));
+                (Arc::clone(&each.name), items.unwrap_or_default())
+            });
+            let mut told = Vec::new();
+            match items {
+                None => told.extend(path.render(&walk.scope).ok()),
+                Some((name, items)) => {
+                    for item in items {
+                        walk.scope.bind(&name, item);
+                        told.extend(path.render(&walk.scope).ok());
+                    }
+                    walk.scope.unbind(&name);
+                }
+            }
+            told.retain(|path| ros::is_path(path));
+            untold += usize::from(told.is_empty());
+            menus.extend(told);
+        }
+        untold
     }
+
+    /// Whether anything that it makes can be compared with what stands: `ensure` and `absent`
+    /// speak to a RouterOS whatever the `driver` of the other steps.
+    pub fn compares(&self) -> bool {
+        let compares = |step: &Step| matches!(step.kind, Kind::Ensure(_) | Kind::Absent(_));
+        self.driver != DriverName::Record && self.lists().flatten().any(compares)
+    }
+}
+
+/// The same for an account that no billing has, with addresses of both families (of RFC 5737 and
+/// RFC 3849: nobody's).
+fn nobody(job: &Job) -> Job {
+    let mut job = job.clone();
+    job.user = Some(UserId(NOBODY));
+    let params = &mut job.params.0;
+    params.insert("user_id".to_owned(), NOBODY.to_string().into());
+    params.insert(
+        "addresses".to_owned(),
+        vec!["192.0.2.1", "2001:db8::1"].into(),
+    );
+    job
 }

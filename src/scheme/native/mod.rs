@@ -57,7 +57,7 @@ use crate::event::{Class, Cmd, EventId, Params};
 use crate::nas::{Mode, Nas};
 use crate::scheme::{Execute, ExitPolicy, Identity};
 
-pub use differ::Compared;
+pub use differ::{Compared, Orphans};
 pub use look::Difference;
 pub use variables::{Variable, well_known};
 
