@@ -33,6 +33,9 @@ use crate::scheme::ride::words::{To, What};
 use crate::scheme::session::OBSERVE;
 use crate::shell::quote;
 
+/// Directory of the scheme, in the environment of its scripts.
+const SCHEME: &str = "oss_path";
+
 /// Sends one RADIUS CoA-Request or Disconnect-Request to a NAS.
 #[derive(Debug, Parser)]
 #[command(name = "send_radius_cmd", version)]
@@ -52,7 +55,7 @@ struct Args {
     /// With -s: Message-Authenticator: on, off (not sent), require (also in answers)
     #[arg(long, value_enum, default_value_t = Signed::On, value_name = "HOW")]
     message_authenticator: Signed,
-    /// Folder with further dictionaries (*.txt)
+    /// Folder with further dictionaries (*.txt); without it, that of the scheme of --nas or of the script
     #[arg(long, value_name = "DIR")]
     dictionaries: Option<PathBuf>,
     /// Print the request, send nothing
@@ -105,14 +108,25 @@ async fn send(args: &Args) -> Result<(), Refusal> {
     let command = shown(kind, &args.attributes);
     let parameter = |message: String| Refusal::parameter(message, &command);
     let pairs = pairs(&args.attributes).map_err(&parameter)?;
+    let near = args.dictionaries.clone().or_else(of_script);
     // A script that runs in observe mode: nothing may be sent.
     if args.dry_run || std::env::var_os(OBSERVE).is_some() {
-        let dictionary = dictionary(args.dictionaries.clone()).map_err(&parameter)?;
-        Request::new(kind, &pairs, &dictionary).map_err(&parameter)?;
+        let known = |folder| Request::new(kind, &pairs, &*dictionary(folder)?);
+        if let Err(why) = known(near.clone()) {
+            // Perhaps a word of the NAS's scheme; it is asked for only where it may matter.
+            let folder = match (&near, args.nas) {
+                (None, Some(_)) => of_nas(args, &command).await?.1,
+                (_, _) => None,
+            };
+            if folder.is_none() {
+                return Err(parameter(why));
+            }
+            known(folder).map_err(&parameter)?;
+        }
         say(one_line(&command));
         return Ok(());
     }
-    // The daemon knows the shipped names only.
+    // The daemon knows those of its scheme, and no others.
     let riding = args.dictionaries.is_none();
     if riding && let Some(ridden) = ride(args, kind, &pairs).await {
         match ridden.map_err(&parameter)? {
@@ -133,7 +147,7 @@ async fn send(args: &Args) -> Result<(), Refusal> {
     } else {
         (Arc::new(given(args, &args.to)), None)
     };
-    let dictionary = dictionary(args.dictionaries.clone().or(folder)).map_err(&parameter)?;
+    let dictionary = dictionary(near.or(folder)).map_err(&parameter)?;
     let request = Request::new(kind, &pairs, &dictionary).map_err(&parameter)?;
     let told = radius.talk(&request, &dictionary, args.timeout).await;
     print(&told.reply);
@@ -161,6 +175,13 @@ async fn ride(
         attributes: pairs.to_vec(),
     };
     Some(ride.talk(what, args.timeout).await)
+}
+
+/// Inside a script: beside its scheme.
+fn of_script() -> Option<PathBuf> {
+    let scheme = std::env::var_os(SCHEME)?;
+    let folder = PathBuf::from(scheme).join(dictionary::FOLDER);
+    folder.is_dir().then_some(folder)
 }
 
 fn dictionary(folder: Option<PathBuf>) -> Result<Arc<Dictionary>, String> {

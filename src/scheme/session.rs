@@ -175,7 +175,8 @@ impl SessionScheme {
         let mut ride = self.rides.as_ref().map(|rides| {
             let path = format!("{}:{}", rides.bin().display(), environ::PATH);
             env.insert("PATH".to_owned(), path);
-            rides.begin(&token, job, observed)
+            let scheme = self.identity.oss_pathname.as_deref();
+            rides.begin(&token, job, observed, scheme)
         });
         let order = Order {
             kind: self.kind,

@@ -174,8 +174,19 @@ user_rate_set() { send_radius_cmd --nas "$nas_id" coa Acct-Session-Id=a1 "Mikrot
 user_disconnect() { send_radius_cmd -s "$nas_ip" "$coa_psw" disconnect User-Name=nobody; }
 user_redirect() { send_radius_cmd -s 192.0.2.1 x coa User-Name=ivanov; }
 user_drop() { send_radius_cmd --nas "$nas_id" coa User-Name=nobody Filter-Id=x; }
+user_edit() { send_radius_cmd --nas "$nas_id" coa Acct-Session-Id=a1 My-Speed=5; }
+user_accept() {
+  send_radius_cmd --dry-run -s x x coa Acct-Session-Id=a1 My-Speed=6 || return 1
+  unset NED_ATTEMPT
+  send_radius_cmd --port "$port" -s "$nas_ip" "$coa_psw" coa Acct-Session-Id=a1 My-Class=7
+}
 "#,
     );
+    // Words of the operator's own, which the daemon and a helper that goes alone both know.
+    let folder = lab.path("oss/local/Ride/dictionaries");
+    std::fs::create_dir_all(&folder).unwrap();
+    let words = "VENDOR My 99999\nBEGIN-VENDOR My\nATTRIBUTE My-Speed 2 integer\nATTRIBUTE My-Class 3 integer\n";
+    std::fs::write(folder.join("my.txt"), words).unwrap();
     let port = ("coa_port", nas.addr().port().to_string());
     lab.nas(1, "Ride", 3, &[port]).await;
     lab.db
@@ -190,19 +201,32 @@ user_drop() { send_radius_cmd --nas "$nas_id" coa User-Name=nobody Filter-Id=x; 
         ("user_disconnect", "done"),
         ("user_redirect", "dead"),
         ("user_drop", "dead"),
+        ("user_edit", "done"),
+        ("user_accept", "done"),
+        ("user_edit", "dead"),
     ] {
-        let id = lab.event(1, cmd).await;
+        if (cmd, place) == ("user_edit", "dead") {
+            std::fs::write(folder.join("wrong.txt"), "NONSENSE\n").unwrap();
+        }
+        let port = json!({ "port": nas.addr().port() });
+        let event = json!({ "cmd": cmd, "user_id": 1, "params": port });
+        let id = lab.post(event).await[0];
         let (ended, why) = lab.ended(id).await;
         assert_eq!(ended, place, "{cmd}: {why}\n{:#?}", lab.nas_log(1));
     }
     let session = nas.sessions().remove(0);
     assert_eq!(session.attributes["Mikrotik-Rate-Limit"], ["10240k/20480k"]);
+    for (own, value) in [("Attr-26.99999.2", 5_u32), ("Attr-26.99999.3", 7)] {
+        let sent = session.attributes.get(own);
+        assert_eq!(sent, Some(&vec![format!("0x{value:08x}")]), "{session:?}");
+    }
     let log = lab.nas_log(1).join("\n");
     for wanted in [
         "> send_radius_cmd --nas 1 coa Acct-Session-Id=a1 Mikrotik-Rate-Limit=10240k/20480k",
         "< CoA-ACK",
         "< Disconnect-NAK Error-Cause=Session-Context-Not-Found",
         "not for 192.0.2.1",
+        "wrong.txt:1: \"NONSENSE\" is not ATTRIBUTE",
     ] {
         assert!(log.contains(wanted), "{wanted}\n{log}");
     }

@@ -23,7 +23,7 @@ use super::native::logged;
 use crate::attempt::{Failure, Job, LineKind, WAIT_MAX};
 use crate::clock;
 use crate::driver::dialogue::Manners;
-use crate::driver::radius::dictionary::Dictionary;
+use crate::driver::radius::dictionary::{self, Dictionary};
 use crate::driver::sessions::Sessions;
 use crate::driver::waits::Waits;
 use crate::driver::{Reply, http, mikrotik, radius, ssh, telnet};
@@ -73,6 +73,8 @@ struct Rider {
     secret: Arc<NasSecret>,
     /// Observe mode: noted, not sent.
     record: bool,
+    /// Folder of the operator's own dictionaries, which need not exist.
+    dictionaries: Option<PathBuf>,
     /// Monotonic ms at which the attempt ends, if it need not wait for its turn.
     until_ms: u64,
     waits: Arc<Waits>,
@@ -114,8 +116,15 @@ impl Rides {
         &self.bin
     }
 
-    /// Lets the attempt of `job` ride under `token` until the ride is dropped.
-    pub fn begin(self: &Arc<Self>, token: &str, job: &Job, record: bool) -> Ride {
+    /// Lets the attempt of `job` ride under `token` until the ride is dropped. `scheme`: its
+    /// directory, whose dictionaries count.
+    pub fn begin(
+        self: &Arc<Self>,
+        token: &str,
+        job: &Job,
+        record: bool,
+        scheme: Option<&Path>,
+    ) -> Ride {
         let (sender, lines) = mpsc::channel(LINES);
         let gone = CancellationToken::new();
         let waits = Arc::new(Waits::up_to(WAIT_MAX));
@@ -124,6 +133,7 @@ impl Rides {
             nas: Arc::clone(&job.nas),
             secret: Arc::clone(&job.secret),
             record,
+            dictionaries: scheme.map(|dir| dir.join(dictionary::FOLDER)),
             until_ms: clock::tick_ms().saturating_add(deadline),
             waits: Arc::clone(&waits),
             lines: sender,
@@ -355,7 +365,10 @@ impl Rides {
         attributes: &[(String, String)],
         limit: Duration,
     ) -> Told {
-        let dictionary = Dictionary::shipped();
+        let dictionary = match rider.dictionary().await {
+            Ok(dictionary) => dictionary,
+            Err(text) => return Told::Refused { text },
+        };
         let request = match radius::Request::new(kind, attributes, &dictionary) {
             Ok(request) => request,
             Err(text) => return Told::Refused { text },
@@ -381,6 +394,16 @@ impl Rider {
         let ms = self.until_ms.saturating_sub(clock::tick_ms());
         let waited = self.waits.total();
         Duration::from_millis(ms).saturating_add(waited)
+    }
+
+    /// As it is now: a changed file counts from the next command on.
+    async fn dictionary(&self) -> Result<Arc<Dictionary>, String> {
+        let Some(folder) = self.dictionaries.clone() else {
+            return Ok(Dictionary::shipped());
+        };
+        tokio::task::spawn_blocking(move || Dictionary::with_folder(&folder))
+            .await
+            .unwrap_or_else(|e| Err(format!("the dictionaries could not be read: {e}")))
     }
 
     async fn note(&self, kind: LineKind, text: String) {

@@ -114,7 +114,7 @@ fn why(told: Told) -> String {
 #[tokio::test]
 async fn a_token_reaches_its_own_nas_and_dies_with_its_attempt() {
     let place = Place::new();
-    let mut ride = place.rides.begin(TOKEN, &place.job(), false);
+    let mut ride = place.rides.begin(TOKEN, &place.job(), false, None);
     for _ in 0..3 {
         let told = place.ask(TOKEN, To::default()).await;
         let Told::Done { rows, .. } = told else {
@@ -143,7 +143,7 @@ async fn a_token_reaches_its_own_nas_and_dies_with_its_attempt() {
 #[tokio::test]
 async fn another_nas_is_refused_and_another_login_is_not_ours() {
     let place = Place::new();
-    let _ride = place.rides.begin(TOKEN, &place.job(), false);
+    let _ride = place.rides.begin(TOKEN, &place.job(), false, None);
     let to = |nas: Option<i64>, host: Option<&str>, login: Option<&str>, port: Option<u16>| To {
         nas,
         host: host.map(Into::into),
@@ -184,7 +184,7 @@ async fn another_nas_is_refused_and_another_login_is_not_ours() {
 #[tokio::test]
 async fn observe_mode_notes_and_sends_nothing() {
     let place = Place::new();
-    let mut ride = place.rides.begin(TOKEN, &place.job(), true);
+    let mut ride = place.rides.begin(TOKEN, &place.job(), true, None);
     assert_eq!(place.ask(TOKEN, To::default()).await, Told::Recorded);
     assert_eq!(ride.lines.recv().await.unwrap().0, LineKind::Command);
     assert_eq!(place.sim.seen().connections, 0);
@@ -197,7 +197,7 @@ async fn the_end_of_an_attempt_ends_what_is_under_way() {
         latency_ms: 60_000,
         ..Default::default()
     });
-    let ride = place.rides.begin(TOKEN, &place.job(), false);
+    let ride = place.rides.begin(TOKEN, &place.job(), false, None);
     let asked = place.ask(TOKEN, To::default());
     let ends = async {
         place.sim.wait_until(|seen| seen.running == 1).await;
@@ -211,7 +211,7 @@ async fn the_end_of_an_attempt_ends_what_is_under_way() {
 #[tokio::test]
 async fn what_is_no_ask_is_refused_and_hurts_nobody() {
     let place = Place::new();
-    let _ride = place.rides.begin(TOKEN, &place.job(), false);
+    let _ride = place.rides.begin(TOKEN, &place.job(), false, None);
     for line in [&b""[..], b"{}", b"\xff\xfe", b"{\"token\":\"x\"}", b"[[[[["] {
         why(place.raw(line).await);
     }
@@ -231,7 +231,7 @@ async fn what_is_no_ask_is_refused_and_hurts_nobody() {
 #[tokio::test]
 async fn a_line_without_end_is_cut_and_idle_connections_keep_nobody_out() {
     let place = Place::new();
-    let _ride = place.rides.begin(TOKEN, &place.job(), false);
+    let _ride = place.rides.begin(TOKEN, &place.job(), false, None);
     let socket = place.dir.path().join(SOCKET);
     let mut idle = Vec::new();
     for _ in 0..100 {
