@@ -28,6 +28,9 @@ const SCHEMES: [&str; 5] = [
     "accel-ppp",
 ];
 
+/// Knows sessions by their address alone, and is told words instead of attributes.
+const WORDS: &str = "XGE";
+
 fn load(name: &str) -> NativeScheme {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("oss/core")
@@ -187,7 +190,7 @@ async fn each_command_says_what_is_written_down() {
 
 #[tokio::test]
 async fn what_is_said_twice_changes_nothing_the_second_time() {
-    for name in SCHEMES {
+    for name in SCHEMES.into_iter().chain([WORDS]) {
         let cmds: Vec<String> = load(name).cmds().map(ToString::to_string).collect();
         for cmd in cmds {
             for changes in [json!({}), json!({"redirect": 1}), json!({"accept": 0})] {
@@ -272,6 +275,43 @@ async fn a_change_of_address_leaves_nothing_of_the_old_one() {
             assert!(told || now[1].authorizations > 0, "{name}: {:?}", now[1]);
         }
     }
+}
+
+/// The same where the session is known by its address: nothing is said of the old one any more, so
+/// that whoever has it now is not touched.
+#[tokio::test]
+async fn a_change_of_address_is_told_with_old_and_new_words() {
+    let bras = Bras::new(WORDS, &[online("10.88.0.15"), neighbour()]).await;
+    bras.done("user_redirect", &account()).await;
+    let (report, said) = bras.run("user_del", &account()).await;
+    assert_eq!(report.verdict, Verdict::Done, "{said}");
+    for word in ["stop", "remove"] {
+        let text = format!("'Filter-Id=session 10.88.0.15 {word}'");
+        assert!(said.contains(&text), "{text} is not in {said}");
+    }
+    assert!(!said.contains("10.88.0.16"), "{said}");
+    let heir = json!({"Acct-Session-Id": "81a00088", "User-Name": "sidorov", "Framed-IP-Address": "10.88.0.15"});
+    bras.nas
+        .load(&json!({"sessions": [heir, online("10.88.0.77")]}))
+        .unwrap();
+    let new = with(
+        account(),
+        &json!({"ip": "10.88.0.77", "addresses": ["10.88.0.77"], "accept": 0, "snatip": "198.51.100.7"}),
+    );
+    let (report, said) = bras.run("user_add", &new).await;
+    assert_eq!(report.verdict, Verdict::Done, "{said}");
+    assert!(!said.contains("10.88.0.15"), "{said}");
+    for word in ["redirect blocked", "nat 198.51.100.7", "rate set in"] {
+        assert!(
+            said.contains(&format!("session 10.88.0.77 {word}")),
+            "{said}"
+        );
+    }
+    let now = bras.nas.sessions();
+    assert_eq!(now[0].attributes.len(), 3, "the heir: {:?}", now[0]);
+    // What is gone already needs no taking away.
+    bras.nas.load(&json!({"sessions": []})).unwrap();
+    bras.done("user_del", &new).await;
 }
 
 fn services(session: &Session) -> Vec<&str> {

@@ -14,6 +14,7 @@
 
 #[path = "../lab/mod.rs"]
 mod lab;
+mod registry;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
