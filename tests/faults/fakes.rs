@@ -171,28 +171,18 @@ impl Fakes {
     }
 
     async fn serve(&self, lab: &Lab, driver: Driver, forks: i64, users: Vec<i64>) {
-        let scheme = format!("Fake-{}", driver.name());
-        lab.native(&scheme, &driver.scheme());
-        let quoted = |text: String| format!("'{text}'");
-        let more = match driver {
-            Driver::Ssh => vec![
-                ("ssh_port", self.ssh.addr().port().to_string()),
-                ("ssh_host_key", quoted("tofu".into())),
-            ],
-            Driver::Telnet => vec![("telnet_port", self.telnet.addr().port().to_string())],
-            Driver::Radius => vec![("coa_port", self.radius.addr().port().to_string())],
-            Driver::Http => vec![("http_url", quoted(format!("http://{}", self.http.addr())))],
-        };
-        let nas = driver.nas();
-        lab.nas(nas, &scheme, forks, &more).await;
-        // With a login it would be basic authentication.
-        let login = if driver == Driver::Http { "" } else { LOGIN };
-        lab.sql(&format!(
-            "insert into nas_secret (nas_id, login, password, enable_password, coa_secret)
-             values ({nas}, '{login}', '{PASSWORD}', '{ENABLE}', '{SECRET}')"
-        ))
-        .await;
-        lab.accounts(nas, users).await;
+        row(lab, driver, driver.nas(), forks, self.port(driver)).await;
+        lab.accounts(driver.nas(), users).await;
+    }
+
+    /// Where one listens.
+    pub(crate) fn port(&self, driver: Driver) -> u16 {
+        match driver {
+            Driver::Ssh => self.ssh.addr().port(),
+            Driver::Telnet => self.telnet.addr().port(),
+            Driver::Radius => self.radius.addr().port(),
+            Driver::Http => self.http.addr().port(),
+        }
     }
 
     /// What the journal of one says, with the kills between.
@@ -241,6 +231,31 @@ impl Fakes {
         let words = held.iter().map(|text| text.split(' ').collect::<Vec<_>>());
         words.map(|w| (number(w[1]), number(w[0]))).collect()
     }
+}
+
+/// A NAS of `driver` behind `port` of this machine, with its scheme and credentials.
+pub(crate) async fn row(lab: &Lab, driver: Driver, nas: i64, forks: i64, port: u16) {
+    let scheme = format!("Fake-{}", driver.name());
+    lab.native(&scheme, &driver.scheme());
+    let port_of = |column| vec![(column, port.to_string())];
+    let more = match driver {
+        Driver::Ssh => {
+            let mut more = port_of("ssh_port");
+            more.push(("ssh_host_key", "'tofu'".to_owned()));
+            more
+        }
+        Driver::Telnet => port_of("telnet_port"),
+        Driver::Radius => port_of("coa_port"),
+        Driver::Http => vec![("http_url", format!("'http://127.0.0.1:{port}'"))],
+    };
+    lab.nas(nas, &scheme, forks, &more).await;
+    // With a login it would be basic authentication.
+    let login = if driver == Driver::Http { "" } else { LOGIN };
+    lab.sql(&format!(
+        "insert into nas_secret (nas_id, login, password, enable_password, coa_secret)
+         values ({nas}, '{login}', '{PASSWORD}', '{ENABLE}', '{SECRET}')"
+    ))
+    .await;
 }
 
 fn journal_in(dir: &Path, driver: Driver) -> PathBuf {

@@ -18,6 +18,7 @@ mod lab;
 
 mod checker;
 mod database;
+mod dead;
 mod disk;
 mod drivers;
 mod fakes;
