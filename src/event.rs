@@ -116,10 +116,12 @@ pub const CATALOGUE: &[(&str, Class)] = &[
     ("users_from_nas", Class::Rest),
 ];
 
-/// The commands of a class, as far as the catalogue has them.
-pub fn of_class(class: Class) -> Vec<&'static str> {
+/// The commands of a class: those of the catalogue, and of `own`, which loaded schemes define.
+pub fn of_class(class: Class, own: &[Cmd]) -> Vec<&str> {
     let fits = CATALOGUE.iter().filter(|(_, known)| *known == class);
-    fits.map(|(name, _)| *name).collect()
+    let own = own.iter().filter(|cmd| cmd.class() == class);
+    let names = fits.map(|(name, _)| *name);
+    names.chain(own.map(Cmd::as_str)).collect()
 }
 
 /// Longest life of an interactive event, seconds: the operator has given up by then.

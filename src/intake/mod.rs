@@ -19,6 +19,7 @@ pub mod nases;
 pub mod openapi;
 pub mod plan;
 pub mod rest;
+pub mod posting;
 pub mod schemas;
 pub mod serve;
 pub mod tails;

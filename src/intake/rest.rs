@@ -28,9 +28,10 @@ pub use crate::intake::serve::{bind_ctl, serve, serve_ctl};
 
 use crate::clock;
 use crate::config;
-use crate::event::{Cmd, CompactEvent, EventId, UserId};
+use crate::event::{Class, Cmd, CompactEvent, EventId, UserId};
 use crate::intake::access::{self, Caller, Peer};
 use crate::intake::health::Seen;
+use crate::intake::posting::{Ask, Posting};
 use crate::intake::trail::Trail;
 use crate::intake::{api, bulk, classic, crowd, form, health, nases, openapi, plan, tails};
 use crate::logs::Logs;
@@ -103,6 +104,7 @@ pub struct Shared {
     pub trail: Trail,
     /// Places for `?wait=`.
     pub waiters: Semaphore,
+    posting: Posting,
     /// Places for followed logs.
     pub tails: Arc<Semaphore>,
     /// Places for tests of NASes.
@@ -189,6 +191,11 @@ impl Refusal {
 
     fn unavailable(message: String) -> Self {
         Self {
+    /// The daemon ends before the request does.
+    pub fn stopping() -> Self {
+        Self::unavailable("the daemon is stopping".to_owned())
+    }
+
             retry_after: Some(RETRY_AFTER_S),
             ..Self::new(
                 503,
@@ -240,6 +247,7 @@ pub fn router(doors: Doors) -> Router {
     let desk: Desk = Arc::new(Shared {
         doors,
         seen: Seen::default(),
+        posting: Posting::new(Arc::clone(&doors.store)),
         trail: Trail::default(),
         waiters: Semaphore::new(WAITERS_MAX),
         tails: Arc::new(Semaphore::new(tails::STREAMS_MAX)),
@@ -442,41 +450,40 @@ pub async fn accept(
     for event in &events {
         caller.may_post(&event.cmd)?;
     }
-    if desk.seen.is_above_mark(desk) {
-        return Err(Refusal {
-            retry_after: Some(RETRY_AFTER_S),
-            ..Refusal::new(
-                429,
-                "stack_full",
-                format!("more than {} events are waiting", desk.doors.high_water),
-                "nothing was stored; send it again later",
-            )
-        });
+    if desk.seen.is_above_mark(desk) && !events.iter().all(|event| gets_through(&event.cmd)) {
+        let before = match &guard {
+            Some(guard) => desk.doors.store.posted_before(guard).await,
+            None => Ok(None),
+        };
+        return match before.map_err(Refusal::store)? {
+            Some(posted) => accepted(posted),
+            None => Err(Refusal {
+                retry_after: Some(RETRY_AFTER_S),
+                ..Refusal::new(
+                    429,
+                    "stack_full",
+                    format!("more than {} events are waiting", desk.doors.high_water),
+                    "nothing was stored; send it again later (events that give access are taken, \
+                     in posts of their own)",
+                )
+            }),
+        };
     }
     let who = caller.who.clone();
     to_the_end(desk, move |desk| async move {
-        let store = &desk.doors.store;
-        let posted = store.post(&events, guard.as_ref()).await;
-        let ids = match posted.map_err(Refusal::store)? {
-            Posted::New(ids) => ids,
-            Posted::Again(ids) => return Ok(Accepted { ids, again: true }),
-            Posted::Conflict => {
-                return Err(Refusal::new(
-                    409,
-                    "key_reused",
-                    "this Idempotency-Key came before with another body".to_owned(),
-                    "nothing was stored; use a new key for each request",
-                ));
+        let ask = Arc::new(Ask { events, guard });
+        let done = accepted(desk.posting.post(&ask).await?)?;
+        if !done.again {
+            desk.doors.wake.notify_one();
+            desk.seen.add(done.ids.len());
+            for event in &ask.events {
+                health::count_event(&event.cmd);
             }
-        };
-        desk.doors.wake.notify_one();
-        desk.seen.add(ids.len());
-        for event in &events {
-            health::count_event(&event.cmd);
+            let detail = accepted_text(&done.ids, &ask.events);
+            let store = desk.doors.store.as_ref();
+            desk.trail.note(store, &who, "post", detail).await;
         }
-        let detail = accepted_text(&ids, &events);
-        desk.trail.note(store.as_ref(), &who, "post", detail).await;
-        Ok(Accepted { ids, again: false })
+        Ok(done)
     })
     .await
 }
@@ -484,6 +491,27 @@ pub async fn accept(
 fn accepted_text(ids: &[EventId], events: &[CompactEvent]) -> String {
     let cmd = events.first().map_or("", |e| e.cmd.as_str());
     match ids {
+/// Above the mark expansion takes such events first, so they need not wait outside.
+fn gets_through(cmd: &str) -> bool {
+    match Cmd::parse(cmd).map(|cmd| cmd.class()) {
+        Ok(Class::Access | Class::Interactive) => true,
+        Ok(Class::Cut | Class::Rate | Class::Rest) | Err(_) => false,
+    }
+}
+
+fn accepted(posted: Posted) -> Result<Accepted, Refusal> {
+    match posted {
+        Posted::New(ids) => Ok(Accepted { ids, again: false }),
+        Posted::Again(ids) => Ok(Accepted { ids, again: true }),
+        Posted::Conflict => Err(Refusal::new(
+            409,
+            "key_reused",
+            "this Idempotency-Key came before with another body".to_owned(),
+            "nothing was stored; use a new key for each request",
+        )),
+    }
+}
+
         [id] => format!("event={id} cmd={cmd}"),
         [first, .., last] => {
             let batch = events.first().and_then(|e| e.batch_id.as_deref());
@@ -502,9 +530,8 @@ where
     F: FnOnce(Desk) -> Fut,
     Fut: Future<Output = Result<T, Refusal>> + Send + 'static,
 {
-    let lost = || Refusal::unavailable("the daemon is stopping".to_owned());
     let place = Arc::clone(&desk.places).acquire_owned().await;
-    let place = place.map_err(|_| lost())?;
+    let place = place.map_err(|_| Refusal::stopping())?;
     let (answer, answered) = tokio::sync::oneshot::channel();
     let change = change(Arc::clone(desk));
     desk.beside(async move {
@@ -512,5 +539,5 @@ where
         let _ = answer.send(change.await);
         drop(place);
     });
-    answered.await.map_err(|_| lost())?
+    answered.await.map_err(|_| Refusal::stopping())?
 }

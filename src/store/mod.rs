@@ -82,6 +82,9 @@ pub enum Error {
 impl Error {
     /// Another process has held SQLite's write lock for longer than we waited
     /// (SQLITE_BUSY in the lowest byte, <https://sqlite.org/rescode.html#busy>).
+/// Characters of an SQLSTATE; SQLite's numbers are shorter.
+const POSTGRES_CODE: usize = 5;
+
     pub fn is_locked(&self) -> bool {
         const BUSY: i64 = 5;
         let source = match self {
@@ -102,6 +105,30 @@ impl Error {
 }
 
 /// Who owns the database.
+
+    /// Whether the database refused one row of what was written, so that the rest may fit.
+    pub fn blames_a_row(&self) -> bool {
+        let Self::Sql { source, .. } = self else {
+            return false;
+        };
+        let code = source.as_database_error().and_then(|error| error.code());
+        match code {
+            Some(code) if code.len() == POSTGRES_CODE => postgres::is_row_trouble(source),
+            Some(_) => sqlite::is_row_trouble(source),
+            None => false,
+        }
+    }
+}
+
+impl Posted {
+    /// What a post gets whose key is known, given what is kept of the first one.
+    fn known(guard: &Idempotency, body_hash: &str, ids: &str) -> Self {
+        if body_hash == guard.body_hash {
+            Self::Again(serde_json::from_str(ids).unwrap_or_default())
+        } else {
+            Self::Conflict
+        }
+    }
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     /// Number of its ownership; it grows with each.
@@ -255,6 +282,15 @@ pub struct Idempotency {
 /// Everything that the daemon and its tools ask of a database.
 #[async_trait]
 pub trait Store: Send + Sync {
+/// One of several posts that share a transaction.
+#[derive(Debug, Clone, Copy)]
+pub struct Post<'a> {
+    /// What it brings.
+    pub events: &'a [CompactEvent],
+    /// Its guard against being done twice.
+    pub guard: Option<&'a Idempotency>,
+}
+
     // -- start-up ---------------------------------------------------------------------------
 
     /// Checks the billing's tables and views: one text per missing thing. Empty = fine.
@@ -280,7 +316,18 @@ pub trait Store: Send + Sync {
     // -- intake -----------------------------------------------------------------------------
 
     /// Puts events onto the compact stack: one transaction, all or nothing.
-    async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted>;
+    async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted> {
+        let each = self.post_all(&[Post { events, guard }]).await?;
+        let lost = || Error::Refused("the store does not say what a post did".to_owned());
+        each.into_iter().next().ok_or_else(lost)?
+    }
+
+    /// The same for several posts in one transaction, what each did in their order. One that is
+    /// refused writes nothing and leaves the others alone; if the database fails, none is written.
+    async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>>;
+
+    /// What a post of this key was answered, if there was one.
+    async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>>;
 
     // -- expansion --------------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ use nas_event_daemon::nas::{BadNas, Nas, NasId, NasSecret, NasState};
 use nas_event_daemon::store::query::{Column, Model, Query};
 use nas_event_daemon::store::{
     AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
-    Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned, WhereIs,
+    Idempotency, OrderKind, Owner, Post, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
+    WhereIs,
 };
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -43,6 +44,10 @@ pub(crate) struct Fake {
     pub(crate) stuck: AtomicBool,
     /// Posts that may go through; the others wait.
     pub(crate) gate: Semaphore,
+    /// How many posts came with each call.
+    pub(crate) batches: Mutex<Vec<usize>>,
+    /// A command for whose row the database refuses a whole transaction.
+    pub(crate) trouble: Mutex<Option<&'static str>>,
     posting: AtomicI64,
     keys: Mutex<BTreeMap<String, (String, Vec<EventId>)>>,
 }
@@ -58,6 +63,8 @@ impl Fake {
             broken: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            batches: Mutex::default(),
+            trouble: Mutex::default(),
             posting: AtomicI64::new(0),
             keys: Mutex::default(),
         }
@@ -94,6 +101,35 @@ impl Fake {
         }
     }
 
+    fn known(&self, guard: &Idempotency) -> Option<Posted> {
+        let keys = self.keys.lock().unwrap();
+        let (hash, ids) = keys.get(&guard.key)?;
+        Some(if *hash == guard.body_hash {
+            Posted::Again(ids.clone())
+        } else {
+            Posted::Conflict
+        })
+    }
+
+    fn put(&self, post: &Post<'_>) -> Posted {
+        if let Some(known) = post.guard.and_then(|guard| self.known(guard)) {
+            return known;
+        }
+        let mut rows = self.rows.lock().unwrap();
+        let mut ids = Vec::new();
+        for event in post.events {
+            let id = EventId(rows.last_key_value().map_or(1, |(id, _)| id + 1));
+            rows.insert(id.0, row(id, event));
+            ids.push(id);
+        }
+        self.posts.lock().unwrap().push(post.events.to_vec());
+        if let Some(guard) = post.guard {
+            let kept = (guard.body_hash.clone(), ids.clone());
+            self.keys.lock().unwrap().insert(guard.key.clone(), kept);
+        }
+        Posted::New(ids)
+    }
+
     /// All accepted events.
     pub(crate) fn events(&self) -> Vec<CompactEvent> {
         self.posts.lock().unwrap().concat()
@@ -106,6 +142,39 @@ impl Fake {
             .iter()
             .map(|(who, what, detail)| format!("{who} {what} {detail}"))
             .collect()
+    }
+}
+
+/// What SQLite says of a row that breaks a constraint.
+#[derive(Debug)]
+struct Constraint;
+
+impl std::fmt::Display for Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("constraint failed")
+    }
+}
+
+impl std::error::Error for Constraint {}
+
+impl sqlx::error::DatabaseError for Constraint {
+    fn message(&self) -> &str {
+        "constraint failed"
+    }
+    fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+        Some("275".into())
+    }
+    fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+    fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+    fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+        self
+    }
+    fn kind(&self) -> sqlx::error::ErrorKind {
+        sqlx::error::ErrorKind::CheckViolation
     }
 }
 
@@ -145,32 +214,29 @@ impl Store for Fake {
         no()
     }
 
-    async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted> {
+    async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
         self.works()?;
-        self.posting.fetch_add(1, Ordering::SeqCst);
-        self.gate.acquire().await.unwrap().forget();
-        if let Some(guard) = guard
-            && let Some((hash, ids)) = self.keys.lock().unwrap().get(&guard.key)
+        self.batches.lock().unwrap().push(posts.len());
+        let trouble = *self.trouble.lock().unwrap();
+        if let Some(bad) = trouble
+            && posts.iter().any(|p| p.events.iter().any(|e| e.cmd == bad))
         {
-            return Ok(if *hash == guard.body_hash {
-                Posted::Again(ids.clone())
-            } else {
-                Posted::Conflict
+            return Err(Error::Sql {
+                doing: "insert a compact event",
+                source: sqlx::Error::Database(Box::new(Constraint)),
             });
         }
-        let mut rows = self.rows.lock().unwrap();
-        let mut ids = Vec::new();
-        for event in events {
-            let id = EventId(rows.last_key_value().map_or(1, |(id, _)| id + 1));
-            rows.insert(id.0, row(id, event));
-            ids.push(id);
+        let mut answers = Vec::new();
+        for post in posts {
+            self.posting.fetch_add(1, Ordering::SeqCst);
+            self.gate.acquire().await.unwrap().forget();
+            answers.push(Ok(self.put(post)));
         }
-        self.posts.lock().unwrap().push(events.to_vec());
-        if let Some(guard) = guard {
-            let kept = (guard.body_hash.clone(), ids.clone());
-            self.keys.lock().unwrap().insert(guard.key.clone(), kept);
-        }
-        Ok(Posted::New(ids))
+        Ok(answers)
+    }
+
+    async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>> {
+        Ok(self.known(guard))
     }
 
     async fn expand(&self, _: usize, _: &[Cmd]) -> Result<Expansion> {

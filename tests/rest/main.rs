@@ -17,6 +17,8 @@ mod modern;
 #[cfg(test)]
 mod operations;
 #[cfg(test)]
+mod posting;
+#[cfg(test)]
 mod running;
 #[cfg(test)]
 mod seed;

@@ -11,10 +11,11 @@
 use std::sync::Arc;
 
 use nas_event_daemon::attempt::DoneResult;
-use nas_event_daemon::event::{Class, CompactEvent, EventId, UserId};
+use nas_event_daemon::event::{Class, Cmd, CompactEvent, EventId, UserId};
 use nas_event_daemon::nas::NasId;
 use nas_event_daemon::store::{
-    After, Error, Filter, Idempotency, Posted, Settle, SettleTo, Store, Turn, WhereIs, connect,
+    After, Error, Filter, Idempotency, Post, Posted, Settle, SettleTo, Store, Turn, WhereIs,
+    connect,
 };
 use serde_json::json;
 
@@ -47,6 +48,8 @@ macro_rules! on_both {
 
 on_both!(
     ids_never_repeat_and_posts_are_all_or_nothing,
+    posts_share_a_transaction_and_nothing_else,
+    a_row_that_the_database_refuses_is_named_as_such,
     expansion_moves_with_the_same_id_and_canonical_params,
     own_params_overlay_and_bad_names_are_told,
     the_nas_is_chosen_by_id_then_address_then_account,

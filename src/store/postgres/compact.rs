@@ -1,11 +1,14 @@
 //! The compact stack: accepting events, retrying dead ones, waking unexpandable rows.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use serde_json::{Map, Value, json};
 use sqlx::{PgConnection, Row};
 
 use super::{Postgres, kept_ms, sql};
 use crate::event::{CATALOGUE, Class, CompactEvent, EventId};
-use crate::store::{Error, Idempotency, Posted, Result};
+use crate::store::{Error, Idempotency, Post, Posted, Result};
 
 /// How long an idempotency key is remembered.
 const KEY_LIFE: &str = "24 hours";
@@ -19,67 +22,159 @@ pub(super) fn interactive() -> Vec<&'static str> {
         .collect()
 }
 
-pub(super) async fn post(
-    store: &Postgres,
-    events: &[CompactEvent],
-    guard: Option<&Idempotency>,
-) -> Result<Posted> {
-    let rows = events
-        .iter()
-        .map(|event| row_of(event, guard))
-        .collect::<Result<Vec<Value>>>()?;
-    if let Some(guard) = guard
-        && guard.key.contains('\0')
-    {
-        return Err(nul("idempotency key"));
+pub(super) async fn post_all(store: &Postgres, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
+    let rows: Vec<Result<Vec<Value>>> = posts.iter().map(rows_of).collect();
+    // Of several posts with one key the first writes.
+    let mut first: BTreeMap<&str, (usize, &Idempotency)> = BTreeMap::new();
+    for (index, (post, rows)) in posts.iter().zip(&rows).enumerate() {
+        if let (Some(guard), Ok(_)) = (post.guard, rows) {
+            first.entry(&guard.key).or_insert((index, guard));
+        }
     }
     let mut tx = store
         .pool
         .begin()
         .await
         .map_err(sql("begin to accept events"))?;
-    if let Some(guard) = guard {
-        sqlx::query("delete from idempotency where created_at <= now() - $1::text::interval")
-            .bind(KEY_LIFE)
-            .execute(&mut *tx)
-            .await
-            .map_err(sql("forget old idempotency keys"))?;
-        // Taken before the events: of two posts with one key the second waits here for the
-        // first to commit.
-        let taken = sqlx::query(
-            "insert into idempotency (key, body_hash, ids) values ($1, $2, '[]') on conflict do nothing",
-        )
-        .bind(&guard.key)
-        .bind(&guard.body_hash)
-        .execute(&mut *tx)
-        .await
-        .map_err(sql("keep an idempotency key"))?;
-        if taken.rows_affected() == 0 {
-            let (hash, ids): (String, String) =
-                sqlx::query_as("select body_hash, ids from idempotency where key = $1")
-                    .bind(&guard.key)
-                    .fetch_one(&mut *tx)
-                    .await
-                    .map_err(sql("look an idempotency key up"))?;
-            if hash != guard.body_hash {
-                return Ok(Posted::Conflict);
-            }
-            return Ok(Posted::Again(
-                serde_json::from_str(&ids).unwrap_or_default(),
-            ));
+    let mut known = take_keys(&mut tx, first.values().map(|(_, guard)| *guard)).await?;
+    first.retain(|key, _| !known.contains_key(*key));
+    let writes = |index: usize, post: &Post<'_>| {
+        let key = post.guard.map(|guard| guard.key.as_str());
+        key.is_none_or(|key| first.get(key).is_some_and(|(writer, _)| *writer == index))
+    };
+    let mut batch = Vec::new();
+    let mut places: Vec<Result<Range<usize>>> = Vec::with_capacity(posts.len());
+    for (index, (post, rows)) in posts.iter().zip(rows).enumerate() {
+        let start = batch.len();
+        let here = writes(index, post);
+        places.push(rows.map(|rows| {
+            batch.extend(rows.into_iter().filter(|_| here));
+            start..batch.len()
+        }));
+    }
+    let ids = insert(&mut tx, batch).await?;
+    let of = |place: &Range<usize>| ids.get(place.clone()).unwrap_or_default().to_vec();
+    for (key, (index, guard)) in &first {
+        if let Some(Ok(place)) = places.get(*index) {
+            let kept = (guard.body_hash.clone(), json!(of(place)).to_string());
+            known.insert((*key).to_owned(), kept);
         }
     }
-    let ids = insert(&mut tx, rows).await?;
-    if let Some(guard) = guard {
-        sqlx::query("update idempotency set ids = $2 where key = $1")
-            .bind(&guard.key)
-            .bind(json!(ids).to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(sql("keep an idempotency key"))?;
-    }
+    keep_ids(
+        &mut tx,
+        first.keys().filter_map(|key| known.get_key_value(*key)),
+    )
+    .await?;
     tx.commit().await.map_err(sql("commit accepted events"))?;
-    Ok(Posted::New(ids))
+    let answer = |(index, (post, place)): (usize, (&Post<'_>, Result<Range<usize>>))| {
+        let place = place?;
+        match post.guard {
+            Some(guard) if !writes(index, post) => {
+                let (hash, ids) = known.get(&guard.key).ok_or_else(forgotten)?;
+                Ok(Posted::known(guard, hash, ids))
+            }
+            Some(_) | None => Ok(Posted::New(of(&place))),
+        }
+    };
+    Ok(posts.iter().zip(places).enumerate().map(answer).collect())
+}
+
+/// A key whose first post was taken back between two statements.
+fn forgotten() -> Error {
+    sql("look an idempotency key up")(sqlx::Error::RowNotFound)
+}
+
+/// Takes those keys that are new, and returns what is kept of the others: hash and ids.
+async fn take_keys<'a>(
+    tx: &mut PgConnection,
+    guards: impl Iterator<Item = &'a Idempotency>,
+) -> Result<BTreeMap<String, (String, String)>> {
+    let (keys, hashes): (Vec<&str>, Vec<&str>) = guards
+        .map(|guard| (guard.key.as_str(), guard.body_hash.as_str()))
+        .unzip();
+    if keys.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    sqlx::query("delete from idempotency where created_at <= now() - $1::text::interval")
+        .bind(KEY_LIFE)
+        .execute(&mut *tx)
+        .await
+        .map_err(sql("forget old idempotency keys"))?;
+    // Taken before the events: of two posts with one key the second waits here for the first to
+    // commit. In one order, so that two transactions never wait for each other.
+    let taken: Vec<(String,)> = sqlx::query_as(
+        "insert into idempotency (key, body_hash, ids)
+         select key, hash, '[]' from unnest($1::text[], $2::text[]) as g(key, hash) order by key
+         on conflict do nothing returning key",
+    )
+    .bind(&keys)
+    .bind(&hashes)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(sql("keep an idempotency key"))?;
+    if taken.len() == keys.len() {
+        return Ok(BTreeMap::new());
+    }
+    let taken: Vec<String> = taken.into_iter().map(|(key,)| key).collect();
+    let rows: Vec<(String, String, String)> = sqlx::query_as(
+        "select key, body_hash, ids from idempotency where key = any($1) and not key = any($2)",
+    )
+    .bind(&keys)
+    .bind(&taken)
+    .fetch_all(tx)
+    .await
+    .map_err(sql("look an idempotency key up"))?;
+    Ok(rows
+        .into_iter()
+        .map(|(key, hash, ids)| (key, (hash, ids)))
+        .collect())
+}
+
+async fn keep_ids<'a>(
+    tx: &mut PgConnection,
+    kept: impl Iterator<Item = (&'a String, &'a (String, String))>,
+) -> Result<()> {
+    let (keys, ids): (Vec<&str>, Vec<&str>) = kept
+        .map(|(key, (_, ids))| (key.as_str(), ids.as_str()))
+        .unzip();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "update idempotency i set ids = g.ids from unnest($1::text[], $2::text[]) as g(key, ids)
+         where i.key = g.key",
+    )
+    .bind(&keys)
+    .bind(&ids)
+    .execute(tx)
+    .await
+    .map_err(sql("keep an idempotency key"))?;
+    Ok(())
+}
+
+pub(super) async fn posted_before(store: &Postgres, guard: &Idempotency) -> Result<Option<Posted>> {
+    if guard.key.contains('\0') {
+        return Ok(None);
+    }
+    let kept: Option<(String, String)> = sqlx::query_as(
+        "select body_hash, ids from idempotency
+         where key = $1 and created_at > now() - $2::text::interval",
+    )
+    .bind(&guard.key)
+    .bind(KEY_LIFE)
+    .fetch_optional(&store.pool)
+    .await
+    .map_err(sql("look an idempotency key up"))?;
+    Ok(kept.map(|(hash, ids)| Posted::known(guard, &hash, &ids)))
+}
+
+/// The rows of a post, if PostgreSQL can store them.
+fn rows_of(post: &Post<'_>) -> Result<Vec<Value>> {
+    if post.guard.is_some_and(|guard| guard.key.contains('\0')) {
+        return Err(nul("idempotency key"));
+    }
+    let rows = post.events.iter().map(|event| row_of(event, post.guard));
+    rows.collect()
 }
 
 fn nul(place: &str) -> Error {

@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::{billing, sql};
-use crate::event::{CATALOGUE, Cmd, Params};
+use crate::event::{CATALOGUE, Class, Cmd, Params};
 use crate::store::Result;
 
 /// Commands that may be expanded, as columns.
@@ -35,6 +35,13 @@ impl Known {
             ttls_ms: index.values().map(|k| k.1).collect(),
             index,
         }
+    }
+
+    /// The commands of a class.
+    pub(super) fn of_class(&self, class: Class) -> Vec<&str> {
+        let number = class.number();
+        let fits = self.index.iter().filter(|(_, kept)| kept.0 == number);
+        fits.map(|(name, _)| name.as_str()).collect()
     }
 }
 

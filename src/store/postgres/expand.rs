@@ -10,7 +10,7 @@ use super::compact::interactive;
 use super::decide::{Known, Nases, Ready, Wanted};
 use super::stack::{WAITING, waiting};
 use super::{Postgres, billing, connection, sql, storable};
-use crate::event::{Class, Cmd, EventId, Waiting, of_class};
+use crate::event::{Class, Cmd, EventId, Waiting};
 use crate::store::{Error, Expansion, Result};
 
 /// Failed rows looked at again in one batch; they never fill it.
@@ -75,7 +75,7 @@ fn class_of(error: &sqlx::Error) -> Option<String> {
 /// Errors that a single row can cause, as opposed to a locked, full or broken database
 /// (PostgreSQL manual, appendix A): 21 cardinality, 22 data, 23 integrity, 38 and 39 external
 /// routines, 54 limits, P0 what a function of the billing raises.
-fn is_row_trouble(error: &sqlx::Error) -> bool {
+pub(in crate::store) fn is_row_trouble(error: &sqlx::Error) -> bool {
     class_of(error).is_some_and(|class| {
         matches!(
             class.as_str(),
@@ -115,7 +115,7 @@ async fn batch(
     }
     let picked = match which {
         Pick::All => pick(&mut tx, limit).await?,
-        Pick::Urgent => pick_urgent(&mut tx, limit).await?,
+        Pick::Urgent => pick_urgent(&mut tx, limit, known).await?,
     };
     run(&mut tx, "savepoint plain").await?;
     let moved = match plain_rows(&mut tx, shape, &picked, known).await {
@@ -225,7 +225,7 @@ async fn pick(tx: &mut PgConnection, limit: usize) -> Result<Vec<i64>> {
 
 /// Locks what is still taken while too much is waiting. Reads the whole stack, so it is not for
 /// every poll.
-async fn pick_urgent(tx: &mut PgConnection, limit: usize) -> Result<Vec<i64>> {
+async fn pick_urgent(tx: &mut PgConnection, limit: usize, known: &Known) -> Result<Vec<i64>> {
     let rows: Vec<(i64,)> = sqlx::query_as(
         "with urgent as (
            select user_id, max(id) as upto from events_stack_compact
@@ -235,8 +235,8 @@ async fn pick_urgent(tx: &mut PgConnection, limit: usize) -> Result<Vec<i64>> {
          order by c.id limit $1 for update of c skip locked",
     )
     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-    .bind(of_class(Class::Access))
-    .bind(of_class(Class::Interactive))
+    .bind(known.of_class(Class::Access))
+    .bind(known.of_class(Class::Interactive))
     .fetch_all(tx)
     .await
     .map_err(sql("pick urgent compact events"))?;

@@ -15,6 +15,7 @@ mod nas;
 mod owner;
 mod stack;
 
+pub(super) use expand::is_row_trouble;
 pub use look::list_text;
 
 use std::borrow::Cow;
@@ -32,7 +33,7 @@ use sqlx::{ConnectOptions, PgPool};
 use self::connection::{CONNECT_TIMEOUT, Reopening};
 use super::{
     AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
-    Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
+    Idempotency, OrderKind, Owner, Post, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
     shown_url,
 };
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
@@ -248,8 +249,13 @@ impl Store for Postgres {
         within(owner::RECOVER_LIMIT * 2, "recover", work).await
     }
 
-    async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted> {
-        call("accept events", compact::post(self, events, guard)).await
+    async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
+        call("accept events", compact::post_all(self, posts)).await
+    }
+
+    async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>> {
+        let work = compact::posted_before(self, guard);
+        call("look an idempotency key up", work).await
     }
 
     async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {

@@ -6,7 +6,7 @@ use sqlx::{Row, Sqlite as Db, SqliteConnection, Transaction};
 use super::{Sqlite, sql};
 use crate::clock;
 use crate::event::{CATALOGUE, Class, Cmd, CompactEvent, EventId};
-use crate::store::{Error, Idempotency, Posted, Result};
+use crate::store::{Error, Idempotency, Post, Posted, Result};
 
 /// How long an idempotency key is remembered.
 const KEY_LIFE: &str = "-24 hours";
@@ -49,54 +49,70 @@ pub(super) async fn add_to_catalogue(conn: &mut SqliteConnection, cmds: &[Cmd]) 
     Ok(())
 }
 
-pub(super) async fn post(
-    store: &Sqlite,
-    events: &[CompactEvent],
-    guard: Option<&Idempotency>,
-) -> Result<Posted> {
+pub(super) async fn post_all(store: &Sqlite, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
     let mut writer = store.write().await;
     let mut tx = writer.begin().await?;
-    if let Some(guard) = guard {
-        let seen: Option<(String, String)> = sqlx::query_as(
-            "select body_hash, ids from idempotency
-             where key = ?1 and created_at > strftime('%Y-%m-%d %H:%M:%f', 'now', ?2)",
-        )
-        .bind(&guard.key)
-        .bind(KEY_LIFE)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(sql("look an idempotency key up"))?;
-        if let Some((hash, ids)) = seen {
-            if hash != guard.body_hash {
-                return Ok(Posted::Conflict);
-            }
-            return Ok(Posted::Again(
-                serde_json::from_str(&ids).unwrap_or_default(),
-            ));
+    let mut answers = Vec::with_capacity(posts.len());
+    for Post { events, guard } in posts {
+        if let Some(guard) = guard
+            && let Some(answer) = known(&mut tx, guard).await?
+        {
+            answers.push(Ok(answer));
+            continue;
         }
-    }
-    let mut ids = Vec::with_capacity(events.len());
-    for event in events {
-        ids.push(insert(&mut tx, event, guard).await?);
-    }
-    if let Some(guard) = guard {
-        sqlx::query(
-            "delete from idempotency where created_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', ?1)",
-        )
-        .bind(KEY_LIFE)
-        .execute(&mut *tx)
-        .await
-        .map_err(sql("forget old idempotency keys"))?;
-        sqlx::query("insert into idempotency (key, body_hash, ids) values (?1, ?2, ?3)")
-            .bind(&guard.key)
-            .bind(&guard.body_hash)
-            .bind(json!(ids).to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(sql("keep an idempotency key"))?;
+        let mut ids = Vec::with_capacity(events.len());
+        for event in *events {
+            ids.push(insert(&mut tx, event, *guard).await?);
+        }
+        if let Some(guard) = guard {
+            keep_key(&mut tx, guard, &ids).await?;
+        }
+        answers.push(Ok(Posted::New(ids)));
     }
     tx.commit().await.map_err(sql("commit accepted events"))?;
-    Ok(Posted::New(ids))
+    Ok(answers)
+}
+
+pub(super) async fn posted_before(store: &Sqlite, guard: &Idempotency) -> Result<Option<Posted>> {
+    let doing = "look an idempotency key up";
+    let mut reader = store.readers.acquire().await.map_err(sql(doing))?;
+    known(&mut reader, guard).await
+}
+
+/// What a post gets whose key is known.
+async fn known(conn: &mut SqliteConnection, guard: &Idempotency) -> Result<Option<Posted>> {
+    let kept: Option<(String, String)> = sqlx::query_as(
+        "select body_hash, ids from idempotency
+         where key = ?1 and created_at > strftime('%Y-%m-%d %H:%M:%f', 'now', ?2)",
+    )
+    .bind(&guard.key)
+    .bind(KEY_LIFE)
+    .fetch_optional(conn)
+    .await
+    .map_err(sql("look an idempotency key up"))?;
+    Ok(kept.map(|(hash, ids)| Posted::known(guard, &hash, &ids)))
+}
+
+async fn keep_key(
+    tx: &mut Transaction<'_, Db>,
+    guard: &Idempotency,
+    ids: &[EventId],
+) -> Result<()> {
+    sqlx::query(
+        "delete from idempotency where created_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', ?1)",
+    )
+    .bind(KEY_LIFE)
+    .execute(&mut **tx)
+    .await
+    .map_err(sql("forget old idempotency keys"))?;
+    sqlx::query("insert into idempotency (key, body_hash, ids) values (?1, ?2, ?3)")
+        .bind(&guard.key)
+        .bind(&guard.body_hash)
+        .bind(json!(ids).to_string())
+        .execute(&mut **tx)
+        .await
+        .map_err(sql("keep an idempotency key"))?;
+    Ok(())
 }
 
 async fn insert(

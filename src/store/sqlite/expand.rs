@@ -31,7 +31,7 @@ pub(super) async fn expand(store: &Sqlite, limit: usize, cmds: &[Cmd]) -> Result
 /// What is still taken while too much is waiting: rows of accounts that are to get access, up to
 /// that event, in their order; and questions. Reads the whole stack, so it is not for every poll.
 pub(super) async fn urgent(store: &Sqlite, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
-    let names = |class| serde_json::to_string(&of_class(class)).unwrap_or_default();
+    let names = |class| serde_json::to_string(&of_class(class, cmds)).unwrap_or_default();
     let rows: Vec<(i64,)> = sqlx::query_as(
         "with urgent as materialized (
            select user_id, max(id) as upto from events_stack_compact
@@ -95,7 +95,7 @@ async fn some(
 }
 
 /// Errors that a single row can cause, as opposed to a locked, full or broken database.
-fn is_row_trouble(error: &sqlx::Error) -> bool {
+pub(in crate::store) fn is_row_trouble(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|e| {
         // 1 SQLITE_ERROR (a function refused its argument), 18 TOOBIG, 19 CONSTRAINT, 20 MISMATCH;
         // extended codes carry the primary one in the low byte (sqlite.org, "Result Codes").

@@ -14,6 +14,7 @@ mod nas;
 mod owner;
 mod stack;
 
+pub(super) use expand::is_row_trouble;
 pub use look::list_text;
 
 use std::ops::{Deref, DerefMut};
@@ -30,7 +31,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
-    Idempotency, OrderKind, Owner, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
+    Idempotency, OrderKind, Owner, Post, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
     shown_url,
 };
 use crate::clock;
@@ -305,8 +306,12 @@ impl Store for Sqlite {
         owner::recover(self, epoch, max_deaths).await
     }
 
-    async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted> {
-        compact::post(self, events, guard).await
+    async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
+        compact::post_all(self, posts).await
+    }
+
+    async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>> {
+        compact::posted_before(self, guard).await
     }
 
     async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
