@@ -88,7 +88,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Log(args) => {
             let abonent = abonent(store.as_ref(), args.user).await?.unwrap_or(0);
             let name = format!("abonents/{abonent}/event_{}.log", args.user);
-            logs::shown(&config.paths.log.join(name), &args.look).await
+            logs::shown(console, &config.paths.log.join(name), &args.look).await
         }
         Verb::History(args) => history(console, store.as_ref(), args).await,
         Verb::Resync { user, dry_run } => {

@@ -10,15 +10,19 @@ use clap::{Args, Subcommand};
 use regex::Regex;
 use serde_json::json;
 
-use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, remark, say};
-use super::table::one_line;
-use super::{Console, account, guard};
+use super::exit::{
+    DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, USAGE, remark, say, say_all,
+};
+use super::table::{Format, one_line};
+use super::{Console, account, guard, log_rows};
 use crate::clock;
 use crate::config::{Config, parse_duration};
 pub use crate::intake::attempts::tail;
 use crate::logs;
 use crate::nas::{NasId, log_file_names};
 
+/// Lines that are shown where nothing else is asked for.
+const LINES: usize = 50;
 /// Most lines that are kept for the end of a log.
 const LINES_MAX: usize = 100_000;
 /// How often a followed log is looked at.
@@ -78,9 +82,9 @@ enum Verb {
 /// Which lines.
 #[derive(Debug, Args)]
 pub struct Look {
-    /// The last N lines
-    #[arg(short = 'n', long, default_value_t = 50, value_name = "N")]
-    pub lines: usize,
+    /// The last N lines: 50, or all where -o makes rows of them
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<usize>,
     /// Go on with what is written next, also after a rotation
     #[arg(short, long)]
     pub follow: bool,
@@ -90,7 +94,7 @@ pub struct Look {
     /// Only lines of trouble: errors, warnings, what was deferred or died
     #[arg(long)]
     pub errors: bool,
-    /// Only lines since: 30m, or "YYYY-MM-DD HH:MM" in the server's time
+    /// Only lines since: 30m, YYYY-MM-DD or "YYYY-MM-DD HH:MM" in the server's time
     #[arg(long, alias = "from", value_name = "TIME", value_parser = since)]
     pub since: Option<i64>,
     /// Only lines before this time, in the same forms
@@ -101,7 +105,7 @@ pub struct Look {
 impl Default for Look {
     fn default() -> Self {
         Self {
-            lines: 50,
+            lines: None,
             follow: false,
             grep: None,
             errors: false,
@@ -133,7 +137,9 @@ fn since(text: &str) -> Result<i64, String> {
         let ms = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
         return Ok(clock::wall_ms().saturating_sub(ms));
     }
-    guard::local(text).map_err(|_| "expected 30m or \"YYYY-MM-DD HH:MM\"".to_owned())
+    guard::local(text)
+        .or_else(|_| guard::local(&format!("{text} 00:00")))
+        .map_err(|_| "expected 30m, YYYY-MM-DD or \"YYYY-MM-DD HH:MM\"".to_owned())
 }
 
 /// Runs one verb.
@@ -141,17 +147,18 @@ pub async fn run(console: &Console, args: Logs) -> Outcome {
     let config = console.config()?;
     let dir = &config.paths.log;
     match args.verb {
-        None => shown(&dir.join("nas_event_daemon.log"), &args.look).await,
-        Some(Verb::Daemon(look)) => shown(&dir.join("nas_event_daemon.log"), &look).await,
+        None => shown(console, &dir.join("nas_event_daemon.log"), &args.look).await,
+        Some(Verb::Daemon(look)) => shown(console, &dir.join("nas_event_daemon.log"), &look).await,
         Some(Verb::Nas { id, look }) => {
             let name = name_of(console, &config, NasId(id)).await?;
-            shown(&dir.join("nas_event_daemon").join(name), &look).await
+            let path = dir.join("nas_event_daemon").join(name);
+            shown(console, &path, &look).await
         }
         Some(Verb::Account { user, look }) => {
             let store = console.store(&config).await?;
             let abonent = account::abonent(store.as_ref(), user).await?.unwrap_or(0);
             let name = format!("abonents/{abonent}/event_{user}.log");
-            shown(&dir.join(name), &look).await
+            shown(console, &dir.join(name), &look).await
         }
         Some(Verb::Prune {
             older_than,
@@ -178,7 +185,16 @@ async fn name_of(console: &Console, config: &Config, id: NasId) -> Result<String
 
 /// Prints the last lines of a log that are wanted; with `follow` also what is written next, until
 /// it is interrupted.
-pub async fn shown(path: &Path, look: &Look) -> Outcome {
+pub async fn shown(console: &Console, path: &Path, look: &Look) -> Outcome {
+    let format = console.format();
+    let rows = log_rows::is_rows(format);
+    if look.follow && matches!(format, Format::Json) {
+        return Err(Failed::new(
+            USAGE,
+            "one JSON document has an end, and a followed log has none\nhint: -o jsonl",
+        ));
+    }
+    let most = look.lines.unwrap_or(if rows { LINES_MAX } else { LINES });
     let missing = |e: std::io::Error| {
         let code = if e.kind() == std::io::ErrorKind::NotFound {
             NOT_FOUND
@@ -203,12 +219,16 @@ pub async fn shown(path: &Path, look: &Look) -> Outcome {
         if !wants(&text) {
             continue;
         }
-        if last.len() >= look.lines.clamp(1, LINES_MAX) {
+        if last.len() >= most.clamp(1, LINES_MAX) {
             last.pop_front();
         }
         last.push_back(text);
     }
-    last.iter().for_each(|line| say(one_line(line)));
+    if rows {
+        say_all(&log_rows::text(last.iter().map(String::as_str), format));
+    } else {
+        last.iter().for_each(|line| say(one_line(line)));
+    }
     if !look.follow {
         return Ok(DONE);
     }
@@ -218,7 +238,9 @@ pub async fn shown(path: &Path, look: &Look) -> Outcome {
             if line.ends_with(b"\n") {
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
                 line.clear();
-                if wants(&text) {
+                if wants(&text) && rows {
+                    say_all(&log_rows::more(&text, format));
+                } else if wants(&text) {
                     say(one_line(&text));
                 }
             }

@@ -20,6 +20,7 @@ pub mod follow;
 pub mod guard;
 pub mod health;
 pub mod init;
+pub mod log_rows;
 pub mod logs;
 pub mod manual;
 pub mod migrate;

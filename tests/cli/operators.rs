@@ -62,6 +62,26 @@ async fn an_account_is_shown_with_its_history_and_log(kind: Kind) {
         log.lines().last().unwrap().contains("end result=done"),
         "{log}"
     );
+    let csv = ned(
+        &lab,
+        &["-o", "csv", "account", "log", "50", "--from", "2020-01-01"],
+    )
+    .await
+    .fine();
+    let mut rows = csv.lines();
+    assert!(
+        rows.next()
+            .unwrap()
+            .starts_with("time,event,user,cmd,try,kind,text,result")
+    );
+    let ends: Vec<&str> = rows.filter(|row| row.contains(",end,")).collect();
+    assert!(
+        ends.len() == 4 && ends[0].contains(",50,user_add,1,end,,done,0,"),
+        "{csv}"
+    );
+    ned(&lab, &["-o", "json", "account", "log", "50", "-f"])
+        .await
+        .failed(2, &["-o jsonl"]);
     ned(&lab, &["account", "log", "51"])
         .await
         .failed(5, &["cannot be read"]);
