@@ -87,6 +87,15 @@ async fn above_the_mark_producers_wait_and_payers_get_through(kind: Kind) {
             .unwrap()
             .contains("more than 10 events are waiting")
     );
+    // Who paid gets through by this door, too.
+    let paid = json!({ "cmd": "user_redirect_cancel", "user_id": 51 });
+    let (status, answer) = lab.try_post("/api/v1/events", &paid, None).await.unwrap();
+    assert_eq!(status, 201, "{answer}");
+    lab.until("the payer of the door on the main stack", async || {
+        let rows = "select count(*) from events_stack where user_id = 51 and class = 1";
+        (lab.number(rows).await == 1).then_some(())
+    })
+    .await;
     lab.said("only those that give access and questions are expanded")
         .await;
     let metrics = lab.get("/metrics").await;
