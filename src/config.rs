@@ -28,6 +28,8 @@ pub struct Config {
     pub paths: Paths,
     /// REST.
     pub http: Http,
+    /// `/metrics`.
+    pub metrics: Metrics,
     /// Scheduling.
     pub dispatch: Dispatch,
     /// Done events.
@@ -101,6 +103,20 @@ impl Default for Http {
             open_from: Vec::new(),
             high_water: 1_000_000,
         }
+    }
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// NASes that have series of their own in `/metrics`, 0..100000; of more there are sums.
+    pub max_nas: usize,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { max_nas: 300 }
     }
 }
 
@@ -320,6 +336,13 @@ impl Config {
                 "http.high_water",
                 format!("{} is outside 0..100000000", self.http.high_water),
                 "the default is 1000000 waiting events; 0 switches the mark off",
+            ));
+        }
+        if self.metrics.max_nas > 100_000 {
+            return Err(bad(
+                "metrics.max_nas",
+                format!("{} is outside 0..100000", self.metrics.max_nas),
+                "the default is 300 NASes; 0 = sums only",
             ));
         }
         let webhook = &self.alarm.webhook;

@@ -19,6 +19,7 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("http.listen", "list of `address:port`", ""),
     ("http.open_from", "list of networks", ""),
     ("http.high_water", "number of events", "0..100000000"),
+    ("metrics.max_nas", "number of NASes", "0..100000"),
     ("dispatch.settings_interval", "duration", "100ms..1h"),
     ("dispatch.poll_interval", "duration", "5ms..60s"),
     ("dispatch.retry_base", "duration", "10ms..24h"),

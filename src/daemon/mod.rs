@@ -308,6 +308,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         parent_tick: Arc::clone(&tick),
         settings_interval: config.dispatch.settings_interval,
         metrics: Some(metrics.clone()),
+        metrics_max_nas: config.metrics.max_nas,
         high_water: config.http.high_water,
         limited,
         logs: Some(logs.clone()),

@@ -14,9 +14,28 @@ pub mod tls;
 pub mod waits;
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use crate::clock;
 
 /// One row of a device's answer; values that are not UTF-8 are kept with `\xNN` escapes.
 pub type Row = BTreeMap<String, String>;
+
+/// Notes how long a session took to open, its login included; failures are counted elsewhere.
+async fn timed<T, E>(
+    driver: &'static str,
+    opening: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let began = clock::tick_ms();
+    let opened = opening.await;
+    if opened.is_ok() {
+        let took = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+        metrics::histogram!("nas_event_daemon_connect_duration_seconds", "driver" => driver)
+            .record(took.as_secs_f64());
+    }
+    opened
+}
 
 /// What a device answered to one command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -58,6 +58,14 @@ pub fn describe() {
         "Failed attempts by NAS and kind of failure"
     );
     describe_histogram!(
+        "nas_event_daemon_connect_duration_seconds",
+        "To open a session with a NAS, its login included, by driver"
+    );
+    describe_histogram!(
+        "nas_event_daemon_db_query_duration_seconds",
+        "What the database took, by kind of question"
+    );
+    describe_histogram!(
         "nas_event_daemon_claim_batch_events",
         "Events that one writer turn starts"
     );

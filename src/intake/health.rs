@@ -3,6 +3,7 @@
 //! `/api/v1/status` and the high-water mark share, so that a busy poller costs one query a
 //! second at most.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,13 +13,14 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::intake::access::{self, Openness, Scope};
 use crate::intake::rest::{Desk, Refusal};
-use crate::intake::{gauges, tails};
+use crate::intake::{api, exposition, gauges, tails};
 use crate::store::Counts;
 
 /// The parent loop is alive if it turned within this many of its intervals …
@@ -243,10 +245,53 @@ pub async fn ready(State(desk): State<Desk>) -> Response {
     }
 }
 
-/// `GET /metrics`: the Prometheus text format 0.0.4; without a token on loopback.
+/// `GET /metrics`: the Prometheus text format 0.0.4; without a token on loopback. Of so many NASes
+/// as `metrics.max_nas` says each has its series, of more there are only sums.
 pub async fn metrics(State(desk): State<Desk>, request: Request) -> Result<Response, Refusal> {
+    let text = rendered(&desk, request).await?;
+    let max = desk.doors.metrics_max_nas;
+    if exposition::nases(&text) > max {
+        return Ok(shown(exposition::summed(&text)));
+    }
+    Ok(shown(text))
+}
+
+/// Query of `/metrics/detailed`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetailedQuery {
+    /// `nas.id`s between commas.
+    nas: Option<String>,
+}
+
+/// `GET /metrics/detailed?nas=7,8`: what is told of these NASes, or of all, however many there are.
+pub async fn detailed(
+    State(desk): State<Desk>,
+    query: api::Asked<DetailedQuery>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let nases = api::asked(query)?.nas;
+    let text = rendered(&desk, request).await?;
+    let Some(nases) = nases else {
+        return Ok(shown(text));
+    };
+    let each = nases.split(',').map(|id| id.trim().parse::<i64>());
+    let wanted: BTreeSet<i64> = each
+        .collect::<Result<_, _>>()
+        .map_err(|_| Refusal::malformed("nas is not a list of nas.id between commas".to_owned()))?;
+    let of_them = exposition::only(&text, &wanted);
+    if of_them.is_empty() {
+        return Err(Refusal::not_found(
+            "there are no numbers of these NASes".to_owned(),
+            "GET /api/v1/nas lists the NASes",
+        ));
+    }
+    Ok(shown(of_them))
+}
+
+async fn rendered(desk: &Desk, request: Request) -> Result<String, Refusal> {
     let (parts, _) = request.into_parts();
-    let caller = access::caller(&desk, &parts, Openness::Loopback).await?;
+    let caller = access::caller(desk, &parts, Openness::Loopback).await?;
     caller.at_least(Scope::Viewer)?;
     let Some(handle) = &desk.doors.metrics else {
         return Err(Refusal::not_found(
@@ -258,18 +303,22 @@ pub async fn metrics(State(desk): State<Desk>, request: Request) -> Result<Respo
     if let Some(status) = &desk.doors.dispatch {
         gauges::dispatch(&desk.seen.shown, &status());
     }
-    gauges::parent(parent_age_ms(&desk));
+    gauges::parent(parent_age_ms(desk));
     let streams = tails::STREAMS_MAX.saturating_sub(desk.tails.available_permits());
     gauges::intake(desk.doors.limited.load(Ordering::Relaxed), streams);
     gauges::process();
-    if let Ok(counts) = counts(&desk, Freshness::Second).await {
+    if let Ok(counts) = counts(desk, Freshness::Second).await {
         gauges::stacks(&desk.seen.shown, &counts);
     }
+    Ok(handle.render())
+}
+
+fn shown(text: String) -> Response {
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    Ok((kind, handle.render()).into_response())
+    (kind, text).into_response()
 }
 
 #[cfg(test)]

@@ -41,6 +41,12 @@ fn paths() -> Value {
             "responses": { "200": { "description": "Numbers",
                 "content": { "text/plain": { "schema": { "type": "string" } } } },
                 "401": failed(), "404": failed() } } },
+        "/metrics/detailed": { "get": {
+            "summary": "The series of each NAS, however many there are; without a token on loopback",
+            "parameters": [query("nas", "string", "only of these: nas.id between commas")],
+            "responses": { "200": { "description": "Numbers",
+                "content": { "text/plain": { "schema": { "type": "string" } } } },
+                "400": failed(), "401": failed(), "404": failed() } } },
         "/rest_api/v2/": { "get": classic("The models of the classic API") },
         "/rest_api/v2/{model}/": {
             "parameters": [{ "name": "model", "in": "path", "required": true,

@@ -80,6 +80,8 @@ pub struct Doors {
     pub settings_interval: Duration,
     /// For `/metrics`; none = 404.
     pub metrics: Option<PrometheusHandle>,
+    /// More NASes than these have no series of their own in `/metrics`.
+    pub metrics_max_nas: usize,
     /// Waiting events above which posts get 429; 0 = no mark.
     pub high_water: usize,
     /// Set while the main stack is above the mark and expansion takes only what is urgent.
@@ -102,9 +104,9 @@ pub struct Shared {
     pub seen: Seen,
     /// The audit trail.
     pub trail: Trail,
+    posting: Posting,
     /// Places for `?wait=`.
     pub waiters: Semaphore,
-    posting: Posting,
     /// Places for followed logs.
     pub tails: Arc<Semaphore>,
     /// Places for tests of NASes.
@@ -189,13 +191,13 @@ impl Refusal {
         }
     }
 
-    fn unavailable(message: String) -> Self {
-        Self {
     /// The daemon ends before the request does.
     pub fn stopping() -> Self {
         Self::unavailable("the daemon is stopping".to_owned())
     }
 
+    fn unavailable(message: String) -> Self {
+        Self {
             retry_after: Some(RETRY_AFTER_S),
             ..Self::new(
                 503,
@@ -245,9 +247,9 @@ impl IntoResponse for Refusal {
 pub fn router(doors: Doors) -> Router {
     health::describe();
     let desk: Desk = Arc::new(Shared {
+        posting: Posting::new(Arc::clone(&doors.store)),
         doors,
         seen: Seen::default(),
-        posting: Posting::new(Arc::clone(&doors.store)),
         trail: Trail::default(),
         waiters: Semaphore::new(WAITERS_MAX),
         tails: Arc::new(Semaphore::new(tails::STREAMS_MAX)),
@@ -260,6 +262,7 @@ pub fn router(doors: Doors) -> Router {
         .route("/healthz", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
+        .route("/metrics/detailed", get(health::detailed))
         .route("/rest_api/v2", get(classic::models))
         .route("/rest_api/v2/", get(classic::models))
         .route(
@@ -488,9 +491,6 @@ pub async fn accept(
     .await
 }
 
-fn accepted_text(ids: &[EventId], events: &[CompactEvent]) -> String {
-    let cmd = events.first().map_or("", |e| e.cmd.as_str());
-    match ids {
 /// Above the mark expansion takes such events first, so they need not wait outside.
 fn gets_through(cmd: &str) -> bool {
     match Cmd::parse(cmd).map(|cmd| cmd.class()) {
@@ -512,6 +512,9 @@ fn accepted(posted: Posted) -> Result<Accepted, Refusal> {
     }
 }
 
+fn accepted_text(ids: &[EventId], events: &[CompactEvent]) -> String {
+    let cmd = events.first().map_or("", |e| e.cmd.as_str());
+    match ids {
         [id] => format!("event={id} cmd={cmd}"),
         [first, .., last] => {
             let batch = events.first().and_then(|e| e.batch_id.as_deref());

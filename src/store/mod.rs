@@ -15,7 +15,9 @@ mod statement;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
@@ -29,6 +31,7 @@ pub use rows::{
 };
 
 use crate::attempt::DoneResult;
+use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, StoredParams, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
 
@@ -79,12 +82,12 @@ pub enum Error {
     Refused(String),
 }
 
-impl Error {
-    /// Another process has held SQLite's write lock for longer than we waited
-    /// (SQLITE_BUSY in the lowest byte, <https://sqlite.org/rescode.html#busy>).
 /// Characters of an SQLSTATE; SQLite's numbers are shorter.
 const POSTGRES_CODE: usize = 5;
 
+impl Error {
+    /// Another process has held SQLite's write lock for longer than we waited
+    /// (SQLITE_BUSY in the lowest byte, <https://sqlite.org/rescode.html#busy>).
     pub fn is_locked(&self) -> bool {
         const BUSY: i64 = 5;
         let source = match self {
@@ -102,9 +105,6 @@ const POSTGRES_CODE: usize = 5;
         // PostgreSQL's codes have five characters.
         code.is_some_and(|code| code < 10_000 && code % 256 == BUSY)
     }
-}
-
-/// Who owns the database.
 
     /// Whether the database refused one row of what was written, so that the rest may fit.
     pub fn blames_a_row(&self) -> bool {
@@ -129,6 +129,9 @@ impl Posted {
             Self::Conflict
         }
     }
+}
+
+/// Who owns the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     /// Number of its ownership; it grows with each.
@@ -279,9 +282,6 @@ pub struct Idempotency {
     pub body_hash: String,
 }
 
-/// Everything that the daemon and its tools ask of a database.
-#[async_trait]
-pub trait Store: Send + Sync {
 /// One of several posts that share a transaction.
 #[derive(Debug, Clone, Copy)]
 pub struct Post<'a> {
@@ -291,6 +291,9 @@ pub struct Post<'a> {
     pub guard: Option<&'a Idempotency>,
 }
 
+/// Everything that the daemon and its tools ask of a database.
+#[async_trait]
+pub trait Store: Send + Sync {
     // -- start-up ---------------------------------------------------------------------------
 
     /// Checks the billing's tables and views: one text per missing thing. Empty = fine.
@@ -492,6 +495,16 @@ pub struct Post<'a> {
             "the demo's billing is an SQLite file".to_owned(),
         ))
     }
+}
+
+/// Notes how long the database took, the wait for its connection included.
+async fn timed<T>(op: &'static str, work: impl Future<Output = T>) -> T {
+    let began = clock::up_us();
+    let out = work.await;
+    let took = Duration::from_micros(clock::up_us().saturating_sub(began));
+    metrics::histogram!("nas_event_daemon_db_query_duration_seconds", "op" => op)
+        .record(took.as_secs_f64());
+    out
 }
 
 /// Opens and migrates the database behind `url`.

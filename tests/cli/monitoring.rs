@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 
+use nas_event_daemon::sim::mikrotik::Faults;
 use serde_json::Value;
 
 use crate::lab::daemon::{Lab, PATIENCE};
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
+use crate::lab::sim::Router;
 use crate::{RECORD, command};
 
 on_each_store!(
@@ -66,15 +68,19 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
     let lab = Lab::new(kind, "").await;
     lab.nas(5, RECORD, 2, &[]).await;
     lab.nas(6, "No-Such-Scheme", 2, &[]).await;
+    let router = Router::start(lab.root(), "router", Faults::default());
+    router.serve_as(&lab, 7, "Mikrotik-Simple", 2).await;
     lab.accounts(5, [50]).await;
+    lab.accounts(7, [70]).await;
     let daemon = lab.start().await;
-    lab.sql("insert into events_stack_compact (cmd, user_id) values ('user_add', 50)")
+    lab.sql("insert into events_stack_compact (cmd, user_id) values ('user_add', 50), ('user_redirect', 70)")
         .await;
     lab.drained().await;
-    let ask = async || {
-        let answer = lab.client.get(lab.url("/metrics")).send().await.unwrap();
+    let asked = async |path: &str| {
+        let answer = lab.client.get(lab.url(path)).send().await.unwrap();
         answer.text().await.unwrap()
     };
+    let ask = async || asked("/metrics").await;
     ask().await;
     let text = lab
         .until("both NASes in the metrics", async || {
@@ -100,14 +106,30 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
         "process_open_fds ",
         "process_cpu_seconds_total ",
         "nas_event_daemon_events_total{cmd=\"user_add\",result=\"done\"} 1",
-        "nas_event_daemon_event_latency_seconds_count{result=\"done\"} 1",
-        "nas_event_daemon_event_latency_seconds_bucket{result=\"done\",le=\"86400\"} 1",
+        "nas_event_daemon_event_latency_seconds_count{result=\"done\"} 2",
+        "nas_event_daemon_event_latency_seconds_bucket{result=\"done\",le=\"86400\"} 2",
+        "nas_event_daemon_connect_duration_seconds_count{driver=\"mikrotik\"} 1",
+        "nas_event_daemon_connect_duration_seconds_bucket{driver=\"mikrotik\",le=\"0.3\"} ",
+        "nas_event_daemon_db_query_duration_seconds_count{op=\"turn\"} ",
+        "nas_event_daemon_db_query_duration_seconds_count{op=\"expand\"} ",
+        "nas_event_daemon_db_query_duration_seconds_count{op=\"settings\"} ",
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
     // Accounts and subscribers' addresses are no labels.
     assert!(!text.contains("user=") && !text.contains(&crate::lab::daemon::address(50)));
     peer("promtool", &["check", "metrics"], &text, true).await;
+    let detailed = asked("/metrics/detailed?nas=5,6").await;
+    peer("promtool", &["check", "metrics"], &detailed, true).await;
+    assert!(
+        detailed.contains("nas_event_daemon_forks_configured{nas_id=\"5\",nas=\"bras5\"} 2")
+            && !detailed.contains("nas_id=\"7\"")
+            && !detailed.contains("process_"),
+        "{detailed}"
+    );
+    let none = asked("/metrics/detailed?nas=99").await;
+    assert!(none.contains("no numbers of these NASes"), "{none}");
+    assert!(asked("/metrics/detailed").await.contains("nas_id=\"7\""));
     // The judge bites.
     let wrong = "# TYPE ned_wait_ms counter\nned_wait_ms 1\n";
     peer("promtool", &["check", "metrics"], wrong, false).await;
@@ -140,6 +162,24 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
     for panel in board["panels"].as_array().unwrap() {
         assert!(panel["description"].as_str().unwrap().len() > 10, "{panel}");
     }
+    daemon.stop().await;
+    // Of more NASes than that there are sums.
+    lab.configure("", "[metrics]\nmax_nas = 2\n");
+    let daemon = lab.start().await;
+    let sums = lab
+        .until("the sums of three NASes", async || {
+            let text = ask().await;
+            let forks = text.contains("nas_event_daemon_forks_configured 4\n");
+            (forks && text.contains("nas_event_daemon_nas_served 2\n")).then_some(text)
+        })
+        .await;
+    assert!(!sums.contains("nas_id="), "{sums}");
+    peer("promtool", &["check", "metrics"], &sums, true).await;
+    assert!(
+        asked("/metrics/detailed?nas=7")
+            .await
+            .contains("nas_id=\"7\"")
+    );
     daemon.stop().await;
 }
 

@@ -483,6 +483,7 @@ fn built(fake: Arc<Fake>, store: Arc<dyn Store>, high_water: usize) -> House {
         )),
         settings_interval: Duration::from_secs(60),
         metrics: Some(nas_event_daemon::intake::rest::install_metrics()),
+        metrics_max_nas: 300,
         high_water,
         limited: Arc::new(AtomicBool::new(false)),
         logs: None,

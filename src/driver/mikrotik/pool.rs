@@ -13,6 +13,7 @@ use crate::driver::mikrotik::login::{self, Refusal};
 use crate::driver::mikrotik::session::{Session, Slot};
 use crate::driver::mikrotik::stream::{Stream, Tls};
 use crate::driver::mikrotik::{Limits, Report, Target};
+use crate::driver::timed;
 
 /// Commands in flight that are few: RouterOS works on one connection's commands side by side,
 /// so another login pays only beyond this.
@@ -167,7 +168,8 @@ impl Pool {
     async fn open(self: Arc<Self>) {
         let mut pauses = LOGIN_PAUSES_MS.into_iter();
         loop {
-            match login::open(&self.target, &self.limits, self.tls.as_ref()).await {
+            let opening = login::open(&self.target, &self.limits, self.tls.as_ref());
+            match timed("mikrotik", opening).await {
                 Ok((stream, decoder)) => {
                     let (session, mailbox) = Session::new(Arc::clone(&self.changed));
                     {

@@ -19,6 +19,7 @@ use crate::driver::ssh::trust::Trust;
 use crate::driver::ssh::watch::{Watch, Watched};
 use crate::driver::ssh::window::Window;
 use crate::driver::ssh::{Learn, Limits, Report, Target};
+use crate::driver::timed;
 
 /// Waits before the second, third and fourth try of a login that was refused.
 const LOGIN_PAUSES_MS: [u64; 3] = [100, 500, 2_000];
@@ -258,15 +259,14 @@ impl Pool {
         loop {
             self.may_log_in().await;
             let watched = Watched::new(Arc::clone(&self.changed));
-            match login::open(
+            let opening = login::open(
                 &self.target,
                 &self.limits,
                 &self.trust,
                 &watched,
                 &self.learn,
-            )
-            .await
-            {
+            );
+            match timed("ssh", opening).await {
                 Ok(link) => {
                     let connection = Arc::new(Connection {
                         handle: link.handle,

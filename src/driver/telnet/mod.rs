@@ -13,12 +13,12 @@ use tokio::time::timeout;
 
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
-use crate::driver::Reply;
 use crate::driver::dialogue::leased::{self, placed};
 use crate::driver::dialogue::shell::Shell;
 use crate::driver::dialogue::{ANSWER_MAX, Credentials, Manners, Trouble, not_understood};
 use crate::driver::leases::{Leases, Rules, Seen};
 use crate::driver::waits::{Stint, Waits};
+use crate::driver::{Reply, timed};
 use crate::nas::NasId;
 use crate::shell::quote;
 use options::Options;
@@ -223,7 +223,7 @@ impl Telnet {
         loop {
             let gone = Duration::from_millis(clock::tick_ms().saturating_sub(began));
             let left = limit.saturating_sub(gone);
-            let trouble = match self.login(left).await {
+            let trouble = match timed("telnet", self.login(left)).await {
                 Ok(shell) => return Ok(shell),
                 Err(Refusal::Final(failure)) => return Err(self.placed(failure)),
                 Err(Refusal::Again(failure)) => failure,

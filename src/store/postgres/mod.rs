@@ -34,7 +34,7 @@ use self::connection::{CONNECT_TIMEOUT, Reopening};
 use super::{
     AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
     Idempotency, OrderKind, Owner, Post, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
-    shown_url,
+    shown_url, timed,
 };
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
@@ -250,7 +250,11 @@ impl Store for Postgres {
     }
 
     async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
-        call("accept events", compact::post_all(self, posts)).await
+        timed(
+            "post",
+            call("accept events", compact::post_all(self, posts)),
+        )
+        .await
     }
 
     async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>> {
@@ -259,11 +263,19 @@ impl Store for Postgres {
     }
 
     async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
-        call("expand a batch", expand::expand(self, limit, cmds)).await
+        timed(
+            "expand",
+            call("expand a batch", expand::expand(self, limit, cmds)),
+        )
+        .await
     }
 
     async fn expand_urgent(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
-        call("expand a batch", expand::urgent(self, limit, cmds)).await
+        timed(
+            "expand",
+            call("expand a batch", expand::urgent(self, limit, cmds)),
+        )
+        .await
     }
 
     async fn retry_expansion(&self) -> Result<u64> {
@@ -271,7 +283,11 @@ impl Store for Postgres {
     }
 
     async fn load(&self, nas: NasId, from: EventId, limit: usize) -> Result<Vec<Waiting>> {
-        call("load waiting events", stack::load(self, nas, from, limit)).await
+        timed(
+            "load",
+            call("load waiting events", stack::load(self, nas, from, limit)),
+        )
+        .await
     }
 
     async fn refill(
@@ -279,12 +295,16 @@ impl Store for Postgres {
         lanes: &[(NasId, Option<UserId>)],
         limit: usize,
     ) -> Result<Vec<Waiting>> {
-        call("refill lanes", stack::refill(self, lanes, limit)).await
+        timed(
+            "load",
+            call("refill lanes", stack::refill(self, lanes, limit)),
+        )
+        .await
     }
 
     async fn params_now(&self, event: EventId) -> Result<Option<Params>> {
         let work = stack::params_now(self, event);
-        call("read PARAMS again", work).await
+        timed("params", call("read PARAMS again", work)).await
     }
 
     async fn stacked_nases(&self) -> Result<Vec<NasId>> {
@@ -293,11 +313,15 @@ impl Store for Postgres {
     }
 
     async fn turn(&self, turn: &Turn) -> Result<Turned> {
-        call("write a turn", stack::turn(self, turn)).await
+        timed("turn", call("write a turn", stack::turn(self, turn))).await
     }
 
     async fn causes(&self, ids: &[EventId]) -> Result<Vec<Cause>> {
-        call("read whose orders events are", guard::causes(self, ids)).await
+        timed(
+            "guard",
+            call("read whose orders events are", guard::causes(self, ids)),
+        )
+        .await
     }
 
     async fn hold(&self, epoch: i64, events: &[(EventId, String)]) -> Result<Vec<EventId>> {
@@ -321,11 +345,11 @@ impl Store for Postgres {
     }
 
     async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>> {
-        call("read the NAS settings", nas::nases(self)).await
+        timed("settings", call("read the NAS settings", nas::nases(self))).await
     }
 
     async fn nas_states(&self) -> Result<std::collections::BTreeMap<NasId, NasState>> {
-        call("read the NAS states", nas::states(self)).await
+        timed("settings", call("read the NAS states", nas::states(self))).await
     }
 
     async fn set_host_key(&self, nas: NasId, was: Option<&str>, key: Option<&str>) -> Result<bool> {
@@ -337,23 +361,27 @@ impl Store for Postgres {
     }
 
     async fn secret(&self, nas: NasId) -> Result<NasSecret> {
-        call("read the credentials of a NAS", nas::secret(self, nas)).await
+        timed(
+            "secret",
+            call("read the credentials of a NAS", nas::secret(self, nas)),
+        )
+        .await
     }
 
     async fn counts(&self) -> Result<Counts> {
-        call("count events", look::counts(self)).await
+        timed("count", call("count events", look::counts(self))).await
     }
 
     async fn backlog(&self, most: usize) -> Result<Backlog> {
-        call("count what waits", look::backlog(self, most)).await
+        timed("count", call("count what waits", look::backlog(self, most))).await
     }
 
     async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>> {
-        call("list events", look::events(self, filter)).await
+        timed("list", call("list events", look::events(self, filter))).await
     }
 
     async fn event(&self, id: EventId) -> Result<Option<EventRow>> {
-        call("look an event up", look::event(self, id)).await
+        timed("show", call("look an event up", look::event(self, id))).await
     }
 
     fn columns(&self, model: Model) -> Vec<Column> {
@@ -361,7 +389,7 @@ impl Store for Postgres {
     }
 
     async fn find(&self, query: &Query) -> Result<Vec<Map<String, Value>>> {
-        model::find(self, query).await
+        timed("list", model::find(self, query)).await
     }
 
     async fn count(&self, query: &Query) -> Result<i64> {
@@ -407,11 +435,15 @@ impl Store for Postgres {
     }
 
     async fn token(&self, hash: &str) -> Result<Option<Token>> {
-        call("look a token up", owner::token(self, hash)).await
+        timed("token", call("look a token up", owner::token(self, hash))).await
     }
 
     async fn audit(&self, who: &str, what: &str, detail: &str) -> Result<()> {
-        call("write the audit", owner::audit(self, who, what, detail)).await
+        timed(
+            "audit",
+            call("write the audit", owner::audit(self, who, what, detail)),
+        )
+        .await
     }
 
     async fn restored(&self) -> Result<u64> {

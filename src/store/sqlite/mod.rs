@@ -32,7 +32,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::{
     AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
     Idempotency, OrderKind, Owner, Post, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
-    shown_url,
+    shown_url, timed,
 };
 use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
@@ -307,7 +307,7 @@ impl Store for Sqlite {
     }
 
     async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
-        compact::post_all(self, posts).await
+        timed("post", compact::post_all(self, posts)).await
     }
 
     async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>> {
@@ -315,11 +315,11 @@ impl Store for Sqlite {
     }
 
     async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
-        expand::expand(self, limit, cmds).await
+        timed("expand", expand::expand(self, limit, cmds)).await
     }
 
     async fn expand_urgent(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
-        expand::urgent(self, limit, cmds).await
+        timed("expand", expand::urgent(self, limit, cmds)).await
     }
 
     async fn retry_expansion(&self) -> Result<u64> {
@@ -327,7 +327,7 @@ impl Store for Sqlite {
     }
 
     async fn load(&self, nas: NasId, from: EventId, limit: usize) -> Result<Vec<Waiting>> {
-        stack::load(self, nas, from, limit).await
+        timed("load", stack::load(self, nas, from, limit)).await
     }
 
     async fn refill(
@@ -335,11 +335,11 @@ impl Store for Sqlite {
         lanes: &[(NasId, Option<UserId>)],
         limit: usize,
     ) -> Result<Vec<Waiting>> {
-        stack::refill(self, lanes, limit).await
+        timed("load", stack::refill(self, lanes, limit)).await
     }
 
     async fn params_now(&self, event: EventId) -> Result<Option<Params>> {
-        stack::params_now(self, event).await
+        timed("params", stack::params_now(self, event)).await
     }
 
     async fn stacked_nases(&self) -> Result<Vec<NasId>> {
@@ -347,11 +347,11 @@ impl Store for Sqlite {
     }
 
     async fn turn(&self, turn: &Turn) -> Result<Turned> {
-        stack::turn(self, turn).await
+        timed("turn", stack::turn(self, turn)).await
     }
 
     async fn causes(&self, ids: &[EventId]) -> Result<Vec<Cause>> {
-        guard::causes(self, ids).await
+        timed("guard", guard::causes(self, ids)).await
     }
 
     async fn hold(&self, epoch: i64, events: &[(EventId, String)]) -> Result<Vec<EventId>> {
@@ -371,11 +371,11 @@ impl Store for Sqlite {
     }
 
     async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>> {
-        nas::nases(self).await
+        timed("settings", nas::nases(self)).await
     }
 
     async fn nas_states(&self) -> Result<std::collections::BTreeMap<NasId, NasState>> {
-        nas::states(self).await
+        timed("settings", nas::states(self)).await
     }
 
     async fn set_host_key(&self, nas: NasId, was: Option<&str>, key: Option<&str>) -> Result<bool> {
@@ -387,23 +387,23 @@ impl Store for Sqlite {
     }
 
     async fn secret(&self, nas: NasId) -> Result<NasSecret> {
-        nas::secret(self, nas).await
+        timed("secret", nas::secret(self, nas)).await
     }
 
     async fn counts(&self) -> Result<Counts> {
-        look::counts(self).await
+        timed("count", look::counts(self)).await
     }
 
     async fn backlog(&self, most: usize) -> Result<Backlog> {
-        look::backlog(self, most).await
+        timed("count", look::backlog(self, most)).await
     }
 
     async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>> {
-        look::events(self, filter).await
+        timed("list", look::events(self, filter)).await
     }
 
     async fn event(&self, id: EventId) -> Result<Option<EventRow>> {
-        look::event(self, id).await
+        timed("show", look::event(self, id)).await
     }
 
     fn columns(&self, model: Model) -> Vec<Column> {
@@ -411,7 +411,7 @@ impl Store for Sqlite {
     }
 
     async fn find(&self, query: &Query) -> Result<Vec<Map<String, Value>>> {
-        model::find(self, query).await
+        timed("list", model::find(self, query)).await
     }
 
     async fn count(&self, query: &Query) -> Result<i64> {
@@ -455,11 +455,11 @@ impl Store for Sqlite {
     }
 
     async fn token(&self, hash: &str) -> Result<Option<Token>> {
-        owner::token(self, hash).await
+        timed("token", owner::token(self, hash)).await
     }
 
     async fn audit(&self, who: &str, what: &str, detail: &str) -> Result<()> {
-        owner::audit(self, who, what, detail).await
+        timed("audit", owner::audit(self, who, what, detail)).await
     }
 
     async fn backup(&self, to: &std::path::Path) -> Result<()> {
