@@ -9,6 +9,9 @@
 //! - *Parked*: only a human can help (login refused for good, or everybody gets the same
 //!   permanent answer). Probed every 5 min, and at once when the settings change.
 //!
+//! What an attempt that was under way when it opened says against the NAS costs its event nothing,
+//! either. The permanent answers before it parked are kept open ([`Breaker::doubt`]).
+//!
 //! Hysteresis. A success lets all events run at once, but the outage is only over after
 //! [`HEALTH_MS`] without a failure. Until then a new failure goes on with the next longer
 //! step, and the operator is told nothing new: a link that flaps all day gives one alarm, one
@@ -22,9 +25,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::doubt::{Doubt, Doubts};
 use crate::attempt::{FailureClass, Report, Scope, Verdict};
 use crate::dispatch::settle;
-use crate::event::UserId;
+use crate::event::{EventId, UserId};
 use crate::scheme::ExitPolicy;
 
 /// First step between probes, ms.
@@ -66,6 +70,7 @@ pub enum Start {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
     era: u64,
+    start: u64,
     probe: Option<u64>,
 }
 
@@ -191,6 +196,7 @@ pub struct Breaker {
     reason: String,
     scripts: VecDeque<(Option<UserId>, bool)>,
     answers: Vec<Answers>,
+    doubts: Doubts,
 }
 
 impl Default for Breaker {
@@ -215,6 +221,7 @@ impl Breaker {
             reason: String::new(),
             scripts: VecDeque::with_capacity(SCRIPT_ATTEMPTS),
             answers: Vec::new(),
+            doubts: Doubts::default(),
         }
     }
 
@@ -244,14 +251,34 @@ impl Breaker {
         }
         Ticket {
             era: self.era,
+            start: self.doubts.started(),
             probe: number,
         }
     }
 
     /// Whether the attempt's failure is the NAS's, not the event's: the failed probe of an
-    /// outage. Such an event goes back to ready and burns no try. Ask before `ended`.
-    pub fn is_free(&self, ticket: Ticket, evidence: &Evidence) -> bool {
-        ticket.probe.is_some() && ticket.probe == self.probe && self.is_against(evidence)
+    /// outage, or one that was under way when it began. Such an event goes back to ready and
+    /// burns no try. Ask before `ended`.
+    pub fn is_free(&self, evidence: &Evidence) -> bool {
+        self.gate != Gate::Closed && self.is_against(evidence)
+    }
+
+    /// Whether a permanent answer may be the NAS's and not the event's: then the event waits.
+    /// `alone_ms`: see [`super::doubt::alone`]. Ask before `ended`.
+    pub fn doubt(
+        &mut self,
+        now: u64,
+        event: EventId,
+        user: Option<UserId>,
+        evidence: &Evidence,
+        alone_ms: u64,
+    ) -> Doubt {
+        let Evidence::Permanent { text } = evidence else {
+            return Doubt::None;
+        };
+        let equal = self.answers.iter().filter(|a| a.text == *text);
+        let shared = equal.flat_map(|a| &a.users).any(|other| *other != user);
+        self.doubts.judge(now, event, shared, alone_ms)
     }
 
     /// Takes in how an attempt ended. `user`: whose event it was; `jitter`: any random number,
@@ -267,6 +294,7 @@ impl Breaker {
         let is_probe = ticket.probe.is_some() && ticket.probe == self.probe;
         let stale = ticket.era != self.era && !is_probe;
         if evidence == Evidence::Success {
+            self.doubts.obeyed(ticket.start);
             self.succeeded(now, user, stale);
             return self.tick(now);
         }
@@ -301,6 +329,7 @@ impl Breaker {
         self.era += 1;
         self.scripts.clear();
         self.answers.clear();
+        self.doubts.clear();
         self.next = now;
         self.poked = self.probe.is_some();
     }
@@ -451,11 +480,9 @@ impl Breaker {
             Evidence::Permanent { text } => {
                 self.look_back(user, false);
                 self.equal_answers(user, &text).then(|| {
-                    // Those that were answered are dead, and stay so until somebody has looked.
                     let reason = format!(
-                        "{text}: the same for {EQUAL_ANSWERS} events of {EQUAL_ACCOUNTS} accounts \
-                         or more, none done between; they are dead, and event retry --state dead \
-                         posts them anew when it is mended"
+                        "{text}: the same {EQUAL_ANSWERS} times for {EQUAL_ACCOUNTS} accounts or \
+                         more, none done between; their events wait and run when it is mended"
                     );
                     (Gate::Parked { by_answers: true }, reason)
                 })

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::Finished;
 use super::breaker::{Breaker, Change, Evidence, Ticket};
+use super::doubt::{self, Doubt};
 use super::settle::{self, Facts};
 use crate::attempt::{
-    ANSWER_MAX, DoneResult, Failure, Job, Line, LineKind, Outcome, Report, Scope, Transcript,
-    Verdict, WAIT_MAX,
+    ANSWER_MAX, Failure, Job, Line, LineKind, Outcome, Report, Scope, Transcript, Verdict, WAIT_MAX,
 };
 use crate::clock;
 use crate::config;
-use crate::event::{Class, StoredParams, UserId};
+use crate::event::{StoredParams, UserId};
 use crate::logs::line::{End, Key, Records, result_word};
 use crate::logs::{Logs, NasLog};
 use crate::scheme::Execute;
@@ -127,10 +127,13 @@ impl Fork {
             Err(failure) => Report::of(Verdict::Failed(failure)),
         };
         redact(&mut report, &transcript);
-        let error = error_text(&report);
+        let mut error = error_text(&report);
         let rest = transcript.into_rest();
         let ms = i64::try_from(clock::tick_ms().saturating_sub(began)).unwrap_or(i64::MAX);
-        let (outcome, change) = self.judge(&job, &report);
+        let (outcome, doubt, change) = self.judge(&job, &report);
+        if let (Some(text), Outcome::Deferred(_)) = (&mut error, &outcome) {
+            text.push_str(remark_of(doubt));
+        }
         let code = code_of(&report);
         let (to, due) = self.destination(&job, &outcome, report);
         {
@@ -200,7 +203,7 @@ impl Fork {
         }
     }
 
-    fn judge(&self, job: &Job, report: &Report) -> (Outcome, Option<Change>) {
+    fn judge(&self, job: &Job, report: &Report) -> (Outcome, Doubt, Option<Change>) {
         let policy = self.execute.policy();
         let script = self.execute.identity().kind != "native";
         let evidence = Evidence::of(report, policy, script);
@@ -214,23 +217,19 @@ impl Fork {
             on_error: settle::on_error(job.nas.on_error, policy, self.config.on_error),
         };
         let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = breaker.is_free(self.ticket, &evidence);
-        let outcome = match settle::settle(report, &facts) {
-            // A probe's failure is the NAS's, not the event's, whatever else it would mean.
-            Outcome::Deferred(_) | Outcome::Dead(_) | Outcome::Done(DoneResult::Dropped)
-                if free && job.class != Class::Interactive =>
-            {
-                Outcome::Released
-            }
-            other => other,
-        };
+        let now = clock::tick_ms();
+        let free = breaker.is_free(&evidence);
+        let alone = doubt::alone(facts.retry_base).as_millis();
+        let alone_ms = u64::try_from(alone).unwrap_or(u64::MAX);
+        let doubt = breaker.doubt(now, job.event, job.user, &evidence, alone_ms);
+        let outcome = settle::weighed(settle::settle(report, &facts), &facts, free, doubt);
         // Only a failure is followed by a wait.
         let jitter = match outcome {
             Outcome::Done(_) => 0,
             Outcome::Deferred(_) | Outcome::Dead(_) | Outcome::Released => random(),
         };
-        let change = breaker.ended(clock::tick_ms(), self.ticket, job.user, evidence, jitter);
-        (outcome, change)
+        let change = breaker.ended(now, self.ticket, job.user, evidence, jitter);
+        (outcome, doubt, change)
     }
 
     fn destination(&self, job: &Job, outcome: &Outcome, report: Report) -> (SettleTo, u64) {
@@ -327,6 +326,17 @@ fn error_text(report: &Report) -> Option<String> {
             let mut text = failure.text.clone();
             cut(&mut text, ERROR_MAX);
             Some(text)
+        }
+    }
+}
+
+/// Why an event waits that was refused for good.
+fn remark_of(doubt: Doubt) -> &'static str {
+    match doubt {
+        Doubt::None => "",
+        Doubt::Alone => " (tried once more before this is final)",
+        Doubt::Shared => {
+            " (others are refused alike and nobody is obeyed: it waits until the NAS obeys again)"
         }
     }
 }

@@ -12,6 +12,7 @@
 //! ```
 
 pub mod breaker;
+pub mod doubt;
 mod drain;
 pub mod fork;
 mod hear;

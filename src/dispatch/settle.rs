@@ -11,6 +11,7 @@
 
 use std::time::Duration;
 
+use super::doubt::{self, Doubt};
 use crate::attempt::{DoneResult, Failure, FailureClass, Outcome, Report, Scope, Verdict};
 use crate::event::Class;
 use crate::nas::OnError;
@@ -51,7 +52,7 @@ pub fn on_error(nas: Option<OnError>, policy: &ExitPolicy, global: OnError) -> O
 /// - A failure of the NAS as a whole gives the event back and burns no try.
 /// - "Try later" (exit 143, 254 or as the scheme maps them; transport, refused and unknown
 ///   failures of the event) defers until `max_tries`, then the event is dead.
-/// - Everything else is as `on_error` says.
+/// - Everything else is as `on_error` says; a permanent answer once it is sure ([`weighed`]).
 /// - An interactive event has one try: whatever fails is final, kept and visible.
 pub fn settle(report: &Report, facts: &Facts<'_>) -> Outcome {
     match &report.verdict {
@@ -74,6 +75,31 @@ pub fn settle(report: &Report, facts: &Facts<'_>) -> Outcome {
         Verdict::Exit(code) if is_done(*code, facts.policy) => Outcome::Done(DoneResult::Done),
         Verdict::Exit(code) if is_later(*code, facts.policy) => later(&exit_text(*code), facts),
         Verdict::Exit(code) => failed(&exit_text(*code), facts),
+    }
+}
+
+/// What becomes of the event when it is known what the attempt says about its NAS: nothing is held
+/// against an event that is the NAS's fault (`free`), and a permanent answer not before it is sure.
+/// An interactive event has its one try all the same.
+pub fn weighed(outcome: Outcome, facts: &Facts<'_>, free: bool, doubt: Doubt) -> Outcome {
+    let (failed, last) = match &outcome {
+        Outcome::Done(DoneResult::Dropped) | Outcome::Dead(_) => (true, true),
+        Outcome::Deferred(_) => (true, false),
+        Outcome::Done(_) | Outcome::Released => (false, false),
+    };
+    if !failed || facts.class == Class::Interactive {
+        return outcome;
+    }
+    if free {
+        return Outcome::Released;
+    }
+    if !last || facts.try_count >= facts.max_tries {
+        return outcome;
+    }
+    match doubt {
+        Doubt::None => outcome,
+        Doubt::Alone => Outcome::Deferred(doubt::alone(facts.retry_base)),
+        Doubt::Shared => Outcome::Deferred(facts.retry_base.saturating_mul(facts.try_count.max(1))),
     }
 }
 
@@ -246,6 +272,34 @@ mod tests {
         ] {
             assert!(!possible_duplicate(&report), "{report:?}");
         }
+    }
+
+    #[test]
+    fn what_may_be_the_nas_s_fault_is_not_held_against_the_event() {
+        let policy = ExitPolicy::default();
+        let mut f = facts(&policy, 2);
+        let dead = || Outcome::Dead("no".to_owned());
+        let dropped = || Outcome::Done(DoneResult::Dropped);
+        for last in [dead, dropped] {
+            assert_eq!(weighed(last(), &f, true, Doubt::None), Outcome::Released);
+            assert_eq!(weighed(last(), &f, false, Doubt::None), last());
+            let alone = Outcome::Deferred(doubt::alone(BASE));
+            assert_eq!(weighed(last(), &f, false, Doubt::Alone), alone);
+            let shared = Outcome::Deferred(BASE * 2);
+            assert_eq!(weighed(last(), &f, false, Doubt::Shared), shared);
+        }
+        for other in [
+            Outcome::Deferred(BASE),
+            Outcome::Released,
+            Outcome::Done(DoneResult::Done),
+        ] {
+            let same = weighed(other.clone(), &f, false, Doubt::Shared);
+            assert_eq!(same, other);
+        }
+        f.try_count = 10;
+        assert_eq!(weighed(dead(), &f, false, Doubt::Shared), dead());
+        f.class = Class::Interactive;
+        assert_eq!(weighed(dead(), &f, true, Doubt::Alone), dead());
     }
 
     fn verdicts() -> impl Strategy<Value = Verdict> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nas_event_daemon::attempt::{DoneResult, Outcome, Report};
 use nas_event_daemon::dispatch::breaker::{Breaker, Change, Evidence, Start, Ticket};
+use nas_event_daemon::dispatch::doubt::{self, Doubt};
 use nas_event_daemon::dispatch::lanes::{Gone, Lanes, Next, Owner, Taken, Wanted};
 use nas_event_daemon::dispatch::plan::{Step, plan};
 use nas_event_daemon::dispatch::settle::{self, Facts};
@@ -92,6 +93,10 @@ pub struct Daemon {
     sizes: Sizes,
     planted: Planted,
     policy: ExitPolicy,
+    /// Negative controls of `isolation`: nobody doubts what a device refuses; a NAS that fails is
+    /// tried again at once.
+    pub answers_are_final: bool,
+    pub without_breaker: bool,
     highest: i64,
     /// Rows may be missing that nobody has asked for yet.
     expecting: bool,
@@ -117,6 +122,8 @@ impl Daemon {
             sizes,
             planted,
             policy: ExitPolicy::default(),
+            answers_are_final: false,
+            without_breaker: false,
             highest: 0,
             expecting: false,
         }
@@ -230,15 +237,14 @@ impl Daemon {
                 policy: &self.policy,
                 on_error: OnError::Dead,
             };
-            let free = pool.breaker.is_free(out.ticket, &evidence);
-            let outcome = match settle::settle(&report, &facts) {
-                Outcome::Deferred(_) | Outcome::Dead(_) | Outcome::Done(DoneResult::Dropped)
-                    if free && out.taken.class != Class::Interactive =>
-                {
-                    Outcome::Released
-                }
-                other => other,
+            let free = pool.breaker.is_free(&evidence);
+            let alone = doubt::alone(RETRY_BASE).as_millis();
+            let alone_ms = u64::try_from(alone).unwrap();
+            let doubt = match pool.breaker.doubt(now, id, Some(user), &evidence, alone_ms) {
+                _ if self.answers_are_final => Doubt::None,
+                doubt => doubt,
             };
+            let outcome = settle::weighed(settle::settle(&report, &facts), &facts, free, doubt);
             let change = pool
                 .breaker
                 .ended(now, out.ticket, Some(user), evidence, jitter);
@@ -380,7 +386,10 @@ impl Daemon {
                 {
                     break;
                 }
-                let start = pool.breaker.may_start(now);
+                let start = match pool.breaker.may_start(now) {
+                    _ if self.without_breaker => Start::Free,
+                    start => start,
+                };
                 if matches!(start, Start::Wait { .. }) {
                     break;
                 }

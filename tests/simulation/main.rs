@@ -20,6 +20,7 @@ mod dice;
 mod fate;
 mod isolation;
 mod model;
+mod scene;
 mod world;
 
 use std::collections::BTreeMap;
