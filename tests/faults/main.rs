@@ -24,6 +24,7 @@ mod drivers;
 mod fakes;
 mod foreign;
 mod jumps;
+mod power;
 mod steady;
 
 use std::collections::{BTreeMap, BTreeSet};
