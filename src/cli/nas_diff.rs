@@ -16,7 +16,7 @@ use super::exit::{
 use super::nas::find;
 use super::resync::commands;
 use super::table::Table;
-use crate::attempt::{Failure, FailureClass, Job};
+use crate::attempt::{Failure, FailureClass, Job, Scope};
 use crate::config::Config;
 use crate::daemon;
 use crate::driver::sessions::Sessions;
@@ -25,9 +25,9 @@ use crate::nas::{Nas, NasId, NasSecret};
 use crate::scheme::native::{Compared, Difference, NativeScheme, Orphans};
 use crate::store::{AccountFlags, Store, preview};
 
-/// Accounts in a row that a NAS does not answer for, before the others are not asked any more:
-/// each would cost the whole time-out.
-const SILENT_MAX: usize = 3;
+/// Accounts in a row that a NAS as a whole failed for (no answer, no login), before the others are
+/// not asked any more: each would cost the whole time-out, or one more refused login.
+const FAILED_MAX: usize = 3;
 
 /// Which NAS.
 #[derive(Debug, Args)]
@@ -69,7 +69,7 @@ pub async fn diff(console: &Console, config: &Config, store: &dyn Store, args: D
     let mut found = Found::default();
     for account in &flags {
         let user = account.user_id;
-        if found.silent >= SILENT_MAX {
+        if found.failed >= FAILED_MAX {
             found.unasked += 1;
             continue;
         }
@@ -95,7 +95,7 @@ pub async fn diff(console: &Console, config: &Config, store: &dyn Store, args: D
         found.any = found.any.or(jobs.into_iter().next());
     }
     // Of one account, its own rows were looked at already, unless nothing says what it wants.
-    if args.user.is_none_or(|user| !found.judged.contains(&user)) && found.silent < SILENT_MAX {
+    if args.user.is_none_or(|user| !found.judged.contains(&user)) && found.failed < FAILED_MAX {
         let job = match found.any.take() {
             Some(job) => job,
             None => asker.job("user_del", None, Params::default())?,
@@ -121,8 +121,8 @@ struct Found {
     differences: usize,
     skipped: usize,
     unread: usize,
-    /// Accounts in a row without an answer.
-    silent: usize,
+    /// Accounts in a row that the NAS as a whole failed for.
+    failed: usize,
     unasked: usize,
     last: Option<Failure>,
 }
@@ -138,7 +138,7 @@ impl Default for Found {
             differences: 0,
             skipped: 0,
             unread: 0,
-            silent: 0,
+            failed: 0,
             unasked: 0,
             last: None,
         }
@@ -163,7 +163,7 @@ impl Found {
         self.skipped += compared.skipped;
         self.paths.append(&mut compared.paths);
         self.compared += 1;
-        self.silent = 0;
+        self.failed = 0;
     }
 
     /// An account, or a menu, of which nothing is known.
@@ -177,9 +177,9 @@ impl Found {
             json!(""),
         ]);
         self.unread += 1;
-        self.silent = match failure.class {
-            FailureClass::Transport | FailureClass::Unknown => self.silent + 1,
-            FailureClass::Refused | FailureClass::Permanent => 0,
+        self.failed = match (failure.scope, failure.class) {
+            (Scope::Nas, _) | (Scope::Event, FailureClass::Unknown) => self.failed + 1,
+            (Scope::Event, _) => 0,
         };
         self.last = Some(failure.clone());
     }
@@ -217,7 +217,7 @@ impl Found {
         ));
         if self.unasked > 0 {
             remark(format!(
-                "the NAS did not answer for {SILENT_MAX} accounts in a row: {} others were not asked",
+                "the NAS failed for {FAILED_MAX} accounts in a row: {} others were not asked",
                 self.unasked
             ));
         }
