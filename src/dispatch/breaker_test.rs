@@ -266,7 +266,7 @@ fn equal_permanent_answers_of_many_accounts_park() {
 fn a_permanent_answer_is_doubted_until_somebody_is_obeyed() {
     let mut b = Breaker::new();
     let answer = permanent("unknown parameter");
-    let mut refuse = |b: &mut Breaker, now, event, account| {
+    let refuse = |b: &mut Breaker, now, event, account| {
         let doubt = b.doubt(now, EventId(event), user(account), &answer, 5_000);
         attempt(b, now, user(account), answer.clone());
         doubt
