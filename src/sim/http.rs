@@ -3,11 +3,10 @@
 //! nothing. It asks for credentials, and is slow or refuses on demand.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -22,12 +21,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::clock;
 use crate::sim::Identity;
+use crate::sim::running::{Inside, Running, cannot_listen, journal, locked, may_listen};
 
 /// Connections served at once.
 const CONNECTIONS_MAX: usize = 1_000;
@@ -108,31 +107,26 @@ pub struct Taken {
 
 impl Taken {
     /// A line of the journal; `at_us`: when the request came.
-    fn record(&self, at_us: i64) -> String {
-        let record = json!({
+    fn record(&self, at_us: i64) -> Value {
+        json!({
             "at_us": at_us,
             "method": self.method,
             "path": self.path,
             "headers": self.headers,
             "body": self.body,
-        });
-        format!("{record}\n")
+        })
     }
 }
 
 /// A running simulator; it ends when dropped.
-pub struct Sim {
-    state: Arc<State>,
-    addr: SocketAddr,
-    tasks: JoinSet<()>,
-}
+pub type Sim = Running<Device, Faults, Seen>;
 
-struct State {
+type State = Inside<Device, Faults, Seen>;
+
+/// What a simulated device has of its own.
+pub struct Device {
     authorization: Option<String>,
     documents: Mutex<Documents>,
-    faults: watch::Sender<Faults>,
-    seen: watch::Sender<Seen>,
-    journal: Option<Mutex<File>>,
 }
 
 #[derive(Default)]
@@ -142,47 +136,25 @@ struct Documents {
     taken: std::collections::VecDeque<Taken>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Sim {
     /// Binds and serves. Fails if the address is taken, is not loopback without
     /// `allow_public`, or a file cannot be opened.
     pub async fn start(options: Options) -> io::Result<Self> {
-        if !options.allow_public && !options.listen.ip().is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!(
-                    "{} is not a loopback address: a simulator has no real protection; allow it explicitly if that is wanted",
-                    options.listen
-                ),
-            ));
-        }
-        let journal = match &options.journal {
-            Some(path) => Some(Mutex::new(
-                File::options().create(true).append(true).open(path)?,
-            )),
-            None => None,
-        };
+        let listen = options.listen;
+        may_listen(listen, options.allow_public)?;
+        let journal = journal(options.journal.as_ref())?;
         let acceptor = options.tls.as_ref().map(Identity::acceptor).transpose()?;
-        let listener = TcpListener::bind(options.listen).await?;
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|e| cannot_listen(listen, &e))?;
         let addr = listener.local_addr()?;
-        let state = Arc::new(State {
+        let device = Device {
             authorization: options.authorization,
             documents: Mutex::default(),
-            faults: watch::Sender::new(options.faults),
-            seen: watch::Sender::new(Seen::default()),
-            journal,
-        });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(accept(Arc::clone(&state), listener, acceptor));
-        Ok(Self { state, addr, tasks })
-    }
-
-    /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+        };
+        let mut sim = Self::new(device, options.faults, journal, addr);
+        sim.tasks
+            .spawn(accept(Arc::clone(&sim.state), listener, acceptor));
+        Ok(sim)
     }
 
     /// What was taken, oldest first.
@@ -198,30 +170,6 @@ impl Sim {
     pub fn documents(&self) -> BTreeMap<String, Value> {
         locked(&self.state.documents).tree.clone()
     }
-
-    /// Changes the behaviour from now on.
-    pub fn set_faults(&self, faults: Faults) {
-        self.state.faults.send_replace(faults);
-    }
-
-    /// What it has seen so far.
-    pub fn seen(&self) -> Seen {
-        self.state.seen.borrow().clone()
-    }
-
-    /// Waits until what it has seen fulfils `condition`.
-    pub async fn wait_until(&self, condition: impl FnMut(&Seen) -> bool) -> Seen {
-        let mut receiver = self.state.seen.subscribe();
-        match receiver.wait_for(condition).await {
-            Ok(seen) => seen.clone(),
-            Err(_) => self.seen(),
-        }
-    }
-
-    /// Ends it and all its connections.
-    pub async fn stop(mut self) {
-        self.tasks.shutdown().await;
-    }
 }
 
 async fn accept(state: Arc<State>, listener: TcpListener, tls: Option<TlsAcceptor>) {
@@ -234,7 +182,7 @@ async fn accept(state: Arc<State>, listener: TcpListener, tls: Option<TlsAccepto
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
-                state.seen.send_modify(|seen| seen.connections += 1);
+                state.see(|seen| seen.connections += 1);
                 let (state, tls) = (Arc::clone(&state), tls.clone());
                 connections.spawn(async move {
                     match tls {
@@ -278,10 +226,10 @@ async fn answer(
     if faults.latency_ms > 0 {
         tokio::time::sleep(Duration::from_millis(faults.latency_ms)).await;
     }
-    state.seen.send_modify(|seen| seen.requests += 1);
+    state.see(|seen| seen.requests += 1);
     let given = headers.get("authorization").and_then(|v| v.to_str().ok());
     if state.authorization.is_some() && given != state.authorization.as_deref() {
-        state.seen.send_modify(|seen| seen.unauthorized += 1);
+        state.see(|seen| seen.unauthorized += 1);
         return (
             StatusCode::UNAUTHORIZED,
             Json(json!({"error": "who are you?"})),
@@ -301,9 +249,7 @@ async fn answer(
             .collect(),
         body: serde_json::from_slice(&body).unwrap_or(Value::Null),
     };
-    if let Some(journal) = &state.journal
-        && let Err(e) = locked(journal).write_all(taken.record(at_us).as_bytes())
-    {
+    if let Err(e) = state.note(&taken.record(at_us)) {
         let told = json!({"error": format!("journal: {e}")});
         return (StatusCode::INTERNAL_SERVER_ERROR, Json(told)).into_response();
     }
@@ -321,7 +267,7 @@ async fn answer(
     }
     documents.taken.push_back(taken);
     drop(documents);
-    state.seen.send_modify(|seen| match change {
+    state.see(|seen| match change {
         Change::Made => seen.changes += 1,
         Change::Repeated => seen.repeated += 1,
         Change::None => {}
@@ -441,10 +387,5 @@ pub async fn run(args: &Args, stop: impl Future<Output = ()>) -> io::Result<()> 
         },
     })
     .await?;
-    let mut out = io::stdout();
-    writeln!(out, "listening on {}", sim.addr())?;
-    out.flush()?;
-    stop.await;
-    sim.stop().await;
-    Ok(())
+    sim.serve("", stop).await
 }

@@ -1,9 +1,11 @@
 //! NAS simulators that ship with the product: the demo, the tests and
 //! `nas_event_daemon sim …` speak to them over real sockets.
 
+mod control;
 pub mod http;
 pub mod mikrotik;
 pub mod radius;
+mod running;
 pub mod ssh;
 pub mod telnet;
 
@@ -15,6 +17,8 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
+
+pub use running::{Inside, Running};
 
 /// Certificate and key of a simulator that speaks TLS, both PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,20 +1,13 @@
 //! `nas_event_daemon sim mikrotik`: the simulator as a process, with an HTTP door on loopback
 //! through which its state and its behaviour can be read and changed.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-
-use axum::extract::State as Shared;
-use axum::http::StatusCode;
-use axum::routing::get;
-use axum::{Json, Router};
-use serde_json::Value;
-use tokio::net::TcpListener;
 
 use crate::sim::Identity;
-use crate::sim::mikrotik::{Faults, Options, Seen, Sim, State};
+use crate::sim::control::{self, Door};
+use crate::sim::mikrotik::{Faults, Options, Sim, State};
 
 /// Arguments of `sim mikrotik`.
 #[derive(Debug, clap::Args)]
@@ -120,82 +113,10 @@ impl Args {
 /// Runs until `stop` is ready. Prints `listening on ADDR` and, with a control door,
 /// `control on ADDR` to standard output before anything else.
 pub async fn serve(args: &Args, stop: impl Future<Output = ()>) -> io::Result<()> {
+    let door = Door {
+        dump: |state: &State| state.dump(),
+        load: |state: &State, new| state.load(new),
+    };
     let sim = Sim::start(args.options())?;
-    if let Some(file) = &args.load {
-        let at = |e: &dyn std::fmt::Display| {
-            let text = format!("cannot load {}: {e}", file.display());
-            io::Error::new(io::ErrorKind::InvalidData, text)
-        };
-        let text = std::fs::read_to_string(file).map_err(|e| at(&e))?;
-        let state: Value = serde_json::from_str(&text).map_err(|e| at(&e))?;
-        sim.load(&state).map_err(|e| at(&e))?;
-    }
-    let mut lines = format!("listening on {}\n", sim.addr());
-    let control = match args.control {
-        Some(addr) => {
-            if !addr.ip().is_loopback() {
-                let text =
-                    format!("{addr} is not a loopback address: the control door has no login");
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
-            }
-            let listener = TcpListener::bind(addr).await?;
-            lines.push_str(&format!("control on {}\n", listener.local_addr()?));
-            Some(listener)
-        }
-        None => None,
-    };
-    let mut out = io::stdout();
-    out.write_all(lines.as_bytes())?;
-    out.flush()?;
-    let door = async {
-        match control {
-            Some(listener) => axum::serve(listener, router(Arc::clone(&sim.state))).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = stop => {}
-        ended = door => ended?,
-    }
-    sim.stop().await;
-    Ok(())
-}
-
-fn router(state: Arc<State>) -> Router {
-    Router::new()
-        .route("/state", get(state_of).put(load))
-        .route("/faults", get(faults_of).put(set_faults))
-        .route("/seen", get(seen_of))
-        .layer(axum::extract::DefaultBodyLimit::max(BODY_MAX))
-        .with_state(state)
-}
-
-/// Largest state that can be put, bytes: about a hundred thousand rows.
-const BODY_MAX: usize = 64 * 1024 * 1024;
-
-async fn state_of(Shared(state): Shared<Arc<State>>) -> Json<Value> {
-    Json(state.dump())
-}
-
-async fn load(
-    Shared(state): Shared<Arc<State>>,
-    Json(body): Json<Value>,
-) -> Result<StatusCode, (StatusCode, String)> {
-    state
-        .load(&body)
-        .map(|()| StatusCode::NO_CONTENT)
-        .map_err(|e| (StatusCode::UNPROCESSABLE_ENTITY, format!("{e}\n")))
-}
-
-async fn faults_of(Shared(state): Shared<Arc<State>>) -> Json<Faults> {
-    Json(state.faults.borrow().clone())
-}
-
-async fn set_faults(Shared(state): Shared<Arc<State>>, Json(faults): Json<Faults>) -> StatusCode {
-    state.faults.send_replace(faults);
-    StatusCode::NO_CONTENT
-}
-
-async fn seen_of(Shared(state): Shared<Arc<State>>) -> Json<Seen> {
-    Json(state.seen.borrow().clone())
+    control::serve(sim, door, args.load.as_deref(), args.control, stop).await
 }

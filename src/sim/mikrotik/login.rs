@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use md5::{Digest, Md5};
 
+use crate::sim::mikrotik::State;
 use crate::sim::mikrotik::tables::Trap;
 use crate::sim::mikrotik::talk::{Connection, Request};
-use crate::sim::mikrotik::{State, locked};
+use crate::sim::running::locked;
 
 /// Bytes of a login challenge, before RouterOS 6.43.
 const CHALLENGE: usize = 16;

@@ -10,17 +10,15 @@ mod tables;
 mod talk;
 mod values;
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -31,6 +29,7 @@ use crate::sim::Identity;
 use crate::sim::mikrotik::catalogue::Menu;
 use crate::sim::mikrotik::query::Query;
 use crate::sim::mikrotik::tables::{Tables, Trap};
+use crate::sim::running::{Inside, Running, cannot_listen, journal, locked, may_listen};
 
 /// Connections served at once; RouterOS itself allows fewer.
 const CONNECTIONS_MAX: usize = 1_000;
@@ -142,52 +141,25 @@ pub struct Seen {
 }
 
 /// A running simulator; it ends when dropped.
-pub struct Sim {
-    state: Arc<State>,
-    addr: SocketAddr,
-    tasks: JoinSet<()>,
-}
+pub type Sim = Running<Router, Faults, Seen>;
 
-struct State {
+type State = Inside<Router, Faults, Seen>;
+
+/// What a simulated router has of its own.
+pub struct Router {
     options: Options,
     bounds: Bounds,
     tables: Mutex<Tables>,
-    faults: watch::Sender<Faults>,
-    seen: watch::Sender<Seen>,
-    journal: Option<Mutex<File>>,
     /// Counts logins for `refuse_every`.
     attempts: Mutex<u64>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sim {
     /// Binds and serves. Fails if the address is taken, is not loopback without
     /// `allow_public`, or the journal cannot be opened. Needs a tokio runtime around it.
     pub fn start(options: Options) -> io::Result<Self> {
-        if !options.allow_public && !options.listen.ip().is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!(
-                    "{} is not a loopback address: a simulator has no real protection; allow it explicitly if that is wanted",
-                    options.listen
-                ),
-            ));
-        }
-        let journal = match &options.journal {
-            Some(path) => {
-                let opened = File::options().create(true).append(true).open(path);
-                Some(opened.map_err(|e| {
-                    io::Error::new(
-                        e.kind(),
-                        format!("cannot open the journal {}: {e}", path.display()),
-                    )
-                })?)
-            }
-            None => None,
-        };
+        may_listen(options.listen, options.allow_public)?;
+        let journal = journal(options.journal.as_ref())?;
         let tls = options.tls.as_ref().map(Identity::acceptor).transpose()?;
         let (addr, port) = reserve(options.listen)?;
         let listener = listen(addr)?;
@@ -196,23 +168,17 @@ impl Sim {
             words: Bounds::DRIVER.words,
             sentence: options.word_max.saturating_mul(2),
         };
-        let state = Arc::new(State {
+        let faults = options.faults.clone();
+        let router = Router {
             bounds,
             tables: Mutex::default(),
-            faults: watch::Sender::new(options.faults.clone()),
-            seen: watch::Sender::new(Seen::default()),
-            journal: journal.map(Mutex::new),
             attempts: Mutex::default(),
             options,
-        });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(accept(Arc::clone(&state), listener, addr, port, tls));
-        Ok(Self { state, addr, tasks })
-    }
-
-    /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+        };
+        let mut sim = Self::new(router, faults, journal, addr);
+        let state = Arc::clone(&sim.state);
+        sim.tasks.spawn(accept(state, listener, addr, port, tls));
+        Ok(sim)
     }
 
     /// The rows of one menu, `.id` included; empty for an unknown menu.
@@ -236,30 +202,6 @@ impl Sim {
     pub fn dump(&self) -> Value {
         self.state.dump()
     }
-
-    /// Changes the behaviour from now on.
-    pub fn set_faults(&self, faults: Faults) {
-        self.state.faults.send_replace(faults);
-    }
-
-    /// What it has seen so far.
-    pub fn seen(&self) -> Seen {
-        self.state.seen.borrow().clone()
-    }
-
-    /// Waits until what it has seen fulfils `condition`.
-    pub async fn wait_until(&self, condition: impl FnMut(&Seen) -> bool) -> Seen {
-        let mut receiver = self.state.seen.subscribe();
-        match receiver.wait_for(condition).await {
-            Ok(seen) => seen.clone(),
-            Err(_) => self.seen(),
-        }
-    }
-
-    /// Ends it and all its connections.
-    pub async fn stop(mut self) {
-        self.tasks.shutdown().await;
-    }
 }
 
 /// A socket that is bound and never listens: while connections are refused, the system gives
@@ -270,7 +212,9 @@ fn reserve(addr: SocketAddr) -> io::Result<(SocketAddr, TcpSocket)> {
 }
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    bind(addr)?.listen(BACKLOG).map_err(|e| cannot(addr, &e))
+    bind(addr)?
+        .listen(BACKLOG)
+        .map_err(|e| cannot_listen(addr, &e))
 }
 
 fn bind(addr: SocketAddr) -> io::Result<TcpSocket> {
@@ -279,12 +223,8 @@ fn bind(addr: SocketAddr) -> io::Result<TcpSocket> {
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_reuseaddr(true)?;
-    socket.bind(addr).map_err(|e| cannot(addr, &e))?;
+    socket.bind(addr).map_err(|e| cannot_listen(addr, &e))?;
     Ok(socket)
-}
-
-fn cannot(addr: SocketAddr, e: &io::Error) -> io::Error {
-    io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}"))
 }
 
 async fn accept(
@@ -342,10 +282,6 @@ async fn next(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAd
 }
 
 impl State {
-    fn see(&self, change: impl FnOnce(&mut Seen)) {
-        self.seen.send_modify(change);
-    }
-
     fn load(&self, state: &Value) -> Result<(), String> {
         let object = state
             .as_object()
@@ -368,28 +304,24 @@ impl State {
     ) -> Result<Option<String>, Trap> {
         let mut tables = locked(&self.tables);
         let result = tables.change(menu, verb, args, clock::tick_ms());
-        if let Some(journal) = &self.journal {
-            let args: Map<String, Value> = args
-                .iter()
-                .map(|(k, v)| (k.clone(), Value::String(wire::text(v))))
-                .collect();
-            let (rows, trap): (Vec<_>, _) = match &result {
-                Ok(change) => (change.rows.iter().map(tables::json).collect(), None),
-                Err(trap) => (Vec::new(), Some(&trap.message)),
-            };
-            let record = json!({
-                "at_us": at_us,
-                "path": format!("{}/{verb}", menu.path),
-                "args": args,
-                "rows": rows,
-                "trap": trap,
-                "done_at_us": clock::wall_us(),
-            });
-            let line = format!("{record}\n");
-            locked(journal)
-                .write_all(line.as_bytes())
-                .map_err(|e| Trap::failure(format!("failure: journal: {e}")))?;
-        }
+        let args: Map<String, Value> = args
+            .iter()
+            .map(|(k, v)| (k.clone(), Value::String(wire::text(v))))
+            .collect();
+        let (rows, trap): (Vec<_>, _) = match &result {
+            Ok(change) => (change.rows.iter().map(tables::json).collect(), None),
+            Err(trap) => (Vec::new(), Some(&trap.message)),
+        };
+        let record = json!({
+            "at_us": at_us,
+            "path": format!("{}/{verb}", menu.path),
+            "args": args,
+            "rows": rows,
+            "trap": trap,
+            "done_at_us": clock::wall_us(),
+        });
+        self.note(&record)
+            .map_err(|e| Trap::failure(format!("failure: journal: {e}")))?;
         if result.is_ok() {
             self.see(|seen| seen.changes += 1);
         }

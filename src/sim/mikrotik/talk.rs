@@ -16,7 +16,8 @@ use crate::sim::mikrotik::catalogue::{MENUS, Menu};
 use crate::sim::mikrotik::login::Login;
 use crate::sim::mikrotik::query::Query;
 use crate::sim::mikrotik::tables::{Attributes, Trap};
-use crate::sim::mikrotik::{State, locked, values};
+use crate::sim::mikrotik::{State, values};
+use crate::sim::running::locked;
 
 /// Sentences of one connection that run at once; more wait in the socket.
 const RUNNING_MAX: usize = 1_024;

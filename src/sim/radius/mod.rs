@@ -6,17 +6,15 @@ pub mod console;
 mod sessions;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::clock;
@@ -25,6 +23,7 @@ use crate::driver::radius::packet::{
     Authenticator, Avp, Code, Dressing, MESSAGE_AUTHENTICATOR, PACKET_MAX, Packet, build, put,
 };
 use crate::driver::radius::value;
+use crate::sim::running::{Inside, Running, cannot_listen, journal, locked, may_listen};
 use sessions::{Sessions, Verdict};
 
 pub use sessions::Session;
@@ -123,71 +122,37 @@ pub struct Seen {
 }
 
 /// A running simulator; it ends when dropped.
-pub struct Sim {
-    state: Arc<State>,
-    addr: SocketAddr,
-    tasks: JoinSet<()>,
-}
+pub type Sim = Running<Nas, Faults, Seen>;
 
-struct State {
+type State = Inside<Nas, Faults, Seen>;
+
+/// What a simulated NAS has of its own.
+pub struct Nas {
     options: Options,
     dictionary: Arc<Dictionary>,
     sessions: Mutex<Sessions>,
-    faults: watch::Sender<Faults>,
-    seen: watch::Sender<Seen>,
-    journal: Option<Mutex<File>>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sim {
     /// Binds and serves. Fails if the address is taken, is not loopback without
     /// `allow_public`, or the journal cannot be opened.
     pub async fn start(options: Options) -> io::Result<Self> {
-        if !options.allow_public && !options.listen.ip().is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!(
-                    "{} is not a loopback address: a simulator has no real protection; allow it explicitly if that is wanted",
-                    options.listen
-                ),
-            ));
-        }
-        let journal = match &options.journal {
-            Some(path) => {
-                let opened = File::options().create(true).append(true).open(path);
-                Some(Mutex::new(opened.map_err(|e| {
-                    let text = format!("cannot open the journal {}: {e}", path.display());
-                    io::Error::new(e.kind(), text)
-                })?))
-            }
-            None => None,
-        };
-        let socket = UdpSocket::bind(options.listen).await.map_err(|e| {
-            io::Error::new(
-                e.kind(),
-                format!("cannot listen on {}: {e}", options.listen),
-            )
-        })?;
+        let listen = options.listen;
+        may_listen(listen, options.allow_public)?;
+        let journal = journal(options.journal.as_ref())?;
+        let socket = UdpSocket::bind(listen).await;
+        let socket = socket.map_err(|e| cannot_listen(listen, &e))?;
         let addr = socket.local_addr()?;
-        let state = Arc::new(State {
+        let faults = options.faults.clone();
+        let nas = Nas {
             dictionary: Dictionary::shipped(),
             sessions: Mutex::default(),
-            faults: watch::Sender::new(options.faults.clone()),
-            seen: watch::Sender::new(Seen::default()),
-            journal,
             options,
-        });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(serve(Arc::clone(&state), Arc::new(socket)));
-        Ok(Self { state, addr, tasks })
-    }
-
-    /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+        };
+        let mut sim = Self::new(nas, faults, journal, addr);
+        sim.tasks
+            .spawn(serve(Arc::clone(&sim.state), Arc::new(socket)));
+        Ok(sim)
     }
 
     /// The sessions of now.
@@ -204,30 +169,6 @@ impl Sim {
     /// The state in the form that [`Self::load`] takes.
     pub fn dump(&self) -> Value {
         locked(&self.state.sessions).dump()
-    }
-
-    /// Changes the behaviour from now on.
-    pub fn set_faults(&self, faults: Faults) {
-        self.state.faults.send_replace(faults);
-    }
-
-    /// What it has seen so far.
-    pub fn seen(&self) -> Seen {
-        self.state.seen.borrow().clone()
-    }
-
-    /// Waits until what it has seen fulfils `condition`.
-    pub async fn wait_until(&self, condition: impl FnMut(&Seen) -> bool) -> Seen {
-        let mut receiver = self.state.seen.subscribe();
-        match receiver.wait_for(condition).await {
-            Ok(seen) => seen.clone(),
-            Err(_) => self.seen(),
-        }
-    }
-
-    /// Ends it.
-    pub async fn stop(mut self) {
-        self.tasks.shutdown().await;
     }
 }
 
@@ -326,10 +267,6 @@ async fn say(state: &State, socket: &UdpSocket, faults: &Faults, key: Key, answe
 }
 
 impl State {
-    fn see(&self, change: impl FnOnce(&mut Seen)) {
-        self.seen.send_modify(change);
-    }
-
     /// A request that somebody with the secret has signed.
     fn genuine(&self, bytes: &[u8], from: SocketAddr) -> Option<(Key, Code, Vec<Avp>)> {
         self.see(|seen| seen.packets += 1);
@@ -381,7 +318,7 @@ impl State {
                 let mut sessions = locked(&self.sessions);
                 let unsupported = &faults.unsupported;
                 let verdict = sessions.carry_out(code, request, &self.dictionary, unsupported);
-                self.journal(from, code, request, &verdict);
+                self.told(from, code, request, &verdict);
                 verdict
             }
         };
@@ -418,14 +355,7 @@ impl State {
         build(answer, id, authenticator, &attributes, dressing, secret).ok()
     }
 
-    fn journal(
-        &self,
-        from: SocketAddr,
-        code: Code,
-        request: &[(String, String)],
-        verdict: &Verdict,
-    ) {
-        let Some(journal) = &self.journal else { return };
+    fn told(&self, from: SocketAddr, code: Code, request: &[(String, String)], verdict: &Verdict) {
         let record = json!({
             "at_us": clock::wall_us(),
             "from": from.to_string(),
@@ -436,7 +366,7 @@ impl State {
             "changed": verdict.changed,
         });
         // A full disk of a simulator hurts nobody.
-        drop(locked(journal).write_all(format!("{record}\n").as_bytes()));
+        drop(self.note(&record));
     }
 
     /// Answers that must not count.

@@ -1,6 +1,6 @@
 //! `nas_event_daemon sim ssh`: the simulator as a process.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -104,15 +104,6 @@ impl Args {
 /// before anything else.
 pub async fn serve(args: &Args, stop: impl Future<Output = ()>) -> io::Result<()> {
     let sim = Sim::start(args.options()?).await?;
-    let mut out = io::stdout();
-    write!(
-        out,
-        "listening on {}\nhost key {}\n",
-        sim.addr(),
-        sim.host_key()
-    )?;
-    out.flush()?;
-    stop.await;
-    sim.stop().await;
-    Ok(())
+    let key = format!("host key {}\n", sim.host_key());
+    sim.serve(&key, stop).await
 }

@@ -5,19 +5,18 @@
 pub mod console;
 mod talk;
 
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use regex::Regex;
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{PrivateKey, PublicKey};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+
+use crate::sim::running::{Inside, Running, cannot_listen, journal, may_listen};
 
 /// How the simulator is started.
 #[derive(Debug, Clone)]
@@ -122,25 +121,17 @@ pub struct Seen {
 }
 
 /// A running simulator; it ends when dropped.
-pub struct Sim {
-    state: Arc<State>,
-    addr: SocketAddr,
-    tasks: JoinSet<()>,
-}
+pub type Sim = Running<Server, Faults, Seen>;
 
-struct State {
+type State = Inside<Server, Faults, Seen>;
+
+/// What a simulated server has of its own.
+pub struct Server {
     options: Options,
     authorized: Option<PublicKey>,
     answers: Vec<(Regex, Answer)>,
     /// Seed of the host keys, so that each simulator has its own.
     seed: [u8; 32],
-    faults: watch::Sender<Faults>,
-    seen: watch::Sender<Seen>,
-    journal: Option<Mutex<File>>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn invalid(text: String) -> io::Error {
@@ -153,14 +144,7 @@ impl Sim {
     /// opened. Needs a tokio runtime around it.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listen = options.listen;
-        if !options.allow_public && !listen.ip().is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!(
-                    "{listen} is not a loopback address: a simulator has no real protection; allow it explicitly if that is wanted"
-                ),
-            ));
-        }
+        may_listen(listen, options.allow_public)?;
         let authorized =
             match &options.authorized {
                 None => None,
@@ -174,67 +158,29 @@ impl Sim {
                 .map_err(|e| invalid(format!("answer {:?}: {e}", answer.like)))?;
             answers.push((like, answer.clone()));
         }
-        let journal = match &options.journal {
-            None => None,
-            Some(path) => {
-                let opened = File::options().create(true).append(true).open(path);
-                Some(opened.map_err(|e| {
-                    let text = format!("cannot open the journal {}: {e}", path.display());
-                    io::Error::new(e.kind(), text)
-                })?)
-            }
-        };
+        let journal = journal(options.journal.as_ref())?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|e| io::Error::other(e.to_string()))?;
-        let listener = TcpListener::bind(listen).await?;
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|e| cannot_listen(listen, &e))?;
         let addr = listener.local_addr()?;
-        let state = Arc::new(State {
+        let faults = options.faults.clone();
+        let server = Server {
             authorized,
             answers,
             seed,
-            faults: watch::Sender::new(options.faults.clone()),
-            seen: watch::Sender::new(Seen::default()),
-            journal: journal.map(Mutex::new),
             options,
-        });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(talk::accept(Arc::clone(&state), listener));
-        Ok(Self { state, addr, tasks })
-    }
-
-    /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+        };
+        let mut sim = Self::new(server, faults, journal, addr);
+        sim.tasks
+            .spawn(talk::accept(Arc::clone(&sim.state), listener));
+        Ok(sim)
     }
 
     /// The host key that new connections are shown, an OpenSSH line.
     pub fn host_key(&self) -> String {
         let key = self.state.host_key();
         key.public_key().to_openssh().unwrap_or_default()
-    }
-
-    /// Changes the behaviour from now on.
-    pub fn set_faults(&self, faults: Faults) {
-        self.state.faults.send_replace(faults);
-    }
-
-    /// What it has seen so far.
-    pub fn seen(&self) -> Seen {
-        self.state.seen.borrow().clone()
-    }
-
-    /// Waits until what it has seen fulfils `condition`.
-    pub async fn wait_until(&self, condition: impl FnMut(&Seen) -> bool) -> Seen {
-        let mut receiver = self.state.seen.subscribe();
-        match receiver.wait_for(condition).await {
-            Ok(seen) => seen.clone(),
-            Err(_) => self.seen(),
-        }
-    }
-
-    /// Ends it and all its connections.
-    pub async fn stop(mut self) {
-        self.tasks.shutdown().await;
     }
 }
 
@@ -245,9 +191,5 @@ impl State {
             *last = last.wrapping_add(self.faults.borrow().host_key);
         }
         PrivateKey::from(Ed25519Keypair::from_seed(&seed))
-    }
-
-    fn saw(&self, change: impl FnOnce(&mut Seen)) {
-        self.seen.send_modify(change);
     }
 }

@@ -1,7 +1,6 @@
 //! One connection of the simulated SSH server: login, sessions, commands and their answers.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,8 +12,9 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::{Answer, State, locked};
+use super::{Answer, State};
 use crate::clock;
+use crate::sim::running::locked;
 
 /// Connections served at once.
 const CONNECTIONS_MAX: usize = 200;
@@ -34,7 +34,7 @@ pub(super) async fn accept(state: Arc<State>, listener: TcpListener) {
         };
         while connections.try_join_next().is_some() {}
         if connections.len() < CONNECTIONS_MAX {
-            state.saw(|seen| seen.connections += 1);
+            state.see(|seen| seen.connections += 1);
             connections.spawn(serve(Arc::clone(&state), stream));
         }
     }
@@ -117,10 +117,10 @@ struct Talk {
 impl Talk {
     fn verdict(&self, good: bool) -> Auth {
         if good && !self.state.faults.borrow().refuse_logins {
-            self.state.saw(|seen| seen.logins += 1);
+            self.state.see(|seen| seen.logins += 1);
             return Auth::Accept;
         }
-        self.state.saw(|seen| seen.logins_refused += 1);
+        self.state.see(|seen| seen.logins_refused += 1);
         Auth::reject()
     }
 
@@ -204,7 +204,7 @@ impl server::Handler for Talk {
         let limit = self.state.faults.borrow().session_limit;
         let open = locked(&self.sessions).len();
         if limit.is_some_and(|limit| open >= limit) {
-            self.state.saw(|seen| seen.sessions_refused += 1);
+            self.state.see(|seen| seen.sessions_refused += 1);
             reply.reject(ChannelOpenFailure::ConnectFailed).await;
             return Ok(());
         }
@@ -267,7 +267,7 @@ impl server::Handler for Talk {
         let running = asked.and_then(|asked| asked.running);
         if let Some(running) = running {
             running.abort();
-            self.state.saw(|seen| seen.killed += 1);
+            self.state.see(|seen| seen.killed += 1);
             session.exit_signal_request(id, signal, false, "", "")?;
             session.close(id)?;
         }
@@ -280,7 +280,7 @@ struct Counted(Arc<State>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.saw(|seen| seen.running -= 1);
+        self.0.see(|seen| seen.running -= 1);
     }
 }
 
@@ -296,7 +296,7 @@ struct Run {
 
 impl Run {
     async fn answer(self, line: String, stdin: String) {
-        self.state.saw(|seen| {
+        self.state.see(|seen| {
             seen.commands += 1;
             seen.running += 1;
             seen.running_peak = seen.running_peak.max(seen.running);
@@ -370,12 +370,9 @@ impl Run {
     }
 
     fn note(&self, line: &str, stdin: &str) {
-        let Some(journal) = &self.state.journal else {
-            return;
-        };
         let record = json!({"at_us": clock::wall_us(), "line": line, "stdin": stdin});
         // A journal that cannot be written is missed by whoever reads it.
-        let _ = locked(journal).write_all(format!("{record}\n").as_bytes());
+        let _ = self.state.note(&record);
     }
 }
 

@@ -1,6 +1,6 @@
 //! `nas_event_daemon sim telnet`: the simulator as a process.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -86,11 +86,5 @@ impl Args {
 /// Runs until `stop` is ready. Prints `listening on ADDR` to standard output before anything
 /// else; its state is what `show running-config` says.
 pub async fn serve(args: &Args, stop: impl Future<Output = ()>) -> io::Result<()> {
-    let sim = Sim::start(args.options()).await?;
-    let mut out = io::stdout();
-    writeln!(out, "listening on {}", sim.addr())?;
-    out.flush()?;
-    stop.await;
-    sim.stop().await;
-    Ok(())
+    Sim::start(args.options()).await?.serve("", stop).await
 }

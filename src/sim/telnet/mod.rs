@@ -8,12 +8,13 @@ mod talk;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+use crate::sim::running::{Inside, Running, cannot_listen, journal, locked, may_listen};
 
 /// Connections served at once; routers have a handful of lines.
 const CONNECTIONS_MAX: usize = 200;
@@ -100,84 +101,40 @@ pub struct Seen {
 }
 
 /// A running simulator; it ends when dropped.
-pub struct Sim {
-    state: Arc<State>,
-    addr: SocketAddr,
-    tasks: JoinSet<()>,
-}
+pub type Sim = Running<Router, Faults, Seen>;
 
-struct State {
+type State = Inside<Router, Faults, Seen>;
+
+/// What a simulated router has of its own.
+pub struct Router {
     options: Options,
     /// The running configuration, in the order in which its lines came.
     config: Mutex<Vec<String>>,
-    faults: watch::Sender<Faults>,
-    seen: watch::Sender<Seen>,
-}
-
-impl State {
-    fn config(&self) -> MutexGuard<'_, Vec<String>> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn see(&self, change: impl FnOnce(&mut Seen)) {
-        self.seen.send_modify(change);
-    }
 }
 
 impl Sim {
     /// Binds and serves. Fails if the address is taken, or is not loopback without
-    /// `allow_public`.
+    /// `allow_public`, or the journal cannot be opened.
     pub async fn start(options: Options) -> io::Result<Self> {
-        if !options.allow_public && !options.listen.ip().is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!(
-                    "{} is not a loopback address: a simulator has no real protection; allow it explicitly if that is wanted",
-                    options.listen
-                ),
-            ));
-        }
-        let listener = TcpListener::bind(options.listen).await.map_err(|e| {
-            io::Error::new(
-                e.kind(),
-                format!("cannot listen on {}: {e}", options.listen),
-            )
-        })?;
+        let listen = options.listen;
+        may_listen(listen, options.allow_public)?;
+        let journal = journal(options.journal.as_ref())?;
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|e| cannot_listen(listen, &e))?;
         let addr = listener.local_addr()?;
-        let state = Arc::new(State {
+        let faults = options.faults.clone();
+        let router = Router {
             config: Mutex::default(),
-            faults: watch::Sender::new(options.faults.clone()),
-            seen: watch::Sender::new(Seen::default()),
             options,
-        });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(accept(Arc::clone(&state), listener));
-        Ok(Self { state, addr, tasks })
-    }
-
-    /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+        };
+        let mut sim = Self::new(router, faults, journal, addr);
+        sim.tasks.spawn(accept(Arc::clone(&sim.state), listener));
+        Ok(sim)
     }
 
     /// The running configuration.
     pub fn config(&self) -> Vec<String> {
-        self.state.config().clone()
-    }
-
-    /// Changes the behaviour from now on.
-    pub fn set_faults(&self, faults: Faults) {
-        self.state.faults.send_replace(faults);
-    }
-
-    /// What it has seen so far.
-    pub fn seen(&self) -> Seen {
-        self.state.seen.borrow().clone()
-    }
-
-    /// Ends it and all its connections.
-    pub async fn stop(mut self) {
-        self.tasks.shutdown().await;
+        locked(&self.state.config).clone()
     }
 }
 

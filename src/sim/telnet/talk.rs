@@ -1,6 +1,5 @@
 //! One connection to the simulated router: name and password, then lines in three modes.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tokio::net::TcpStream;
 use super::State;
 use crate::clock;
 use crate::driver::telnet::options::Options;
+use crate::sim::running::locked;
 
 /// Longest line that it takes; what follows is dropped, as a router's line buffer does.
 const LINE_MAX: usize = 4096;
@@ -158,9 +158,9 @@ impl Talk {
             (_, ["exit" | "quit" | "logout"]) => return Ok(false),
             (Mode::Config, ["no", rest @ ..]) if !rest.is_empty() => {
                 let gone = rest.join(" ");
-                let before = self.state.config().len();
-                self.state.config().retain(|kept| *kept != gone);
-                if before == self.state.config().len() {
+                let before = locked(&self.state.config).len();
+                locked(&self.state.config).retain(|kept| *kept != gone);
+                if before == locked(&self.state.config).len() {
                     self.put("% No such line\r\n").await?;
                 }
             }
@@ -173,7 +173,7 @@ impl Talk {
                 ],
             ) => {
                 let kept = words.join(" ");
-                let mut config = self.state.config();
+                let mut config = locked(&self.state.config);
                 if !config.contains(&kept) {
                     config.push(kept);
                 }
@@ -197,7 +197,7 @@ impl Talk {
                 self.put("Simulated router, version 1\r\n").await?;
             }
             (Mode::Privileged, ["show", "running-config"]) => {
-                let config = self.state.config().clone();
+                let config = locked(&self.state.config).clone();
                 self.pages(&config).await?;
             }
             (Mode::Privileged, ["clear", "subscriber", who]) => {
@@ -229,16 +229,9 @@ impl Talk {
 
     fn note(&self, line: &str) {
         self.state.see(|seen| seen.lines += 1);
-        let Some(path) = &self.state.options.journal else {
-            return;
-        };
         let record = json!({ "at_us": clock::wall_us(), "line": line });
-        let opened = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(path);
         // A journal that cannot be written shows in the test that reads it.
-        let _ = opened.and_then(|mut file| file.write_all(format!("{record}\n").as_bytes()));
+        let _ = self.state.note(&record);
     }
 
     /// The next line; `echo`: what was typed is sent back.
