@@ -365,3 +365,20 @@ pub struct SqlAnswer {
     /// Rows changed by a writing statement.
     pub changed: u64,
 }
+
+impl SqlAnswer {
+    /// Most rows that a statement may return; they are kept in memory.
+    pub const ROWS_MAX: usize = 100_000;
+
+    /// Takes a row, unless there are too many.
+    pub(super) fn add(&mut self, row: Vec<Option<String>>) -> Result<()> {
+        if self.rows.len() >= Self::ROWS_MAX {
+            let most = Self::ROWS_MAX;
+            return Err(Error::Refused(format!(
+                "the statement returns more than {most} rows: add a limit"
+            )));
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+}

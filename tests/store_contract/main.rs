@@ -71,6 +71,7 @@ on_both!(
     secrets_are_never_readable_by_statements,
     params_are_read_again_but_for_what_the_event_brought,
     a_deposed_daemon_expands_nothing,
+    a_statement_returns_so_many_rows_at_most,
     a_statement_that_looks_changes_nothing,
     many_posts_keep_their_order,
     one_bad_row_of_the_view_stops_only_itself,

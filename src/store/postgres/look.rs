@@ -10,8 +10,6 @@ use crate::store::{Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, 
 
 /// Most rows that `events` returns in one call.
 const LIST_MAX: usize = 1_000;
-/// Most rows that an operator's statement may return; they are kept in memory.
-const ROWS_MAX: usize = 100_000;
 
 const COMPACT: &str = "select id, 'compact' as place, 'compact' as state, cmd, user_id, abonent_id, nas_id,
   source, batch_id, (date_part('epoch', created_at) * 1000)::bigint as event_ms, expand_tries as tries,
@@ -346,16 +344,11 @@ async fn look(conn: &mut PgConnection, statement: &str) -> Result<SqlAnswer> {
             if answer.columns.is_empty() {
                 answer.columns = row.columns().iter().map(|c| c.name().to_owned()).collect();
             }
-            if answer.rows.len() >= ROWS_MAX {
-                return Err(Error::Refused(format!(
-                    "the statement returns more than {ROWS_MAX} rows: add a limit"
-                )));
-            }
             let mut values = Vec::with_capacity(row.len());
             for i in 0..row.len() {
                 values.push(value_text(&row, i).map_err(sql("read a value"))?);
             }
-            answer.rows.push(values);
+            answer.add(values)?;
         }
     }
     tx.rollback().await.map_err(sql("end the statement"))?;

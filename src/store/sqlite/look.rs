@@ -1,5 +1,6 @@
 //! Looks for tools and people, dropping events, pruning history, the operator's own SQL.
 
+use futures_util::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Column, Row, TypeInfo, ValueRef};
 
@@ -304,23 +305,16 @@ pub(super) async fn sql_statement(
         answer.changed = done.rows_affected();
         return Ok(answer);
     }
-    let rows = sqlx::raw_sql(text)
-        .fetch_all(&store.readers)
-        .await
-        .map_err(sql("run the statement"))?;
-    if let Some(first) = rows.first() {
-        answer.columns = first
-            .columns()
-            .iter()
-            .map(|c| c.name().to_owned())
-            .collect();
-    }
-    for row in &rows {
+    let mut rows = sqlx::raw_sql(text).fetch(&store.readers);
+    while let Some(row) = rows.try_next().await.map_err(sql("run the statement"))? {
+        if answer.columns.is_empty() {
+            answer.columns = row.columns().iter().map(|c| c.name().to_owned()).collect();
+        }
         let mut values = Vec::with_capacity(row.len());
         for i in 0..row.len() {
-            values.push(value_text(row, i).map_err(sql("read a value"))?);
+            values.push(value_text(&row, i).map_err(sql("read a value"))?);
         }
-        answer.rows.push(values);
+        answer.add(values)?;
     }
     Ok(answer)
 }
