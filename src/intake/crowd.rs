@@ -23,6 +23,8 @@ use crate::store::{EventRow, Filter, audit_rows};
 const CROWD_MAX: usize = 10_000;
 /// Events read at once.
 const PAGE: usize = 1_000;
+/// Retries spread over time at once.
+pub const SPREADS_MAX: usize = 16;
 /// Longest time over which a retry is spread.
 const SPREAD_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Keys of an order by filter.
@@ -155,8 +157,19 @@ pub async fn retry(
         let (retried, skipped) = rest::to_the_end(&desk, work).await?;
         return Ok(Json(json!({ "retried": retried, "skipped": skipped })).into_response());
     }
+    let place = std::sync::Arc::clone(&desk.spreads).try_acquire_owned();
+    let place = place.map_err(|_| Refusal {
+        retry_after: Some(60),
+        ..Refusal::new(
+            429,
+            "too_many_spreads",
+            format!("{SPREADS_MAX} retries are spread over time already"),
+            "wait until one of them has ended, or retry without spread",
+        )
+    })?;
     let again = std::sync::Arc::clone(&desk);
     desk.beside(async move {
+        let _place = place;
         if let Err(refusal) = work(again).await {
             tracing::warn!("a spread retry stopped: {}", refusal.message);
         }

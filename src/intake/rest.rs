@@ -111,8 +111,8 @@ pub struct Shared {
     pub tails: Arc<Semaphore>,
     /// Places for tests of NASes.
     pub tests: Semaphore,
-    /// Changes to operators' NAS settings are read, changed and written one at a time.
-    pub nas_settings: tokio::sync::Mutex<()>,
+    /// Places for retries that are spread over time.
+    pub spreads: Arc<Semaphore>,
     places: Arc<Semaphore>,
     changes: Mutex<JoinSet<()>>,
 }
@@ -254,7 +254,7 @@ pub fn router(doors: Doors) -> Router {
         waiters: Semaphore::new(WAITERS_MAX),
         tails: Arc::new(Semaphore::new(tails::STREAMS_MAX)),
         tests: Semaphore::new(nases::TESTS_MAX),
-        nas_settings: tokio::sync::Mutex::new(()),
+        spreads: Arc::new(Semaphore::new(crowd::SPREADS_MAX)),
         places: Arc::new(Semaphore::new(CHANGES_MAX)),
         changes: Mutex::new(JoinSet::new()),
     });

@@ -1,6 +1,7 @@
 //! What operators do over the modern API with real databases behind it: many events at once,
 //! accounts, batches, the audit.
 
+use nas_event_daemon::intake::crowd::SPREADS_MAX;
 use serde_json::{Value, json};
 
 use crate::lab::db::Kind;
@@ -9,6 +10,7 @@ use crate::models::house;
 
 on_each_store!(
     many_events_are_counted_first_then_retried_or_dropped,
+    so_many_retries_are_spread_at_once,
     accounts_batches_and_the_audit,
 );
 
@@ -85,6 +87,33 @@ async fn many_events_are_counted_first_then_retried_or_dropped(kind: Kind) {
     assert_eq!(
         why.await.unwrap().rows[0][0].as_deref(),
         Some("crm-operator: moved")
+    );
+}
+
+async fn so_many_retries_are_spread_at_once(kind: Kind) {
+    let (db, h) = house(kind).await;
+    // It would undo a later event, so it stays dead and fits each time.
+    db.sql(
+        "insert into events_dead (id, event_type, user_id, nas_id, class, event_date, reason) values
+           (202, 'user_rate_set', 4, 6, 3, '2026-01-01 00:00:00', 'x');
+         insert into events_done (id, event_type, user_id, nas_id, event_date, result) values
+           (300, 'user_add', 4, 6, '2026-01-01 00:00:00', 'done')",
+    )
+    .await;
+    let body = r#"{"state":"dead","nas":6,"spread":"24h"}"#;
+    let post = async || {
+        h.with("operator", "POST", "/api/v1/events/retry", body)
+            .await
+    };
+    for _ in 0..SPREADS_MAX {
+        assert_eq!(post().await.status, 202);
+    }
+    let refused = post().await;
+    assert_eq!(refused.status, 429, "{}", refused.text);
+    assert!(
+        refused.text.contains("too_many_spreads"),
+        "{}",
+        refused.text
     );
 }
 
