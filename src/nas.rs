@@ -219,19 +219,48 @@ pub struct NasState {
     pub ssh_host_key: Option<String>,
 }
 
-impl NasState {
+/// A change of the operator's settings of one NAS. The others stay as they are, also if somebody
+/// else changes them at the same moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NasChange {
     /// Starts nothing from `from` (wall ms; none = now) until `until`.
-    pub fn pause(&mut self, from: Option<i64>, until: i64, reason: String) {
-        self.paused_from_ms = from;
-        self.paused_until_ms = Some(until);
-        self.pause_reason = reason;
-    }
-
+    Pause {
+        /// [`NasState::paused_from_ms`].
+        from: Option<i64>,
+        /// [`NasState::paused_until_ms`].
+        until: i64,
+        /// [`NasState::pause_reason`].
+        reason: String,
+    },
     /// Takes a pause back, also one that has not begun.
-    pub fn resume(&mut self) {
-        self.paused_from_ms = None;
-        self.paused_until_ms = None;
-        self.pause_reason = String::new();
+    Resume,
+    /// [`NasState::forks`].
+    Forks(Option<i64>),
+    /// [`NasState::mode`].
+    Mode(Option<Mode>),
+}
+
+impl NasState {
+    /// Makes a change.
+    pub fn apply(&mut self, change: &NasChange) {
+        match change {
+            NasChange::Pause {
+                from,
+                until,
+                reason,
+            } => {
+                self.paused_from_ms = *from;
+                self.paused_until_ms = Some(*until);
+                self.pause_reason.clone_from(reason);
+            }
+            NasChange::Resume => {
+                self.paused_from_ms = None;
+                self.paused_until_ms = None;
+                self.pause_reason = String::new();
+            }
+            NasChange::Forks(forks) => self.forks = *forks,
+            NasChange::Mode(mode) => self.mode = *mode,
+        }
     }
 
     /// When the pause ends that holds now.

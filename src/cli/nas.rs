@@ -15,7 +15,7 @@ use crate::config::{Config, parse_duration};
 use crate::daemon;
 use crate::dispatch::parent::Resolve;
 pub use crate::intake::waiting::paused_text;
-use crate::nas::{BadNas, Forks, Mode, Nas, NasId, NasState};
+use crate::nas::{BadNas, Forks, Mode, Nas, NasChange, NasId, NasState};
 use crate::store::{Counts, Store, shown_url};
 
 /// Verbs of NASes.
@@ -189,7 +189,11 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
                 "nas={id} at={:?} for={length:?} reason={reason:?}",
                 at.map(clock::local_text)
             );
-            let paused = |state: &mut NasState| state.pause(at, until, reason);
+            let paused = NasChange::Pause {
+                from: at,
+                until,
+                reason,
+            };
             change(
                 &config,
                 store.as_ref(),
@@ -208,13 +212,13 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
                 NasId(id),
                 "nas_resume",
                 &detail,
-                NasState::resume,
+                NasChange::Resume,
             )
             .await
         }
         Verb::Forks { id, forks } => {
             let detail = format!("nas={id} forks={:?}", forks.0);
-            let set = |state: &mut NasState| state.forks = forks.0;
+            let set = NasChange::Forks(forks.0);
             change(
                 &config,
                 store.as_ref(),
@@ -273,13 +277,10 @@ async fn change(
     id: NasId,
     what: &str,
     detail: &str,
-    change: impl FnOnce(&mut NasState),
+    change: NasChange,
 ) -> Outcome {
     let _ = find(store, id).await?;
-    let mut states = store.nas_states().await?;
-    let mut state = states.remove(&id).unwrap_or_default();
-    change(&mut state);
-    store.set_nas_state(id, &state).await?;
+    store.change_nas(id, &change).await?;
     store.audit(&who(), what, detail).await?;
     poke(config).await;
     Ok(DONE)
@@ -308,9 +309,16 @@ async fn set_mode(config: &Config, store: &dyn Store, id: i64, mode: Option<Mode
         }
     }
     let word = mode.map_or("default", Mode::as_str);
-    let set = |state: &mut NasState| state.mode = mode;
     let detail = format!("nas={id} mode={word}");
-    change(config, store, id, "nas_mode", &detail, set).await?;
+    change(
+        config,
+        store,
+        id,
+        "nas_mode",
+        &detail,
+        NasChange::Mode(mode),
+    )
+    .await?;
     // What it comes to, for those who took an override back.
     if let Ok(nas) = find(store, id).await? {
         remark(format!("NAS {id} is in the mode {}", nas.mode.as_str()));
@@ -559,7 +567,11 @@ mod tests {
     #[test]
     fn a_pause_that_was_announced_is_none_yet() {
         let mut state = NasState::default();
-        state.pause(Some(2_000), 3_000, "firmware".to_owned());
+        state.apply(&NasChange::Pause {
+            from: Some(2_000),
+            until: 3_000,
+            reason: "firmware".to_owned(),
+        });
         assert_eq!(paused_text(&state, 1_000), None);
         let planned = planned_text(&state, 1_000).unwrap();
         assert!(planned.contains("pause planned from"), "{planned}");

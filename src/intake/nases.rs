@@ -12,7 +12,7 @@ use crate::config;
 use crate::intake::access::{At, Operator, Viewer};
 use crate::intake::api::{number, order, why};
 use crate::intake::rest::{self, Desk, Refusal};
-use crate::nas::{Forks, Mode, Nas, NasId, NasState};
+use crate::nas::{Forks, Mode, Nas, NasChange, NasId, NasState};
 use crate::store::shown_url;
 
 /// Tests at once: each logs in to a device.
@@ -131,10 +131,12 @@ pub async fn pause(
         "for={} reason={reason:?}",
         order.get("for").unwrap_or(&Value::Null)
     );
-    change_nas(desk, caller.who, &id, "nas_pause", detail, move |state| {
-        state.pause(None, until, reason);
-    })
-    .await
+    let change = NasChange::Pause {
+        from: None,
+        until,
+        reason,
+    };
+    change_nas(desk, caller.who, &id, "nas_pause", detail, change).await
 }
 
 /// `POST /api/v1/nas/{id}/resume`.
@@ -149,7 +151,7 @@ pub async fn resume(
         &id,
         "nas_resume",
         String::new(),
-        NasState::resume,
+        NasChange::Resume,
     )
     .await
 }
@@ -161,12 +163,11 @@ pub async fn change_nas(
     id: &str,
     what: &'static str,
     detail: String,
-    change: impl FnOnce(&mut NasState) + Send + 'static,
+    change: NasChange,
 ) -> Result<Json<Value>, Refusal> {
     let id = NasId(number(id)?);
     let shown = rest::to_the_end(&desk, move |desk| async move {
         let store = &desk.doors.store;
-        let one_at_a_time = desk.nas_settings.lock().await;
         let rows = store.nases().await.map_err(Refusal::store)?;
         let known = rows.iter().find(|row| match row {
             Ok(nas) => nas.id == id,
@@ -178,14 +179,10 @@ pub async fn change_nas(
                 "GET /api/v1/nas lists them",
             ));
         }
+        let changed = store.change_nas(id, &change).await;
+        changed.map_err(Refusal::store)?;
         let mut states = store.nas_states().await.map_err(Refusal::store)?;
-        let mut state = states.remove(&id).unwrap_or_default();
-        change(&mut state);
-        store
-            .set_nas_state(id, &state)
-            .await
-            .map_err(Refusal::store)?;
-        drop(one_at_a_time);
+        let state = states.remove(&id).unwrap_or_default();
         // Its mode may be another one now.
         let rows = store.nases().await.map_err(Refusal::store)?;
         let known = rows.iter().find(|row| match row {
@@ -262,10 +259,8 @@ pub async fn forks(
         }
     };
     let detail = format!("forks={forks:?}");
-    change_nas(desk, caller.who, &id, "nas_forks", detail, move |state| {
-        state.forks = forks;
-    })
-    .await
+    let change = NasChange::Forks(forks);
+    change_nas(desk, caller.who, &id, "nas_forks", detail, change).await
 }
 
 /// `POST /api/v1/nas/{id}/mode`, body `{"mode": "active"}` or `observe`; null for what the billing
@@ -288,8 +283,6 @@ pub async fn mode(
         }
     };
     let detail = format!("mode={}", mode.map_or("default", Mode::as_str));
-    change_nas(desk, caller.who, &id, "nas_mode", detail, move |state| {
-        state.mode = mode;
-    })
-    .await
+    let change = NasChange::Mode(mode);
+    change_nas(desk, caller.who, &id, "nas_mode", detail, change).await
 }

@@ -33,7 +33,7 @@ pub use rows::{
 use crate::attempt::DoneResult;
 use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, StoredParams, UserId, Waiting};
-use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use crate::nas::{BadNas, Nas, NasChange, NasId, NasSecret, NasState};
 
 /// What can go wrong with the database.
 #[derive(Debug, thiserror::Error)]
@@ -392,8 +392,8 @@ pub trait Store: Send + Sync {
     /// Operator's settings.
     async fn nas_states(&self) -> Result<BTreeMap<NasId, NasState>>;
 
-    /// Replaces the operator's settings of one NAS.
-    async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()>;
+    /// Changes one of the operator's settings of one NAS, and leaves the others.
+    async fn change_nas(&self, nas: NasId, change: &NasChange) -> Result<()>;
 
     /// Replaces the learned SSH host key, if it still is `was`; `false` = it is another one.
     async fn set_host_key(&self, nas: NasId, was: Option<&str>, key: Option<&str>) -> Result<bool>;

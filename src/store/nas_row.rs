@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::nas::{BadNas, Forks, Mode, Nas, NasId, NasState, OnError};
+use crate::nas::{BadNas, Forks, Mode, Nas, NasChange, NasId, NasState, OnError};
 
 /// Longest deadline of one attempt that a row may ask for, ms (24 h).
 const TIMEOUT_MAX_MS: i64 = 86_400_000;
@@ -39,6 +39,21 @@ pub(super) fn state_from(row: StateRow) -> (NasId, NasState) {
             ssh_host_key,
         },
     )
+}
+
+/// What a change writes, and over which columns of a row that is there already.
+pub(super) fn changed(change: &NasChange) -> (NasState, &'static str) {
+    let mut state = NasState::default();
+    state.apply(change);
+    let columns = match change {
+        NasChange::Pause { .. } | NasChange::Resume => {
+            "paused_from = excluded.paused_from, paused_until = excluded.paused_until,
+             pause_reason = excluded.pause_reason"
+        }
+        NasChange::Forks(_) => "forks = excluded.forks",
+        NasChange::Mode(_) => "mode = excluded.mode",
+    };
+    (state, columns)
 }
 
 /// Reads it; a word of a newer version means nothing here.

@@ -14,7 +14,7 @@ use nas_event_daemon::config::Http;
 use nas_event_daemon::event::{Cmd, CompactEvent, EventId, UserId, Waiting};
 use nas_event_daemon::intake::access::Peer;
 use nas_event_daemon::intake::rest::{Doors, router};
-use nas_event_daemon::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use nas_event_daemon::nas::{BadNas, Nas, NasChange, NasId, NasSecret, NasState};
 use nas_event_daemon::store::query::{Column, Model, Query};
 use nas_event_daemon::store::{
     AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
@@ -299,8 +299,9 @@ impl Store for Fake {
         Ok(true)
     }
 
-    async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()> {
-        self.states.lock().unwrap().insert(nas, state.clone());
+    async fn change_nas(&self, nas: NasId, change: &NasChange) -> Result<()> {
+        let mut states = self.states.lock().unwrap();
+        states.entry(nas).or_default().apply(change);
         Ok(())
     }
 

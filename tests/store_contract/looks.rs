@@ -1,7 +1,7 @@
 //! What the contract says of the billing's tables, NAS rows, secrets and statements.
 
-use nas_event_daemon::nas::{Mode, NasState};
-use nas_event_daemon::store::{postgres, sqlite};
+use nas_event_daemon::nas::{Mode, NasChange, NasState};
+use nas_event_daemon::store::{SqlAnswer, postgres, sqlite};
 
 use super::*;
 
@@ -40,25 +40,31 @@ pub(super) async fn nas_rows_are_checked_one_by_one(db: Db) {
         ("admin", "servicemode")
     );
     assert!(!format!("{secret:?}").contains("servicemode"));
-    let mut state = NasState {
-        paused_from_ms: Some(1_700_000_000_123),
-        paused_until_ms: Some(i64::MAX),
-        pause_reason: "night".into(),
-        forks: Some(2),
-        mode: Some(Mode::Observe),
-        ssh_host_key: None,
+    // Each change leaves what others have set.
+    let pause = |from| NasChange::Pause {
+        from,
+        until: i64::MAX,
+        reason: "night".into(),
     };
-    db.store.set_nas_state(NasId(1), &state).await.unwrap();
-    assert_eq!(db.store.nas_states().await.unwrap()[&NasId(1)], state);
-    state.paused_until_ms = None;
-    state.paused_from_ms = None;
-    db.store.set_nas_state(NasId(1), &state).await.unwrap();
-    assert_eq!(db.store.nas_states().await.unwrap()[&NasId(1)], state);
+    let mut state = NasState::default();
+    for change in [
+        pause(Some(1_700_000_000_123)),
+        NasChange::Forks(Some(2)),
+        NasChange::Mode(Some(Mode::Observe)),
+        pause(None),
+        NasChange::Forks(None),
+        NasChange::Resume,
+        NasChange::Forks(Some(3)),
+    ] {
+        db.store.change_nas(NasId(1), &change).await.unwrap();
+        state.apply(&change);
+        assert_eq!(db.store.nas_states().await.unwrap()[&NasId(1)], state);
+    }
     // The operator's word on the mode holds until it is taken back.
     for (word, mode) in [(Some(Mode::Active), Mode::Active), (None, Mode::Observe)] {
         db.sql("update nas set mode = 'observe' where id = 1").await;
-        state.mode = word;
-        db.store.set_nas_state(NasId(1), &state).await.unwrap();
+        let change = NasChange::Mode(word);
+        db.store.change_nas(NasId(1), &change).await.unwrap();
         let rows = db.store.nases().await.unwrap();
         assert_eq!(rows[0].as_ref().unwrap().mode, mode);
     }
@@ -80,11 +86,12 @@ async fn host_keys_are_replaced_only_by_who_knows_the_old_one(db: &Db) {
             let told = db.store.set_host_key(nas, was, key).await.unwrap();
             assert_eq!(told, done, "{nas} {was:?} {key:?}");
         }
+        // The operator's settings and the key live side by side.
+        let change = NasChange::Forks(Some(7));
+        db.store.change_nas(nas, &change).await.unwrap();
         let state = db.store.nas_states().await.unwrap().remove(&nas).unwrap();
         assert_eq!(state.ssh_host_key.as_deref(), Some("c"));
-        // The operator's settings and the key live side by side.
-        db.store.set_nas_state(nas, &state).await.unwrap();
-        assert_eq!(db.store.nas_states().await.unwrap()[&nas], state);
+        assert_eq!(state.forks, Some(7));
         assert!(db.store.set_host_key(nas, Some("c"), None).await.unwrap());
     }
 }
@@ -123,6 +130,19 @@ pub(super) async fn secrets_are_never_readable_by_statements(db: Db) {
             .await
             .is_err()
     );
+}
+
+pub(super) async fn a_statement_returns_so_many_rows_at_most(db: Db) {
+    let count = |n: usize| {
+        format!(
+            "with recursive n(i) as (select 1 union all select i + 1 from n where i < {n}) select i from n"
+        )
+    };
+    let most = SqlAnswer::ROWS_MAX;
+    let all = db.store.sql(&count(most), false).await.unwrap();
+    assert_eq!(all.rows.len(), most);
+    let refused = db.store.sql(&count(most + 1), false).await.unwrap_err();
+    assert!(refused.to_string().contains("add a limit"), "{refused}");
 }
 
 pub(super) async fn a_statement_that_looks_changes_nothing(db: Db) {

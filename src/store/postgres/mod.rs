@@ -37,7 +37,7 @@ use super::{
     shown_url, timed,
 };
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
-use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use crate::nas::{BadNas, Nas, NasChange, NasId, NasSecret, NasState};
 use crate::store::query::{Column, Model, Query};
 
 /// Connections for intake, tools and settings at once; the server's own limit is often 100.
@@ -356,8 +356,9 @@ impl Store for Postgres {
         nas::set_host_key(self, nas, was, key).await
     }
 
-    async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()> {
-        call("write a NAS state", nas::set_state(self, nas, state)).await
+    async fn change_nas(&self, nas: NasId, change: &NasChange) -> Result<()> {
+        let work = nas::change(self, nas, change);
+        call("change the settings of a NAS", work).await
     }
 
     async fn secret(&self, nas: NasId) -> Result<NasSecret> {

@@ -6,9 +6,9 @@ use sqlx::Row;
 
 use super::{Postgres, kept_ms, ms_of, sql, storable};
 use crate::event::UserId;
-use crate::nas::{BadNas, Mode, Nas, NasId, NasSecret, NasState};
+use crate::nas::{BadNas, Mode, Nas, NasChange, NasId, NasSecret, NasState};
 use crate::store::billing::NAS_OPTIONAL;
-use crate::store::nas_row::{OPERATORS_MODE, StateRow, nas_from, state_from};
+use crate::store::nas_row::{OPERATORS_MODE, StateRow, changed, nas_from, state_from};
 use crate::store::{AccountFlags, Result};
 
 const NAS_TEXTS: &[&str] = &["name", "ip", "forks", "oss_path", "script_name"];
@@ -58,15 +58,15 @@ pub(super) async fn states(store: &Postgres) -> Result<BTreeMap<NasId, NasState>
     Ok(rows.into_iter().map(state_from).collect())
 }
 
-pub(super) async fn set_state(store: &Postgres, nas: NasId, state: &NasState) -> Result<()> {
-    sqlx::query(
+pub(super) async fn change(store: &Postgres, nas: NasId, change: &NasChange) -> Result<()> {
+    let (state, columns) = changed(change);
+    let text = format!(
         "insert into nas_state (nas_id, paused_until, pause_reason, forks, mode, paused_from)
          values ($1, case when $2 then 'infinity' else to_timestamp($3::bigint / 1000.0) end, $4, $5, $6,
            to_timestamp($7::bigint / 1000.0))
-         on conflict (nas_id) do update set paused_until = excluded.paused_until,
-           pause_reason = excluded.pause_reason, forks = excluded.forks, mode = excluded.mode,
-           paused_from = excluded.paused_from",
-    )
+         on conflict (nas_id) do update set {columns}"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(text))
         .bind(nas.0)
         .bind(state.paused_until_ms == Some(i64::MAX))
         .bind(state.paused_until_ms.map(kept_ms))
@@ -76,7 +76,7 @@ pub(super) async fn set_state(store: &Postgres, nas: NasId, state: &NasState) ->
         .bind(state.paused_from_ms.map(kept_ms))
         .execute(&store.pool)
         .await
-        .map_err(sql("write a NAS state"))?;
+        .map_err(sql("change the settings of a NAS"))?;
     Ok(())
 }
 

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
-use crate::nas::{BadNas, Nas, NasId, NasSecret, NasState};
+use crate::nas::{BadNas, Nas, NasChange, NasId, NasSecret, NasState};
 use crate::store::query::{Column, Model, Query};
 
 /// How long a write waits for another process that holds the lock.
@@ -382,8 +382,8 @@ impl Store for Sqlite {
         nas::set_host_key(self, nas, was, key).await
     }
 
-    async fn set_nas_state(&self, nas: NasId, state: &NasState) -> Result<()> {
-        nas::set_state(self, nas, state).await
+    async fn change_nas(&self, nas: NasId, change: &NasChange) -> Result<()> {
+        nas::change(self, nas, change).await
     }
 
     async fn secret(&self, nas: NasId) -> Result<NasSecret> {

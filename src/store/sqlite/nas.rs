@@ -7,9 +7,9 @@ use sqlx::Row;
 use super::{Sqlite, sql};
 use crate::clock;
 use crate::event::UserId;
-use crate::nas::{BadNas, Mode, Nas, NasId, NasSecret, NasState};
+use crate::nas::{BadNas, Mode, Nas, NasChange, NasId, NasSecret, NasState};
 use crate::store::billing::NAS_OPTIONAL;
-use crate::store::nas_row::{OPERATORS_MODE, StateRow, nas_from, state_from};
+use crate::store::nas_row::{OPERATORS_MODE, StateRow, changed, nas_from, state_from};
 use crate::store::{AccountFlags, Result};
 
 const NAS_TEXTS: &[&str] = &["name", "ip", "forks", "oss_path", "script_name"];
@@ -59,29 +59,29 @@ pub(super) async fn states(store: &Sqlite) -> Result<BTreeMap<NasId, NasState>> 
     Ok(rows.into_iter().map(state_from).collect())
 }
 
-pub(super) async fn set_state(store: &Sqlite, nas: NasId, state: &NasState) -> Result<()> {
+pub(super) async fn change(store: &Sqlite, nas: NasId, change: &NasChange) -> Result<()> {
+    let (state, columns) = changed(change);
     let until = match state.paused_until_ms {
         None => None,
         Some(i64::MAX) => Some("until resumed".to_owned()),
         Some(ms) => Some(clock::utc_text(ms)),
     };
     let mut writer = store.write().await;
-    sqlx::query(
+    let text = format!(
         "insert into nas_state (nas_id, paused_until, pause_reason, forks, mode, paused_from)
          values (?1, ?2, ?3, ?4, ?5, ?6)
-         on conflict (nas_id) do update set paused_until = excluded.paused_until,
-           pause_reason = excluded.pause_reason, forks = excluded.forks, mode = excluded.mode,
-           paused_from = excluded.paused_from",
-    )
-    .bind(nas.0)
-    .bind(until)
-    .bind(&state.pause_reason)
-    .bind(state.forks)
-    .bind(state.mode.map(Mode::as_str))
-    .bind(state.paused_from_ms.map(clock::utc_text))
-    .execute(&mut writer.conn)
-    .await
-    .map_err(sql("write a NAS state"))?;
+         on conflict (nas_id) do update set {columns}"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(nas.0)
+        .bind(until)
+        .bind(&state.pause_reason)
+        .bind(state.forks)
+        .bind(state.mode.map(Mode::as_str))
+        .bind(state.paused_from_ms.map(clock::utc_text))
+        .execute(&mut writer.conn)
+        .await
+        .map_err(sql("change the settings of a NAS"))?;
     Ok(())
 }
 
