@@ -414,11 +414,15 @@ async fn recorded() -> (BTreeMap<Part, Vec<u8>>, Vec<Op>) {
     }
     lab.drained().await;
     daemon.stop().await;
-    let last = format!("{pid} +++ exited with 0 +++");
+    // Short numbers are padded.
+    let is_last = |line: &str| {
+        let end = line.strip_prefix(&format!("{pid} "));
+        end.is_some_and(|end| end.trim_start() == "+++ exited with 0 +++")
+    };
     let text = lab
         .until("the record is whole", async || {
             let text = std::fs::read_to_string(&record).unwrap_or_default();
-            text.contains(&last).then_some(text)
+            text.lines().any(is_last).then_some(text)
         })
         .await;
     let ops = read(&text, &file);
