@@ -94,9 +94,10 @@ pub struct Daemon {
     planted: Planted,
     policy: ExitPolicy,
     /// Negative controls of `isolation`: nobody doubts what a device refuses; a NAS that fails is
-    /// tried again at once.
+    /// tried again at once; an outage is forgotten with the first success.
     pub answers_are_final: bool,
     pub without_breaker: bool,
+    pub without_memory: bool,
     highest: i64,
     /// Rows may be missing that nobody has asked for yet.
     expecting: bool,
@@ -124,6 +125,7 @@ impl Daemon {
             policy: ExitPolicy::default(),
             answers_are_final: false,
             without_breaker: false,
+            without_memory: false,
             highest: 0,
             expecting: false,
         }
@@ -237,7 +239,7 @@ impl Daemon {
                 policy: &self.policy,
                 on_error: OnError::Dead,
             };
-            let free = pool.breaker.is_free(&evidence);
+            let free = pool.breaker.is_free(&evidence) && !self.without_breaker;
             let alone = doubt::alone(RETRY_BASE).as_millis();
             let alone_ms = u64::try_from(alone).unwrap();
             let doubt = match pool.breaker.doubt(now, id, Some(user), &evidence, alone_ms) {
@@ -249,6 +251,9 @@ impl Daemon {
                 .breaker
                 .ended(now, out.ticket, Some(user), evidence, jitter);
             self.told.extend(change.map(|change| (out.nas, change)));
+            if self.without_memory && pool.breaker.state() == "closed" {
+                pool.breaker = Breaker::new();
+            }
             pool.running = pool.running.saturating_sub(1);
             let possible_duplicate =
                 settle::possible_duplicate(&report) && self.planted != Planted::UnflaggedUnknown;
