@@ -40,10 +40,10 @@ pub const PARKED_STEP_MS: u64 = 300_000;
 /// Health that ends an outage, ms.
 pub const HEALTH_MS: u64 = 300_000;
 
-/// Attempts of scripts that are looked back at.
-const SCRIPT_ATTEMPTS: usize = 5;
+/// Attempts that are looked back at.
+const SILENT_ATTEMPTS: usize = 5;
 /// Accounts among them: one bad account must not stop a NAS.
-const SCRIPT_ACCOUNTS: usize = 3;
+const SILENT_ACCOUNTS: usize = 3;
 /// Equal permanent answers that park a NAS.
 const EQUAL_ANSWERS: usize = 20;
 /// Accounts among them.
@@ -98,8 +98,9 @@ pub enum Evidence {
         /// Its words; equal ones are counted together.
         text: String,
     },
-    /// A script ended 143 or 254, or by its time-out.
-    ScriptDefer,
+    /// No answer came: a script ended 143 or 254, or by its time-out; a device was sent something
+    /// and said nothing, or broke off. One proves little, many in a row that nobody is heard.
+    Silence,
     /// It answered, or swallowed, one event in some other way.
     Other,
     /// Nobody spoke to the NAS: not implemented, only observed, or not started after all.
@@ -107,8 +108,8 @@ pub enum Evidence {
 }
 
 impl Evidence {
-    /// Reads a report; `script` = a script ran, whose codes only hint at the NAS's health.
-    pub fn of(report: &Report, policy: &ExitPolicy, script: bool) -> Self {
+    /// Reads a report.
+    pub fn of(report: &Report, policy: &ExitPolicy) -> Self {
         match &report.verdict {
             Verdict::Done => Self::Success,
             Verdict::Observed | Verdict::NotImplemented => Self::Nothing,
@@ -117,19 +118,14 @@ impl Evidence {
                     text: failure.text.clone(),
                     parks: failure.parks,
                 },
-                (Scope::Event, FailureClass::Unknown | FailureClass::Transport) if script => {
-                    Self::ScriptDefer
-                }
+                (Scope::Event, FailureClass::Unknown | FailureClass::Transport) => Self::Silence,
                 (Scope::Event, FailureClass::Permanent) => Self::Permanent {
                     text: failure.text.clone(),
                 },
-                (
-                    Scope::Event,
-                    FailureClass::Transport | FailureClass::Refused | FailureClass::Unknown,
-                ) => Self::Other,
+                (Scope::Event, FailureClass::Refused) => Self::Other,
             },
             Verdict::Exit(code) if settle::is_done(*code, policy) => Self::Success,
-            Verdict::Exit(code) if settle::is_later(*code, policy) => Self::ScriptDefer,
+            Verdict::Exit(code) if settle::is_later(*code, policy) => Self::Silence,
             Verdict::Exit(_) => Self::Other,
         }
     }
@@ -194,7 +190,7 @@ pub struct Breaker {
     /// When it was closed, while the outage is not over.
     recovered: Option<u64>,
     reason: String,
-    scripts: VecDeque<(Option<UserId>, bool)>,
+    last: VecDeque<(Option<UserId>, bool)>,
     answers: Vec<Answers>,
     doubts: Doubts,
 }
@@ -219,7 +215,7 @@ impl Breaker {
             alarm: None,
             recovered: None,
             reason: String::new(),
-            scripts: VecDeque::with_capacity(SCRIPT_ATTEMPTS),
+            last: VecDeque::with_capacity(SILENT_ATTEMPTS),
             answers: Vec::new(),
             doubts: Doubts::default(),
         }
@@ -327,7 +323,7 @@ impl Breaker {
     /// a dead NAS every time.
     pub fn poke(&mut self, now: u64) {
         self.era += 1;
-        self.scripts.clear();
+        self.last.clear();
         self.answers.clear();
         self.doubts.clear();
         self.next = now;
@@ -365,7 +361,7 @@ impl Breaker {
     fn is_against(&self, evidence: &Evidence) -> bool {
         match evidence {
             Evidence::Success => false,
-            Evidence::NasFailure { .. } | Evidence::ScriptDefer => true,
+            Evidence::NasFailure { .. } | Evidence::Silence => true,
             Evidence::Permanent { .. } => self.gate == Gate::Parked { by_answers: true },
             Evidence::Other | Evidence::Nothing => false,
         }
@@ -388,7 +384,7 @@ impl Breaker {
         self.probe = None;
         self.poked = false;
         self.recovered = Some(now);
-        self.scripts.clear();
+        self.last.clear();
         self.answers.clear();
     }
 
@@ -419,9 +415,7 @@ impl Breaker {
                 self.reason = text;
                 false
             }
-            Evidence::ScriptDefer | Evidence::Other | Evidence::Success | Evidence::Nothing => {
-                false
-            }
+            Evidence::Silence | Evidence::Other | Evidence::Success | Evidence::Nothing => false,
         };
         if parks {
             self.gate = Gate::Parked { by_answers: false };
@@ -487,12 +481,12 @@ impl Breaker {
                     (Gate::Parked { by_answers: true }, reason)
                 })
             }
-            Evidence::ScriptDefer => {
+            Evidence::Silence => {
                 self.look_back(user, true);
-                self.scripts_defer().then(|| {
+                self.all_silent().then(|| {
                     let reason = format!(
-                        "the last {SCRIPT_ATTEMPTS} attempts, of at least {SCRIPT_ACCOUNTS} \
-                         accounts, ended 143, 254 or by time-out"
+                        "the last {SILENT_ATTEMPTS} attempts, of at least {SILENT_ACCOUNTS} \
+                         accounts, got no answer (143, 254, time-out)"
                     );
                     (Gate::Open, reason)
                 })
@@ -506,17 +500,17 @@ impl Breaker {
     }
 
     fn look_back(&mut self, user: Option<UserId>, deferred: bool) {
-        if self.scripts.len() == SCRIPT_ATTEMPTS {
-            self.scripts.pop_front();
+        if self.last.len() == SILENT_ATTEMPTS {
+            self.last.pop_front();
         }
-        self.scripts.push_back((user, deferred));
+        self.last.push_back((user, deferred));
     }
 
-    fn scripts_defer(&self) -> bool {
-        let users: BTreeSet<_> = self.scripts.iter().map(|(user, _)| user).collect();
-        self.scripts.len() == SCRIPT_ATTEMPTS
-            && self.scripts.iter().all(|(_, deferred)| *deferred)
-            && users.len() >= SCRIPT_ACCOUNTS
+    fn all_silent(&self) -> bool {
+        let users: BTreeSet<_> = self.last.iter().map(|(user, _)| user).collect();
+        self.last.len() == SILENT_ATTEMPTS
+            && self.last.iter().all(|(_, deferred)| *deferred)
+            && users.len() >= SILENT_ACCOUNTS
     }
 
     fn equal_answers(&mut self, user: Option<UserId>, text: &str) -> bool {

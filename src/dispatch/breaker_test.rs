@@ -302,22 +302,22 @@ fn different_answers_are_counted_apart_and_bounded() {
 }
 
 #[test]
-fn scripts_that_all_give_up_open_it() {
+fn attempts_that_all_get_no_answer_open_it() {
     let mut b = Breaker::new();
     for n in 0..4 {
-        assert_eq!(attempt(&mut b, 0, user(n), Evidence::ScriptDefer), None);
+        assert_eq!(attempt(&mut b, 0, user(n), Evidence::Silence), None);
     }
     attempt(&mut b, 0, user(9), Evidence::Success);
     for n in 0..4 {
-        attempt(&mut b, 0, user(n % 2), Evidence::ScriptDefer);
+        attempt(&mut b, 0, user(n % 2), Evidence::Silence);
     }
-    attempt(&mut b, 0, user(0), Evidence::ScriptDefer);
+    attempt(&mut b, 0, user(0), Evidence::Silence);
     assert_eq!(b.state(), "closed", "two accounts do not stop a NAS");
-    let change = attempt(&mut b, 0, user(2), Evidence::ScriptDefer);
+    let change = attempt(&mut b, 0, user(2), Evidence::Silence);
     assert!(matches!(change, Some(Change::Opened { .. })));
     let ticket = b.started(true);
-    assert!(b.is_free(&Evidence::ScriptDefer));
-    b.ended(1_000, ticket, user(3), Evidence::ScriptDefer, MID);
+    assert!(b.is_free(&Evidence::Silence));
+    b.ended(1_000, ticket, user(3), Evidence::Silence, MID);
     assert_eq!(b.state(), "open");
     attempt(&mut b, 5_000, user(3), Evidence::Other);
     assert_eq!(
@@ -341,22 +341,21 @@ fn a_probe_that_never_ran_is_due_again_at_once() {
 #[test]
 fn evidence_is_read_from_reports() {
     let policy = ExitPolicy::default();
-    let of = |verdict, script| Evidence::of(&Report::of(verdict), &policy, script);
-    assert_eq!(of(Verdict::Done, false), Evidence::Success);
-    assert_eq!(of(Verdict::Exit(0), true), Evidence::Success);
-    assert_eq!(of(Verdict::NotImplemented, true), Evidence::Nothing);
-    assert_eq!(of(Verdict::Observed, false), Evidence::Nothing);
+    let of = |verdict| Evidence::of(&Report::of(verdict), &policy);
+    assert_eq!(of(Verdict::Done), Evidence::Success);
+    assert_eq!(of(Verdict::Exit(0)), Evidence::Success);
+    assert_eq!(of(Verdict::NotImplemented), Evidence::Nothing);
+    assert_eq!(of(Verdict::Observed), Evidence::Nothing);
     for code in [143, 254] {
-        assert_eq!(of(Verdict::Exit(code), true), Evidence::ScriptDefer);
+        assert_eq!(of(Verdict::Exit(code)), Evidence::Silence);
     }
-    assert_eq!(of(Verdict::Exit(1), true), Evidence::Other);
+    assert_eq!(of(Verdict::Exit(1)), Evidence::Other);
     let timeout = Verdict::Failed(Failure::timeout("60 s"));
-    assert_eq!(of(timeout.clone(), true), Evidence::ScriptDefer);
-    assert_eq!(of(timeout, false), Evidence::Other);
+    assert_eq!(of(timeout), Evidence::Silence);
     let transport = Verdict::Failed(Failure::transport("no route"));
-    assert_eq!(of(transport, false), down("no route"));
+    assert_eq!(of(transport), down("no route"));
     let never = Verdict::Failed(Failure::permanent("unknown parameter"));
-    assert_eq!(of(never, false), permanent("unknown parameter"));
+    assert_eq!(of(never), permanent("unknown parameter"));
 }
 
 proptest! {

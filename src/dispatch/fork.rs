@@ -205,8 +205,7 @@ impl Fork {
 
     fn judge(&self, job: &Job, report: &Report) -> (Outcome, Doubt, Option<Change>) {
         let policy = self.execute.policy();
-        let script = self.execute.identity().kind != "native";
-        let evidence = Evidence::of(report, policy, script);
+        let evidence = Evidence::of(report, policy);
         super::status::count_error(job.nas.id, &report.verdict);
         let facts = Facts {
             try_count: job.try_count,

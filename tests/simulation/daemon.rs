@@ -230,7 +230,7 @@ impl Daemon {
             let Some(pool) = self.pools.get_mut(&out.nas) else {
                 continue;
             };
-            let evidence = Evidence::of(&report, &self.policy, out.nas.0 % 2 == 0);
+            let evidence = Evidence::of(&report, &self.policy);
             let facts = Facts {
                 try_count: out.try_count,
                 class: out.taken.class,

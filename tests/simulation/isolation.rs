@@ -181,6 +181,8 @@ fn day_long(nas: i64, manner: Manner, forks: usize) {
 fn a_day_without_a_nas_burns_no_tries_and_ends_at_full_rate() {
     day_long(SICK, Manner::BlackHole, FORKS);
     day_long(SICK, Manner::Resets, FORKS);
+    day_long(SICK, Manner::TarPit, FORKS);
+    day_long(SICK, Manner::Drips, FORKS);
     for forks in [1, FORKS] {
         day_long(SCRIPT, Manner::ScriptDefers, forks);
     }
