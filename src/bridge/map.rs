@@ -161,6 +161,20 @@ pub enum Cell {
     TooLong,
 }
 
+impl Place {
+    /// Whether the name fits into keys, and the numbers into their ranges.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        if self.name.is_empty() || self.name.len() > 64 || !self.name.chars().all(word) {
+            return Err("source.name is not 1 to 64 letters, digits, _ or -".to_owned());
+        }
+        if !(1..=1000).contains(&self.batch) {
+            return Err("source.batch is not 1..1000".to_owned());
+        }
+        Ok(())
+    }
+}
+
 impl Map {
     /// Reads and checks the file.
     pub fn load(file: &Path) -> Result<Self, String> {
@@ -178,16 +192,7 @@ impl Map {
     }
 
     fn check(&self) -> Result<(), String> {
-        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-        if self.source.name.is_empty()
-            || self.source.name.len() > 64
-            || !self.source.name.chars().all(word)
-        {
-            return Err("source.name is not 1 to 64 letters, digits, _ or -".to_owned());
-        }
-        if !(1..=1000).contains(&self.source.batch) {
-            return Err("source.batch is not 1..1000".to_owned());
-        }
+        self.source.check()?;
         let names = [
             ("take.table", Some(&self.take.table)),
             ("take.id", Some(&self.take.id)),
@@ -315,7 +320,7 @@ impl Map {
 }
 
 /// `name` or `schema.name`; taken as it stands, so that each database folds case as usual.
-fn is_identifier(text: &str) -> bool {
+pub(super) fn is_identifier(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 127
         && text.split('.').all(|part| {

@@ -8,6 +8,7 @@
 
 mod isql;
 pub mod map;
+pub mod sheet;
 pub mod source;
 
 use std::collections::BTreeSet;

@@ -108,7 +108,8 @@ impl Source {
         if !map.take.only.trim().is_empty() {
             only.push(format!("({})", map.take.only));
         }
-        self.rows(map, &cells, &only, limit).await
+        self.rows((&map.take.table, &map.take.id), &cells, &only, limit)
+            .await
     }
 
     /// Rows that were taken and whose end is not written there yet: key, our number, state,
@@ -139,12 +140,14 @@ impl Source {
                 finals.join(", ")
             ),
         ];
-        self.rows(map, &cells, &only, limit).await
+        self.rows((&map.take.table, &map.take.id), &cells, &only, limit)
+            .await
     }
 
-    async fn rows(
+    /// Rows of a table in the order of an expression.
+    pub(super) async fn rows(
         &self,
-        map: &Map,
+        (table, order): (&str, &str),
         cells: &[(&str, bool)],
         only: &[String],
         limit: usize,
@@ -164,10 +167,8 @@ impl Source {
             format!(" where {}", only.join(" and "))
         };
         let text = format!(
-            "select {first}{} from {}{only} order by {}{last}",
+            "select {first}{} from {table}{only} order by {order}{last}",
             columns.join(", "),
-            map.take.table,
-            map.take.id
         );
         self.ask(text, cells.len()).await
     }
@@ -275,7 +276,7 @@ impl Source {
         }
     }
 
-    fn failed(&self, text: &str) -> Error {
+    pub(super) fn failed(&self, text: &str) -> Error {
         Error {
             name: self.name.clone(),
             text: text.to_owned(),

@@ -19,6 +19,7 @@ pub mod exit;
 pub mod follow;
 pub mod guard;
 pub mod health;
+pub mod import;
 pub mod init;
 pub mod log_rows;
 pub mod logs;
@@ -118,6 +119,9 @@ enum Verb {
     Nas(nas::Verb),
     /// Take the events of a foreign stack (Firebird, PostgreSQL, MySQL).
     Bridge(bridge::Bridge),
+    /// Bring NASes and accounts of a file or of a foreign database into the sample billing.
+    #[command(subcommand)]
+    Import(import::Verb),
     /// Moving in from the classic daemon: compare what both send.
     #[command(subcommand)]
     Migrate(migrate::Verb),
@@ -274,6 +278,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Check(args) => runtime()?.block_on(check::check(&console, args)),
         Verb::Nas(verb) => runtime()?.block_on(nas::run(&console, verb)),
         Verb::Bridge(args) => runtime()?.block_on(bridge::bridge(&console, args)),
+        Verb::Import(verb) => runtime()?.block_on(import::run(&console, verb)),
         Verb::Migrate(verb) => runtime()?.block_on(migrate::run(&console, verb)),
         Verb::Guard(verb) => runtime()?.block_on(guard::run(&console, verb)),
         Verb::Stack(verb) => runtime()?.block_on(stack::run(&console, verb)),

@@ -295,7 +295,7 @@ impl Call {
 
 fn header_of(line: &str) -> Result<Vec<String>, Refusal> {
     let bad = |text: String| Refusal::malformed(format!("line 1, the CSV header: {text}"));
-    let columns = cells(line.trim_start_matches('\u{feff}')).map_err(bad)?;
+    let columns = cells(line.trim_start_matches('\u{feff}'), ',').map_err(bad)?;
     for (index, column) in columns.iter().enumerate() {
         if !compact::FIELDS.iter().any(|(name, _)| name == column) {
             let known: Vec<_> = compact::FIELDS.iter().map(|(name, _)| *name).collect();
@@ -313,7 +313,7 @@ fn header_of(line: &str) -> Result<Vec<String>, Refusal> {
 }
 
 fn csv_object(columns: &[String], line: &str) -> Result<Value, String> {
-    let cells = cells(line)?;
+    let cells = cells(line, ',')?;
     if cells.len() != columns.len() {
         return Err(format!(
             "has {} values, the header has {}",
@@ -332,15 +332,16 @@ fn csv_object(columns: &[String], line: &str) -> Result<Value, String> {
     Ok(Value::Object(object))
 }
 
-/// The values of one CSV line (RFC 4180); a quoted value ends on its line.
-fn cells(line: &str) -> Result<Vec<String>, String> {
+/// The values of one CSV line (RFC 4180, or with another character between them); a quoted value
+/// ends on its line.
+pub fn cells(line: &str, between: char) -> Result<Vec<String>, String> {
     let mut cells = Vec::new();
     let mut rest = line;
     loop {
         let (cell, after) = match rest.strip_prefix('"') {
             Some(quoted) => quoted_cell(quoted)?,
             None => {
-                let end = rest.find(',').unwrap_or(rest.len());
+                let end = rest.find(between).unwrap_or(rest.len());
                 let (cell, after) = rest.split_at(end);
                 if cell.contains('"') {
                     return Err("has a \" inside a value that does not start with one".to_owned());
@@ -349,7 +350,7 @@ fn cells(line: &str) -> Result<Vec<String>, String> {
             }
         };
         cells.push(cell);
-        match after.strip_prefix(',') {
+        match after.strip_prefix(between) {
             Some(next) => rest = next,
             None if after.is_empty() => return Ok(cells),
             None => return Err("has text after a closing \"".to_owned()),
@@ -478,15 +479,15 @@ mod tests {
 
     #[test]
     fn csv_lines() {
-        assert_eq!(cells("a,b").unwrap(), ["a", "b"]);
-        assert_eq!(cells("").unwrap(), [""]);
-        assert_eq!(cells(" a ,,").unwrap(), ["a", "", ""]);
+        assert_eq!(cells("a,b", ',').unwrap(), ["a", "b"]);
+        assert_eq!(cells("", ',').unwrap(), [""]);
+        assert_eq!(cells(" a ,,", ',').unwrap(), ["a", "", ""]);
         assert_eq!(
-            cells(r#""a,b","say ""x""",c"#).unwrap(),
+            cells(r#""a,b","say ""x""",c"#, ',').unwrap(),
             ["a,b", "say \"x\"", "c"]
         );
         for bad in [r#""a"#, r#"a"b"#, r#""a"b"#] {
-            assert!(cells(bad).is_err(), "{bad}");
+            assert!(cells(bad, ',').is_err(), "{bad}");
         }
     }
 

@@ -10,6 +10,7 @@ pub mod postgres;
 pub mod preview;
 pub mod query;
 pub mod rows;
+pub mod sample;
 pub mod sqlite;
 mod statement;
 
@@ -486,6 +487,14 @@ pub trait Store: Send + Sync {
     async fn restored(&self) -> Result<u64> {
         Err(Error::Refused(
             "this database cannot be restored".to_owned(),
+        ))
+    }
+
+    /// Puts rows into tables of the sample billing, in one transaction; without `keep` it only says
+    /// what that would do. What belongs to a billing is refused.
+    async fn fill(&self, _all: &[sample::Filling], _keep: bool) -> Result<Vec<sample::Filled>> {
+        Err(Error::Refused(
+            "this database has no sample billing".to_owned(),
         ))
     }
 

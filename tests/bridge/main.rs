@@ -46,6 +46,7 @@ of_each_source!(
     rows_become_events_and_hear_of_them,
     killed_between_posting_and_taking_it_loses_and_doubles_nothing,
     a_source_that_is_away_is_named_and_asked_again,
+    nases_and_accounts_are_brought_from_it,
 );
 
 fn bridge(lab: &Lab, args: &[&str]) -> tokio::process::Command {
@@ -268,4 +269,84 @@ async fn a_source_that_is_away_is_named_and_asked_again(which: Which) {
         peer.rows("select count(*) from stack where ned > 0").await,
         [["1"]]
     );
+}
+
+async fn nases_and_accounts_are_brought_from_it(which: Which) {
+    let peer = Peer::start(which).await;
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    peer.sql("create table bras (id integer not null primary key, title varchar(40), addr varchar(40), psw varchar(40))")
+        .await;
+    peer.sql("insert into bras (id, title, addr, psw) values (7, 'Nord', '10.0.0.7', 'canary')")
+        .await;
+    peer.sql("insert into bras (id, title, addr) values (8, 'S\u{fc}d, 8', '10.0.0.8')")
+        .await;
+    peer.sql(
+        "create table persons (num integer not null primary key, contract integer, ip varchar(40))",
+    )
+    .await;
+    // More than one page of it.
+    let mut person = 0;
+    while person < 1_500 {
+        let values: Vec<String> = (person..person + 50)
+            .map(|n| match which {
+                Which::Firebird => format!("select {n}, {}, '10.1.0.1' from rdb$database", n / 2),
+                Which::Mariadb | Which::Postgres => format!("select {n}, {}, '10.1.0.1'", n / 2),
+            })
+            .collect();
+        peer.sql(&format!(
+            "insert into persons (num, contract, ip) {}",
+            values.join(" union all ")
+        ))
+        .await;
+        person += 50;
+    }
+    let text = format!(
+        "[source]\nname = \"asr\"\n{}\
+         [nas]\ntable = \"bras\"\n[nas.columns]\nid = \"id\"\nname = \"title\"\nip = \"addr\"\nforks = \"5\"\nlogin = \"'api'\"\npassword = \"psw\"\n\
+         [accounts]\ntable = \"persons\"\nwhere = \"num > 0\"\n[accounts.columns]\nid = \"num\"\nabonent_id = \"contract\"\nip = \"ip\"\nnas_id = \"7\"\n",
+        peer.place()
+    );
+    std::fs::write(lab.path("import.toml"), text).unwrap();
+    let import = async |args: &[&str]| {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the program under test is a program"
+        )]
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_nas_event_daemon"));
+        command
+            .args(["-o", "csv", "import"])
+            .args(args)
+            .arg("--map")
+            .arg(lab.path("import.toml"))
+            .env("NED_CONFIG", lab.path("ned.toml"))
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output())
+            .await
+            .expect("the import does not end")
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        assert!(!said.contains("canary"), "{said}");
+        let out = String::from_utf8(output.stdout).unwrap();
+        out.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        import(&["nas", "--dry-run"]).await,
+        ["nas,2,2,0,0,0", "nas_secret,2,2,0,0,0"]
+    );
+    assert_eq!(lab.number("select count(*) from nas").await, 0);
+    import(&["nas"]).await;
+    assert_eq!(
+        lab.rows("select id, name, ip, forks, mode from nas order by id")
+            .await,
+        [
+            ["7", "Nord", "10.0.0.7", "5", "observe"],
+            ["8", "S\u{fc}d, 8", "10.0.0.8", "5", "observe"]
+        ]
+    );
+    assert_eq!(import(&["accounts"]).await, ["users,1499,1499,0,0,0"]);
+    assert_eq!(import(&["accounts"]).await, ["users,1499,0,0,1499,0"]);
+    let last = "select id, abonent_id, nas_id, ip from users order by id desc limit 1";
+    assert_eq!(lab.rows(last).await, [["1499", "749", "7", "10.1.0.1"]]);
 }

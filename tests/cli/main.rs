@@ -20,6 +20,7 @@ mod classic;
 mod diff;
 mod events;
 mod guard;
+mod import;
 mod looking;
 mod migrate;
 mod mikrotik;

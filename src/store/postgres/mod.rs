@@ -13,6 +13,7 @@ mod look;
 mod model;
 mod nas;
 mod owner;
+mod sample;
 mod stack;
 
 pub(super) use expand::is_row_trouble;
@@ -39,6 +40,7 @@ use super::{
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasChange, NasId, NasSecret, NasState};
 use crate::store::query::{Column, Model, Query};
+use crate::store::sample::{Filled, Filling};
 
 /// Connections for intake, tools and settings at once; the server's own limit is often 100.
 const POOL: u32 = 8;
@@ -449,6 +451,10 @@ impl Store for Postgres {
 
     async fn restored(&self) -> Result<u64> {
         owner::restored(self).await
+    }
+
+    async fn fill(&self, all: &[Filling], keep: bool) -> Result<Vec<Filled>> {
+        call("fill the sample billing", sample::fill(self, all, keep)).await
     }
 
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {

@@ -12,6 +12,7 @@ mod look;
 mod model;
 mod nas;
 mod owner;
+mod sample;
 mod stack;
 
 pub(super) use expand::is_row_trouble;
@@ -38,6 +39,7 @@ use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasChange, NasId, NasSecret, NasState};
 use crate::store::query::{Column, Model, Query};
+use crate::store::sample::{Filled, Filling};
 
 /// How long a write waits for another process that holds the lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -468,6 +470,10 @@ impl Store for Sqlite {
 
     async fn restored(&self) -> Result<u64> {
         backup::restored(self).await
+    }
+
+    async fn fill(&self, all: &[Filling], keep: bool) -> Result<Vec<Filled>> {
+        sample::fill(self, all, keep).await
     }
 
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {
