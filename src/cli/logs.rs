@@ -80,7 +80,7 @@ enum Verb {
 }
 
 /// Which lines.
-#[derive(Debug, Args)]
+#[derive(Debug, Args, Default)]
 pub struct Look {
     /// The last N lines: 50, or all where -o makes rows of them
     #[arg(short = 'n', long, value_name = "N")]
@@ -100,19 +100,6 @@ pub struct Look {
     /// Only lines before this time, in the same forms
     #[arg(long, value_name = "TIME", value_parser = since)]
     pub to: Option<i64>,
-}
-
-impl Default for Look {
-    fn default() -> Self {
-        Self {
-            lines: None,
-            follow: false,
-            grep: None,
-            errors: false,
-            since: None,
-            to: None,
-        }
-    }
 }
 
 impl Look {
