@@ -243,8 +243,12 @@ fn fillings(verb: &Verb, given: &Given) -> Result<Vec<Filling>, Failed> {
     for name in &given.names {
         let column = if name == "id" { None } else { known(name) };
         if column.is_none() && name != "id" {
-            let shown: String = name.chars().take(64).collect();
-            mistakes.push(format!("{shown:?} is no column of {}", own.table));
+            // Not its name: where the line of names is missing, it is the value of a row.
+            let at = columns.len() + 1;
+            mistakes.push(format!(
+                "column {at} of the first line has no name of a column of {}",
+                own.table
+            ));
         }
         if !seen.insert(name.as_str()) {
             mistakes.push(format!("the column {name} is given twice"));
@@ -405,7 +409,10 @@ mod tests {
             ("id,ip\n1,a\n1,b\n", "line 3: id 1 came before"),
             ("name\nA\n", "the column id is missing"),
             ("id,id\n1,1\n", "given twice"),
-            ("id,balance\n1,1\n", "\"balance\" is no column of nas"),
+            (
+                "id,balance\n1,1\n",
+                "column 2 of the first line has no name of a column of nas",
+            ),
             ("id,ip\n1\n", "line 2 has 1 values"),
             ("id,vars\n1,{\n", "line 2: vars is not JSON"),
         ] {

@@ -193,6 +193,10 @@ pub struct Breaker {
     last: VecDeque<(Option<UserId>, bool)>,
     answers: Vec<Answers>,
     doubts: Doubts,
+    /// Attempts that had started when an answer was last heard.
+    heard: u64,
+    /// The answer that was asked about last came to the same event before.
+    repeated: bool,
 }
 
 impl Default for Breaker {
@@ -218,6 +222,8 @@ impl Breaker {
             last: VecDeque::with_capacity(SILENT_ATTEMPTS),
             answers: Vec::new(),
             doubts: Doubts::default(),
+            heard: 0,
+            repeated: false,
         }
     }
 
@@ -274,6 +280,7 @@ impl Breaker {
         };
         let equal = self.answers.iter().filter(|a| a.text == *text);
         let shared = equal.flat_map(|a| &a.users).any(|other| *other != user);
+        self.repeated = self.doubts.knows(event);
         self.doubts.judge(now, event, shared, alone_ms)
     }
 
@@ -289,6 +296,15 @@ impl Breaker {
     ) -> Option<Change> {
         let is_probe = ticket.probe.is_some() && ticket.probe == self.probe;
         let stale = ticket.era != self.era && !is_probe;
+        let repeated = std::mem::take(&mut self.repeated);
+        match evidence {
+            Evidence::Success | Evidence::Permanent { .. } | Evidence::Other => {
+                self.heard = self.doubts.starts();
+            }
+            // Others were answered while it waited: it is not the NAS that is silent.
+            Evidence::Silence if ticket.start <= self.heard && !is_probe => return self.tick(now),
+            Evidence::Silence | Evidence::NasFailure { .. } | Evidence::Nothing => {}
+        }
         if evidence == Evidence::Success {
             self.doubts.obeyed(ticket.start);
             self.succeeded(now, user, stale);
@@ -297,7 +313,7 @@ impl Breaker {
         if is_probe {
             return self.probe_failed(now, user, evidence, jitter);
         }
-        if stale || self.gate != Gate::Closed {
+        if stale || repeated || self.gate != Gate::Closed {
             return self.tick(now);
         }
         let verdict = self.weigh(user, evidence);

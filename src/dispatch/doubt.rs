@@ -58,6 +58,16 @@ impl Doubts {
         self.starts
     }
 
+    /// Attempts that have started.
+    pub(super) fn starts(&self) -> u64 {
+        self.starts
+    }
+
+    /// Whether the event was refused before.
+    pub(super) fn knows(&self, event: EventId) -> bool {
+        self.refused.iter().any(|r| r.event == event)
+    }
+
     /// The NAS did what the attempt of this number asked for.
     pub(super) fn obeyed(&mut self, start: u64) {
         self.obeyed = self.obeyed.max(start);

@@ -13,7 +13,7 @@ use crate::attempt::{
 };
 use crate::clock;
 use crate::config;
-use crate::event::{StoredParams, UserId};
+use crate::event::{Class, StoredParams, UserId};
 use crate::logs::line::{End, Key, Records, result_word};
 use crate::logs::{Logs, NasLog};
 use crate::scheme::Execute;
@@ -220,7 +220,12 @@ impl Fork {
         let free = breaker.is_free(&evidence);
         let alone = doubt::alone(facts.retry_base).as_millis();
         let alone_ms = u64::try_from(alone).unwrap_or(u64::MAX);
-        let doubt = breaker.doubt(now, job.event, job.user, &evidence, alone_ms);
+        let doubt = match job.class {
+            Class::Interactive => Doubt::None,
+            Class::Access | Class::Cut | Class::Rate | Class::Rest => {
+                breaker.doubt(now, job.event, job.user, &evidence, alone_ms)
+            }
+        };
         let outcome = settle::weighed(settle::settle(report, &facts), &facts, free, doubt);
         // Only a failure is followed by a wait.
         let jitter = match outcome {
@@ -335,7 +340,7 @@ fn remark_of(doubt: Doubt) -> &'static str {
         Doubt::None => "",
         Doubt::Alone => " (tried once more before this is final)",
         Doubt::Shared => {
-            " (others are refused alike and nobody is obeyed: it waits until the NAS obeys again)"
+            " (others are refused alike and nobody is obeyed: tried again, until it is known whose fault it is)"
         }
     }
 }

@@ -71,12 +71,20 @@ pub fn nases(text: &str) -> usize {
     all.len()
 }
 
-/// The text with the series of all NASes added up; of times the latest.
+/// What alarms tell of each NAS, however many there are.
+const OF_EACH: [&str; 3] = [
+    "nas_event_daemon_breaker_state",
+    "nas_event_daemon_nas_paused",
+    "nas_event_daemon_nas_served",
+];
+
+/// The text with the series of all NASes added up, but for [`OF_EACH`]; of times the latest.
 pub fn summed(text: &str) -> String {
     let mut out = String::with_capacity(text.len() / 8);
     let mut sums: Vec<(String, f64)> = Vec::new();
     for line in text.lines() {
-        if let Some(of_nas) = sample(line).filter(|s| s.nas().is_some()) {
+        let added = |s: &Sample<'_>| s.nas().is_some() && !OF_EACH.contains(&s.name);
+        if let Some(of_nas) = sample(line).filter(added) {
             let (series, value) = (of_nas.of_all(), of_nas.value.parse().unwrap_or(0.0));
             let is_time = of_nas.name.ends_with("_timestamp_seconds");
             match sums.iter_mut().find(|(known, _)| *known == series) {
@@ -154,6 +162,7 @@ last_timestamp_seconds{nas_id=\"5\"} 1700000000
 stack{stack=\"main\",cmd=\"user_add\"} 7
 dead 1
 ";
+    const OF_ONE: &str = "nas_event_daemon_nas_paused{nas_id=\"7\",nas=\"d\"} 1\n";
 
     #[test]
     fn the_series_of_all_nases_are_added_up() {
@@ -180,6 +189,7 @@ dead 1
 "
         );
         assert_eq!(nases(&sums), 0);
+        assert_eq!(summed(OF_ONE), OF_ONE, "an alarm names its NAS");
     }
 
     #[test]

@@ -18,6 +18,8 @@ const SHARING_MAX: usize = 100;
 /// Most events of a post that shares its transaction: with [`SHARING_MAX`] such posts it has 500
 /// rows, as many as SQLite's writer may take at once. More are worth a commit of their own.
 const SMALL: usize = 5;
+/// Most bytes of the `params` of an event that does: one of its neighbours may not hold them up.
+const PARAMS_MAX: usize = 4096;
 /// Posts that may be queued; who finds the queue full waits at its end.
 const QUEUE: usize = 1024;
 
@@ -61,7 +63,7 @@ impl Posting {
 
     /// Returns when the post is committed, or nothing of it is written.
     pub async fn post(&self, ask: &Arc<Ask>) -> Result<Posted, Refusal> {
-        if ask.events.len() <= SMALL {
+        if ask.is_small() {
             let (answer, answered) = oneshot::channel();
             let queued = Queued {
                 ask: Arc::clone(ask),
@@ -95,7 +97,14 @@ async fn run(store: Arc<dyn Store>, mut queue: mpsc::Receiver<Queued>) {
                     posts.len());
                 vec![None; posts.len()]
             }
-            Err(error) => vec![Some(Err(Refusal::store(error))); posts.len()],
+            Err(error) => {
+                let refused = Some(Err(Refusal::store(error)));
+                // Who waits behind them would wait as long for the same.
+                while let Ok(queued) = queue.try_recv() {
+                    let _ = queued.answer.send(refused.clone());
+                }
+                vec![refused; posts.len()]
+            }
         };
         for (queued, answer) in sharing.drain(..).zip(answers) {
             // Nobody listens any more if the daemon stops.
@@ -105,6 +114,14 @@ async fn run(store: Arc<dyn Store>, mut queue: mpsc::Receiver<Queued>) {
 }
 
 impl Ask {
+    fn is_small(&self) -> bool {
+        let short = |event: &CompactEvent| {
+            let params = event.params.as_ref().map(serde_json::to_string);
+            params.is_none_or(|text| text.is_ok_and(|text| text.len() <= PARAMS_MAX))
+        };
+        self.events.len() <= SMALL && self.events.iter().all(short)
+    }
+
     fn post(&self) -> Post<'_> {
         Post {
             events: &self.events,

@@ -367,7 +367,7 @@ impl Rides {
     ) -> Told {
         let dictionary = match rider.dictionary().await {
             Ok(dictionary) => dictionary,
-            Err(text) => return Told::Refused { text },
+            Err(text) => return Told::of(Err(Failure::setting(text))),
         };
         let request = match radius::Request::new(kind, attributes, &dictionary) {
             Ok(request) => request,
