@@ -311,12 +311,12 @@ impl Breaker {
             return self.tick(now);
         }
         if is_probe {
-            return self.probe_failed(now, user, evidence, jitter);
+            return self.probe_failed(now, user, evidence, repeated, jitter);
         }
-        if stale || repeated || self.gate != Gate::Closed {
+        if stale || self.gate != Gate::Closed {
             return self.tick(now);
         }
-        let verdict = self.weigh(user, evidence);
+        let verdict = self.weigh(user, evidence, repeated);
         match verdict {
             Some((gate, reason)) => self.open(now, gate, reason, jitter),
             None => self.tick(now),
@@ -409,6 +409,7 @@ impl Breaker {
         now: u64,
         user: Option<UserId>,
         evidence: Evidence,
+        repeated: bool,
         jitter: u32,
     ) -> Option<Change> {
         self.probe = None;
@@ -419,7 +420,7 @@ impl Breaker {
         }
         if !self.is_against(&evidence) && !by_answers {
             self.close(now);
-            self.weigh(user, evidence);
+            self.weigh(user, evidence, repeated);
             return None;
         }
         let parks = match evidence {
@@ -481,7 +482,12 @@ impl Breaker {
     }
 
     /// Counts evidence while closed; gives the gate that it calls for.
-    fn weigh(&mut self, user: Option<UserId>, evidence: Evidence) -> Option<(Gate, String)> {
+    fn weigh(
+        &mut self,
+        user: Option<UserId>,
+        evidence: Evidence,
+        repeated: bool,
+    ) -> Option<(Gate, String)> {
         match evidence {
             Evidence::NasFailure { text, parks: true } => {
                 Some((Gate::Parked { by_answers: false }, text))
@@ -489,7 +495,7 @@ impl Breaker {
             Evidence::NasFailure { text, parks: false } => Some((Gate::Open, text)),
             Evidence::Permanent { text } => {
                 self.look_back(user, false);
-                self.equal_answers(user, &text).then(|| {
+                self.equal_answers(user, &text, repeated).then(|| {
                     let reason = format!(
                         "{text}: the same {EQUAL_ANSWERS} times for {EQUAL_ACCOUNTS} accounts or \
                          more, none done between; their events wait and run when it is mended"
@@ -529,7 +535,8 @@ impl Breaker {
             && users.len() >= SILENT_ACCOUNTS
     }
 
-    fn equal_answers(&mut self, user: Option<UserId>, text: &str) -> bool {
+    /// An event counts once, however often it is tried.
+    fn equal_answers(&mut self, user: Option<UserId>, text: &str, repeated: bool) -> bool {
         if !self.answers.iter().any(|a| a.text == text) {
             if self.answers.len() >= ANSWERS_MAX {
                 let rarest = self.answers.iter().enumerate().min_by_key(|(_, a)| a.count);
@@ -546,7 +553,7 @@ impl Breaker {
         let Some(equal) = self.answers.iter_mut().find(|a| a.text == text) else {
             return false;
         };
-        equal.count += 1;
+        equal.count += usize::from(!repeated);
         if equal.users.len() < EQUAL_ACCOUNTS {
             equal.users.insert(user);
         }

@@ -285,6 +285,41 @@ fn a_permanent_answer_is_doubted_until_somebody_is_obeyed() {
 }
 
 #[test]
+fn ten_refused_events_do_not_park_it_however_often_they_are_tried() {
+    let mut b = Breaker::new();
+    let answer = permanent("no such pool");
+    let mut refuse = |event| {
+        b.doubt(0, EventId(event), user(event), &answer, 5_000);
+        attempt(&mut b, 0, user(event), answer.clone());
+        b.state()
+    };
+    for _ in 0..9 {
+        assert!((0..19).all(|event| refuse(event) == "closed"));
+    }
+    assert_eq!(refuse(19), "parked", "the twentieth event");
+}
+
+#[test]
+fn silence_counts_only_while_nobody_else_is_answered() {
+    let mut b = Breaker::new();
+    let tickets: Vec<Ticket> = (0..8).map(|_| b.started(false)).collect();
+    attempt(&mut b, 0, user(9), Evidence::Success);
+    for (n, ticket) in (0..).zip(tickets) {
+        let change = b.ended(60_000, ticket, user(n), Evidence::Silence, MID);
+        assert_eq!(change, None);
+    }
+    assert_eq!(
+        b.state(),
+        "closed",
+        "it answered somebody while they waited"
+    );
+    for n in 0..5 {
+        attempt(&mut b, 60_000, user(n), Evidence::Silence);
+    }
+    assert_eq!(b.state(), "open");
+}
+
+#[test]
 fn different_answers_are_counted_apart_and_bounded() {
     let mut b = Breaker::new();
     for n in 0..1_000 {
