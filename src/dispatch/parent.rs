@@ -168,9 +168,7 @@ impl Parent {
             wanted.insert(served.nas.id, served);
         }
         let steps = plan(&self.running, &wanted);
-        for step in &steps {
-            self.tell_step(step, &skipped);
-        }
+        let told: Vec<String> = steps.iter().map(|s| self.told_of(s, &skipped)).collect();
         self.tell_skipped(&skipped);
         let changed = !steps.is_empty();
         let own: Vec<Cmd> = cmds.into_iter().filter(|c| !c.in_catalogue()).collect();
@@ -188,6 +186,8 @@ impl Parent {
             .collect();
         let message = Message::Settings(Settings { steps, skipped });
         if self.sender.send(message).await.is_ok() {
+            // Only now: whoever reads that a NAS is observed relies on it.
+            told.iter().for_each(|line| self.logs.daemon(line));
             self.running = wanted;
         }
         if changed || new_cmds {
@@ -196,7 +196,7 @@ impl Parent {
         Ok(())
     }
 
-    fn tell_step(&self, step: &Step<Served>, skipped: &BTreeMap<NasId, (String, String)>) {
+    fn told_of(&self, step: &Step<Served>, skipped: &BTreeMap<NasId, (String, String)>) -> String {
         match step {
             Step::Start(id, served) => {
                 let identity = served.execute.identity();
@@ -204,15 +204,15 @@ impl Parent {
                     p.as_ref()
                         .map_or_else(|| "<null>".to_owned(), |p| p.display().to_string())
                 };
-                self.logs.daemon(&format!(
+                format!(
                     "Start work with nas nasid={id} nas_ip={} oss_pathname={} script_name={}",
                     served.nas.ip,
                     path(&identity.oss_pathname),
                     path(&identity.script_name)
-                ));
+                )
             }
             Step::Change(id, served) => {
-                self.logs.daemon(&format!(
+                format!(
                     "Change work with nas nasid={id} nas_ip={} forks={} mode={} scheme={}{}",
                     served.nas.ip,
                     served.nas.forks.get(),
@@ -223,16 +223,14 @@ impl Parent {
                     } else {
                         ""
                     }
-                ));
+                )
             }
             Step::Stop(id) => {
                 let why = skipped
                     .get(id)
                     .map_or("its row is gone", |(_, why)| why.as_str());
                 let ip = self.running.get(id).map_or("", |s| s.nas.ip.as_str());
-                self.logs.daemon(&format!(
-                    "Stop work with nas nasid={id} nas_ip={ip} reason={why}"
-                ));
+                format!("Stop work with nas nasid={id} nas_ip={ip} reason={why}")
             }
         }
     }
