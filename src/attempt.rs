@@ -182,6 +182,8 @@ pub struct Report {
     pub new_session: Option<bool>,
     /// Short hash of the scheme that ran.
     pub scheme_hash: String,
+    /// A failure is the scheme's own word or the data's fault, whatever the NAS does.
+    pub certain: bool,
 }
 
 impl Report {
@@ -192,6 +194,7 @@ impl Report {
             answer: None,
             new_session: None,
             scheme_hash: String::new(),
+            certain: false,
         }
     }
 }

@@ -220,11 +220,11 @@ impl Fork {
         let free = breaker.is_free(&evidence);
         let alone = doubt::alone(facts.retry_base).as_millis();
         let alone_ms = u64::try_from(alone).unwrap_or(u64::MAX);
-        let doubt = match job.class {
-            Class::Interactive => Doubt::None,
-            Class::Access | Class::Cut | Class::Rate | Class::Rest => {
-                breaker.doubt(now, job.event, job.user, &evidence, alone_ms)
-            }
+        // An operator waits for the one; nothing that the NAS does changes the other.
+        let doubt = if job.class == Class::Interactive || report.certain {
+            Doubt::None
+        } else {
+            breaker.doubt(now, job.event, job.user, &evidence, alone_ms)
         };
         let outcome = settle::weighed(settle::settle(report, &facts), &facts, free, doubt);
         // Only a failure is followed by a wait.

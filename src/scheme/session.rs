@@ -149,6 +149,7 @@ impl SessionScheme {
         let token = match token() {
             Ok(token) => token,
             Err(failure) => {
+                report.certain = true;
                 report.verdict = Verdict::Failed(failure);
                 return;
             }

@@ -393,6 +393,7 @@ async fn run_via(
     report.verdict = match ended {
         Ok(()) => done,
         Err(halt) => {
+            report.certain = matches!(halt, Halt::Dead(_));
             let mut failure = halt.into_failure();
             failure.text = transcript.redacted(failure.text);
             Verdict::Failed(failure)
