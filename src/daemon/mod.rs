@@ -125,6 +125,8 @@ pub fn open_logs(config: &Config) -> Result<Logs, Failed> {
 /// Starts every task. When it returns, the doors are open and the settings have been read
 /// once; when it fails, nothing is left running.
 pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
+    // Before anything is measured.
+    let metrics = health::install_metrics();
     let store = store::connect(&config.database.url).await?;
     let missing = store.check_billing().await?;
     if !missing.is_empty() {
@@ -297,7 +299,6 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         stop.soft.clone(),
     ));
 
-    let metrics = health::install_metrics();
     let given = rest::Doors {
         store: Arc::clone(&store),
         http: config.http.clone(),
