@@ -249,8 +249,7 @@ fn fillings(verb: &Verb, given: &Given) -> Result<Vec<Filling>, Failed> {
                 "column {at} of the first line has no name of a column of {}",
                 own.table
             ));
-        }
-        if !seen.insert(name.as_str()) {
+        } else if !seen.insert(name.as_str()) {
             mistakes.push(format!("the column {name} is given twice"));
         }
         columns.push(column);

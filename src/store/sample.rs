@@ -194,6 +194,12 @@ impl Filling {
     }
 }
 
+/// Rows as the JSON text that a statement reads them from.
+pub(super) fn text_of(rows: &[Map<String, Value>]) -> String {
+    let rows: Value = rows.iter().cloned().map(Value::Object).collect();
+    rows.to_string()
+}
+
 /// Refuses a table that is not the sample's: a view, or other columns.
 pub(super) fn ours(sheet: &Sheet, is_table: bool, columns: &[String]) -> Result<()> {
     let known =

@@ -37,6 +37,25 @@ pub struct Row {
     pub dup: bool,
 }
 
+impl Row {
+    /// An event as it is posted.
+    pub fn new(nas: i64, user: i64, class: Class, since_ms: i64) -> Self {
+        Self {
+            nas,
+            user,
+            class,
+            since_ms,
+            expires_ms: 0,
+            next_try_ms: 0,
+            state: State::Ready,
+            epoch: 0,
+            tries: 0,
+            deaths: 0,
+            dup: false,
+        }
+    }
+}
+
 /// Where an event ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {

@@ -13,7 +13,7 @@ use nas_event_daemon::nas::NasId;
 use super::Planted;
 use super::daemon::{Daemon, Message, Sizes, Wish};
 use super::dice::Dice;
-use super::model::{End, Model, Row, State};
+use super::model::{End, Model, Row};
 use super::world::{START, WALL};
 
 pub const SECOND: u64 = 1_000;
@@ -162,19 +162,7 @@ impl Scene {
         let id = i64::try_from(self.posted.len()).unwrap() + 1;
         let nas = user / ACCOUNTS;
         self.posted.insert(id, (nas, user, self.now));
-        let row = Row {
-            nas,
-            user,
-            class: Class::Access,
-            since_ms: self.wall(),
-            expires_ms: 0,
-            next_try_ms: 0,
-            state: State::Ready,
-            epoch: 0,
-            tries: 0,
-            deaths: 0,
-            dup: false,
-        };
+        let row = Row::new(nas, user, Class::Access, self.wall());
         self.model.compact.insert(id, row);
         let Ok(moved) = self.model.expand(self.daemon.epoch, 500) else {
             panic!("nobody else is there");

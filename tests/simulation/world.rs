@@ -223,17 +223,8 @@ impl World {
                 _ => 0,
             };
             let row = Row {
-                nas,
-                user,
-                class,
-                since_ms: self.wall_ms,
                 expires_ms: if ttl > 0 { self.wall_ms + ttl } else { 0 },
-                next_try_ms: 0,
-                state: State::Ready,
-                epoch: 0,
-                tries: 0,
-                deaths: 0,
-                dup: false,
+                ..Row::new(nas, user, class, self.wall_ms)
             };
             let fact = Fact {
                 user,

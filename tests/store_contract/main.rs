@@ -24,10 +24,12 @@ mod lab;
 
 mod expansion;
 mod looks;
+mod posts;
 mod turns;
 
 use expansion::*;
 use looks::*;
+use posts::*;
 use turns::*;
 
 use lab::db::{Db, Kind};

@@ -181,6 +181,15 @@ async fn call<T>(doing: &'static str, work: impl Future<Output = Result<T>>) -> 
     within(CALL_LIMIT, doing, work).await
 }
 
+/// A call that the metrics know by `op`.
+async fn asked<T>(
+    op: &'static str,
+    doing: &'static str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    timed(op, call(doing, work)).await
+}
+
 fn migrator() -> Migrator {
     super::migrator(&[
         (
@@ -252,11 +261,7 @@ impl Store for Postgres {
     }
 
     async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
-        timed(
-            "post",
-            call("accept events", compact::post_all(self, posts)),
-        )
-        .await
+        asked("post", "accept events", compact::post_all(self, posts)).await
     }
 
     async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>> {
@@ -265,17 +270,19 @@ impl Store for Postgres {
     }
 
     async fn expand(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
-        timed(
+        asked(
             "expand",
-            call("expand a batch", expand::expand(self, limit, cmds)),
+            "expand a batch",
+            expand::expand(self, limit, cmds),
         )
         .await
     }
 
     async fn expand_urgent(&self, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
-        timed(
+        asked(
             "expand",
-            call("expand a batch", expand::urgent(self, limit, cmds)),
+            "expand a batch",
+            expand::urgent(self, limit, cmds),
         )
         .await
     }
@@ -285,9 +292,10 @@ impl Store for Postgres {
     }
 
     async fn load(&self, nas: NasId, from: EventId, limit: usize) -> Result<Vec<Waiting>> {
-        timed(
+        asked(
             "load",
-            call("load waiting events", stack::load(self, nas, from, limit)),
+            "load waiting events",
+            stack::load(self, nas, from, limit),
         )
         .await
     }
@@ -297,16 +305,12 @@ impl Store for Postgres {
         lanes: &[(NasId, Option<UserId>)],
         limit: usize,
     ) -> Result<Vec<Waiting>> {
-        timed(
-            "load",
-            call("refill lanes", stack::refill(self, lanes, limit)),
-        )
-        .await
+        asked("load", "refill lanes", stack::refill(self, lanes, limit)).await
     }
 
     async fn params_now(&self, event: EventId) -> Result<Option<Params>> {
         let work = stack::params_now(self, event);
-        timed("params", call("read PARAMS again", work)).await
+        asked("params", "read PARAMS again", work).await
     }
 
     async fn stacked_nases(&self) -> Result<Vec<NasId>> {
@@ -315,13 +319,14 @@ impl Store for Postgres {
     }
 
     async fn turn(&self, turn: &Turn) -> Result<Turned> {
-        timed("turn", call("write a turn", stack::turn(self, turn))).await
+        asked("turn", "write a turn", stack::turn(self, turn)).await
     }
 
     async fn causes(&self, ids: &[EventId]) -> Result<Vec<Cause>> {
-        timed(
+        asked(
             "guard",
-            call("read whose orders events are", guard::causes(self, ids)),
+            "read whose orders events are",
+            guard::causes(self, ids),
         )
         .await
     }
@@ -347,11 +352,11 @@ impl Store for Postgres {
     }
 
     async fn nases(&self) -> Result<Vec<std::result::Result<Nas, BadNas>>> {
-        timed("settings", call("read the NAS settings", nas::nases(self))).await
+        asked("settings", "read the NAS settings", nas::nases(self)).await
     }
 
     async fn nas_states(&self) -> Result<std::collections::BTreeMap<NasId, NasState>> {
-        timed("settings", call("read the NAS states", nas::states(self))).await
+        asked("settings", "read the NAS states", nas::states(self)).await
     }
 
     async fn set_host_key(&self, nas: NasId, was: Option<&str>, key: Option<&str>) -> Result<bool> {
@@ -364,27 +369,28 @@ impl Store for Postgres {
     }
 
     async fn secret(&self, nas: NasId) -> Result<NasSecret> {
-        timed(
+        asked(
             "secret",
-            call("read the credentials of a NAS", nas::secret(self, nas)),
+            "read the credentials of a NAS",
+            nas::secret(self, nas),
         )
         .await
     }
 
     async fn counts(&self) -> Result<Counts> {
-        timed("count", call("count events", look::counts(self))).await
+        asked("count", "count events", look::counts(self)).await
     }
 
     async fn backlog(&self, most: usize) -> Result<Backlog> {
-        timed("count", call("count what waits", look::backlog(self, most))).await
+        asked("count", "count what waits", look::backlog(self, most)).await
     }
 
     async fn events(&self, filter: &Filter) -> Result<Vec<EventRow>> {
-        timed("list", call("list events", look::events(self, filter))).await
+        asked("list", "list events", look::events(self, filter)).await
     }
 
     async fn event(&self, id: EventId) -> Result<Option<EventRow>> {
-        timed("show", call("look an event up", look::event(self, id))).await
+        asked("show", "look an event up", look::event(self, id)).await
     }
 
     fn columns(&self, model: Model) -> Vec<Column> {
@@ -438,13 +444,14 @@ impl Store for Postgres {
     }
 
     async fn token(&self, hash: &str) -> Result<Option<Token>> {
-        timed("token", call("look a token up", owner::token(self, hash))).await
+        asked("token", "look a token up", owner::token(self, hash)).await
     }
 
     async fn audit(&self, who: &str, what: &str, detail: &str) -> Result<()> {
-        timed(
+        asked(
             "audit",
-            call("write the audit", owner::audit(self, who, what, detail)),
+            "write the audit",
+            owner::audit(self, who, what, detail),
         )
         .await
     }

@@ -1,11 +1,11 @@
 //! Rows from elsewhere into the sample billing, in one transaction.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sqlx::PgConnection;
 
 use super::{Postgres, sql};
 use crate::store::Result;
-use crate::store::sample::{Filled, Filling, Sheet, ours};
+use crate::store::sample::{Filled, Filling, Sheet, ours, text_of};
 
 /// Rows of one statement.
 const CHUNK: usize = 1_000;
@@ -60,7 +60,7 @@ async fn one(tx: &mut PgConnection, filling: &Filling) -> Result<Filled> {
             .await
             .map_err(sql(DOING))?;
         let done = sqlx::query(sqlx::AssertSqlSafe(upsert.clone()))
-            .bind(text(rows))
+            .bind(text_of(rows))
             .execute(&mut *tx)
             .await
             .map_err(sql(DOING))?;
@@ -68,9 +68,4 @@ async fn one(tx: &mut PgConnection, filling: &Filling) -> Result<Filled> {
         touched += i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
     }
     Ok(filling.filled(there, given_there, touched))
-}
-
-fn text(rows: &[Map<String, Value>]) -> String {
-    let rows: Value = rows.iter().cloned().map(Value::Object).collect();
-    rows.to_string()
 }

@@ -1,11 +1,10 @@
 //! Rows from elsewhere into the sample billing, in one transaction.
 
-use serde_json::{Map, Value};
 use sqlx::SqliteConnection;
 
 use super::{Sqlite, sql};
 use crate::store::Result;
-use crate::store::sample::{Filled, Filling, Sheet, ours};
+use crate::store::sample::{Filled, Filling, Sheet, ours, text_of};
 
 /// Rows of one statement.
 const CHUNK: usize = 500;
@@ -60,7 +59,7 @@ async fn one(tx: &mut SqliteConnection, filling: &Filling) -> Result<Filled> {
     );
     let (mut given_there, mut touched) = (0, 0);
     for rows in filling.rows.chunks(CHUNK) {
-        let rows = text(rows);
+        let rows = text_of(rows);
         let (some,): (i64,) = sqlx::query_as(sqlx::AssertSqlSafe(known.clone()))
             .bind(&rows)
             .fetch_one(&mut *tx)
@@ -75,9 +74,4 @@ async fn one(tx: &mut SqliteConnection, filling: &Filling) -> Result<Filled> {
         touched += i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
     }
     Ok(filling.filled(there, given_there, touched))
-}
-
-fn text(rows: &[Map<String, Value>]) -> String {
-    let rows: Value = rows.iter().cloned().map(Value::Object).collect();
-    rows.to_string()
 }
