@@ -5,14 +5,15 @@
 use serde_json::{Value, json};
 
 use super::table::{Format, Table};
+use crate::logs::read;
 
 /// Names of the cells; part of the interface.
 const COLUMNS: &[&str] = &[
     "time", "event", "user", "cmd", "try", "kind", "text", "result", "code", "ms", "next_try",
     "error",
 ];
-/// Letters of the time.
-const TIME: usize = 19;
+/// Place of `kind` among them.
+const KIND: usize = 5;
 
 /// Whether this form is made of rows and not of lines as they are.
 pub fn is_rows(format: Format) -> bool {
@@ -39,67 +40,36 @@ pub fn more(line: &str, format: Format) -> String {
 }
 
 fn row(line: &str) -> Vec<Value> {
-    let time = line.get(..TIME).unwrap_or_default();
-    let message = line.split_once("]: ").map_or(line, |(_, message)| message);
-    let Some((event, user, cmd, tried, said)) = key(message) else {
-        let mut cells = vec![
-            json!(time),
-            Value::Null,
-            Value::Null,
-            Value::Null,
-            Value::Null,
-        ];
+    let (time, message) = read::message(line);
+    let Some(record) = read::record(message) else {
+        let mut cells = vec![json!(time)];
+        cells.resize(KIND, Value::Null);
         cells.extend([json!("message"), json!(message)]);
         cells.resize(COLUMNS.len(), Value::Null);
         return cells;
     };
-    let (kind, text, end) = match said.split_once(' ') {
-        None if said == "start" => ("start", "", ""),
-        Some((">", command)) => ("command", command, ""),
-        Some(("<", answer)) => ("answer", answer, ""),
-        Some(("end", end)) => ("end", "", end),
-        None | Some(_) => ("message", said, ""),
+    let end = read::end(record.said);
+    let (kind, text) = match record.said.split_once(' ') {
+        None if record.said == "start" => ("start", ""),
+        Some((">", command)) => ("command", command),
+        Some(("<", answer)) => ("answer", answer),
+        Some(_) if end.is_some() => ("end", ""),
+        None | Some(_) => ("message", record.said),
     };
-    let (words, error) = match end.split_once(" error=\"") {
-        Some((words, error)) => (words, error.strip_suffix('"')),
-        None => (end, None),
-    };
-    // The time of the next try has a space in it, and is the last of the words.
-    let (words, next_try) = match words.split_once(" next_try=") {
-        Some((words, time)) => (words, Some(time)),
-        None => (words, None),
-    };
-    let word = |name: &str| words.split(' ').find_map(|word| word.strip_prefix(name));
-    let number = |name: &str| word(name).and_then(|text| text.parse::<i64>().ok());
     vec![
         json!(time),
-        json!(event),
-        json!(user),
-        json!(cmd),
-        json!(tried),
+        json!(record.event),
+        json!(record.user),
+        json!(record.cmd),
+        json!(record.try_count),
         json!(kind),
         json!(text),
-        json!(word("result=")),
-        json!(number("code=")),
-        json!(number("ms=")),
-        json!(next_try),
-        json!(error),
+        json!(end.and_then(|end| end.result)),
+        json!(end.and_then(|end| end.code)),
+        json!(end.and_then(|end| end.ms)),
+        json!(end.and_then(|end| end.next_try)),
+        json!(end.and_then(|end| end.error)),
     ]
-}
-
-/// `event=7 user=1424 cmd=user_add try=1 …`; a `user=-` is none.
-fn key(message: &str) -> Option<(i64, Option<i64>, &str, u32, &str)> {
-    let (event, rest) = message.strip_prefix("event=")?.split_once(" user=")?;
-    let (user, rest) = rest.split_once(" cmd=")?;
-    let (cmd, rest) = rest.split_once(" try=")?;
-    let (tried, said) = rest.split_once(' ')?;
-    Some((
-        event.parse().ok()?,
-        user.parse().ok(),
-        cmd,
-        tried.parse().ok()?,
-        said,
-    ))
 }
 
 #[cfg(test)]

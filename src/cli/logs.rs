@@ -19,6 +19,7 @@ use crate::clock;
 use crate::config::{Config, parse_duration};
 pub use crate::intake::attempts::tail;
 use crate::logs;
+use crate::logs::read::TIME;
 use crate::nas::{NasId, log_file_names};
 
 /// Lines that are shown where nothing else is asked for.
@@ -27,8 +28,6 @@ const LINES: usize = 50;
 const LINES_MAX: usize = 100_000;
 /// How often a followed log is looked at.
 const LOOK: Duration = Duration::from_millis(200);
-/// Letters of the time that a record begins with: `YYYY-MM-DD HH:MM:SS`.
-const TIME: usize = 19;
 /// What a record of trouble holds, in any of the logs.
 const TROUBLE: &[&str] = &[
     "error: ",

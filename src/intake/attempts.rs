@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::event::EventId;
+use crate::logs::read;
 
 /// How far back from its end a log is searched, bytes: thousands of records.
 pub const TAIL_MAX: u64 = 4 * 1024 * 1024;
@@ -52,18 +53,13 @@ pub fn tail(path: &Path, most: u64) -> std::io::Result<String> {
 pub fn of_event(log: &str, event: EventId) -> Vec<Attempt> {
     let mark = format!("]: event={event} ");
     let mut attempts: Vec<Attempt> = Vec::new();
-    for record in log.lines() {
-        let Some((prefix, text)) = record.split_once(&mark) else {
+    for line in log.lines().filter(|line| line.contains(&mark)) {
+        let (time, message) = read::message(line);
+        let Some(record) = read::record(message).filter(|r| r.event == event.0) else {
             continue;
         };
-        let at = prefix.get(..19).map(str::to_owned);
-        let Some((tried, said)) = text
-            .split_once(" try=")
-            .and_then(|(_, rest)| rest.split_once(' '))
-            .and_then(|(n, said)| Some((n.parse::<u32>().ok()?, said)))
-        else {
-            continue;
-        };
+        let (tried, said) = (record.try_count, record.said);
+        let at = Some(time.to_owned()).filter(|time| !time.is_empty());
         let open = attempts
             .last()
             .is_some_and(|a| a.try_count == tried && a.ended.is_none());
@@ -79,13 +75,12 @@ pub fn of_event(log: &str, event: EventId) -> Vec<Attempt> {
         };
         if said == "start" {
             attempt.started = at;
-        } else if let Some(end) = said.strip_prefix("end ") {
+        } else if let Some(end) = read::end(said) {
             attempt.ended = at;
-            attempt.result = word(end, "result=").map(str::to_owned);
-            attempt.code = word(end, "code=").and_then(|n| n.parse().ok());
-            attempt.ms = word(end, "ms=").and_then(|n| n.parse().ok());
-            let error = end.split_once(" error=\"").map(|(_, error)| error);
-            attempt.error = error.map(|e| e.strip_suffix('"').unwrap_or(e).to_owned());
+            attempt.result = end.result.map(str::to_owned);
+            attempt.code = end.code;
+            attempt.ms = end.ms;
+            attempt.error = end.error.map(str::to_owned);
         } else if attempt.lines.len() < LINES_MAX {
             attempt.lines.push(said.to_owned());
         }
@@ -93,12 +88,6 @@ pub fn of_event(log: &str, event: EventId) -> Vec<Attempt> {
     let surplus = attempts.len().saturating_sub(ATTEMPTS_MAX);
     attempts.drain(..surplus);
     attempts
-}
-
-/// The word after a name; the error text comes last and is not looked into.
-fn word<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let words = text.split(" error=").next().unwrap_or_default();
-    words.split(' ').find_map(|w| w.strip_prefix(name))
 }
 
 #[cfg(test)]

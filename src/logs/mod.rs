@@ -14,6 +14,7 @@
 pub mod files;
 pub mod line;
 pub mod prune;
+pub mod read;
 
 use std::fmt::{self, Write as _};
 
