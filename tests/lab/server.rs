@@ -44,6 +44,7 @@ impl Drop for Server {
                 let _ = self.keeper.start_kill();
                 return;
             }
+            // Between two questions: a drop cannot await, and the keeper's end is the condition.
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
