@@ -40,6 +40,15 @@ pub struct Job {
     pub deadline: Duration,
 }
 
+impl Job {
+    /// Texts that must not appear in a log or an answer: the credentials of the NAS, and what its
+    /// `vars` call a secret.
+    pub fn secrets(&self) -> Vec<String> {
+        let of_vars = self.nas.secret_vars().map(str::to_owned);
+        self.secret.texts().into_iter().chain(of_vars).collect()
+    }
+}
+
 /// Whom a failure concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -63,8 +72,8 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
-    /// The word in logs, schemes (`x.class`) and tables.
-    pub fn as_str(self) -> &'static str {
+    /// The word in logs, schemes (`x.class`), tables and metrics.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Transport => "transport",
             Self::Refused => "refused",

@@ -116,6 +116,13 @@ pub const CATALOGUE: &[(&str, Class)] = &[
     ("users_from_nas", Class::Rest),
 ];
 
+/// A command as a label: those of the catalogue by name, schemes' own together, so that no label
+/// has more values than a graph has colours.
+pub fn label(cmd: &str) -> &'static str {
+    let known = CATALOGUE.iter().find(|(name, _)| *name == cmd);
+    known.map_or("other", |(name, _)| name)
+}
+
 /// The commands of a class: those of the catalogue, and of `own`, which loaded schemes define.
 pub fn of_class(class: Class, own: &[Cmd]) -> Vec<&str> {
     let fits = CATALOGUE.iter().filter(|(_, known)| *known == class);
@@ -184,6 +191,16 @@ impl fmt::Display for Cmd {
     }
 }
 
+/// Ends the name of who posted, in a source that goes on with what the event says itself. No name
+/// of a token has it.
+pub const POSTER_END: char = '/';
+
+/// Who posted, by a source: whom the intent guard counts.
+pub fn poster(source: &str) -> &str {
+    let first = source.split(POSTER_END).next().unwrap_or_default();
+    if first.is_empty() { source } else { first }
+}
+
 /// The form shared by commands and PARAMS names.
 pub fn is_name(text: &str) -> bool {
     let bytes = text.as_bytes();
@@ -219,7 +236,8 @@ pub struct CompactEvent {
     pub owner_script: Option<String>,
     /// Its function.
     pub owner_function: Option<String>,
-    /// Who posted it: token name, `sql`, `cli`, `bridge`.
+    /// Who posted it: token name, `cli`, name of a bridge; behind [`POSTER_END`] what a token's
+    /// event says itself. None for a row that came by SQL.
     pub source: Option<String>,
     /// Groups the events of one bulk call.
     pub batch_id: Option<String>,

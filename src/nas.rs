@@ -162,7 +162,30 @@ pub struct Nas {
     pub vars: Map<String, Value>,
 }
 
+/// What the name of a setting holds that is a secret.
+const SECRET_WORDS: [&str; 7] = [
+    "psw",
+    "passw",
+    "secret",
+    "token",
+    "community",
+    "api_key",
+    "apikey",
+];
+
 impl Nas {
+    /// Values of `vars` that are secrets, by their names: they reach the device, and no log.
+    pub fn secret_vars(&self) -> impl Iterator<Item = &str> {
+        // `password_prompt` is what a device asks with.
+        let is_secret = |name: &str| {
+            SECRET_WORDS.iter().any(|word| name.contains(word)) && !name.ends_with("_prompt")
+        };
+        self.vars
+            .iter()
+            .filter(move |(name, _)| is_secret(&name.to_ascii_lowercase()))
+            .filter_map(|(_, value)| value.as_str())
+    }
+
     /// An active NAS of which nothing else is said: every other setting is at its default.
     pub fn new(id: NasId, name: &str, ip: &str) -> Self {
         Self {

@@ -4,7 +4,8 @@
 //!
 //! A row is posted with the key `source:id` first, and only then deleted or marked there. Killed
 //! between the two, it is posted again after the restart with the same key, which gives the
-//! number of the event that is there already: nothing is lost, nothing is doubled.
+//! number of the event that is there already: nothing is lost, nothing is doubled. Until the
+//! source has said that it is done, the key is kept for a year, and after that like any other.
 
 mod isql;
 pub mod map;
@@ -15,12 +16,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::attempt::DoneResult;
-use crate::event::EventId;
-use crate::store::{self, Idempotency, Posted, Store};
+use crate::event::{CompactEvent, EventId};
+use crate::store::{self, Idempotency, Post, Posted, Store};
 
 use map::{Cell, Map, Then};
 use source::Source;
 
+/// Rows that share a commit.
+const SHARING_MAX: usize = 100;
 /// Rows told of their events in one turn.
 const ENDS: usize = 500;
 /// Rows that are no events and cannot be marked, remembered so that they are not looked at in
@@ -88,9 +91,7 @@ impl Bridge {
     }
 
     /// The first rows as they would be taken; nothing is changed anywhere.
-    pub async fn look(
-        &self,
-    ) -> Result<Vec<(i64, Result<crate::event::CompactEvent, String>)>, Error> {
+    pub async fn look(&self) -> Result<Vec<(i64, Result<CompactEvent, String>)>, Error> {
         let rows = self
             .source
             .waiting(&self.map, self.map.source.batch)
@@ -114,7 +115,7 @@ impl Bridge {
         let limit = self.map.source.batch + self.bad.len();
         let rows = self.source.waiting(&self.map, limit).await?;
         let full = rows.len() >= limit;
-        let mut taken = Vec::new();
+        let mut asked = Vec::new();
         for (id, cells) in rows.iter().filter_map(|row| split(row)) {
             if self.bad.contains(&id) {
                 continue;
@@ -131,26 +132,76 @@ impl Bridge {
                 // The key alone decides: a row that was changed meanwhile is still the same row.
                 body_hash: key.clone(),
                 key,
+                lasting: true,
             };
-            match self.store.post(&[event], Some(&guard)).await? {
-                Posted::New(ids) => taken.extend(ids.first().map(|event| (id, *event))),
-                Posted::Again(ids) => {
-                    moved.again += 1;
-                    taken.extend(ids.first().map(|event| (id, *event)));
-                }
-                Posted::Conflict => {
-                    let reason = format!("its key {} is used by somebody else", guard.key);
-                    moved.refused.push((id, reason));
-                }
+            asked.push((id, [event], guard));
+        }
+        let mut taken = Vec::new();
+        let mut keys = Vec::new();
+        for some in asked.chunks(SHARING_MAX) {
+            for ((id, _, guard), done) in some.iter().zip(self.post(some).await?) {
+                let ids = match done {
+                    Ok(Posted::New(ids)) => ids,
+                    Ok(Posted::Again(ids)) => {
+                        moved.again += 1;
+                        ids
+                    }
+                    Ok(Posted::Conflict) => {
+                        let reason = format!("its key {} is used by somebody else", guard.key);
+                        moved.refused.push((*id, reason));
+                        continue;
+                    }
+                    Err(error) => {
+                        moved.refused.push((*id, store::chain(&error)));
+                        continue;
+                    }
+                };
+                taken.extend(ids.first().map(|event| (*id, *event)));
+                keys.push(guard.key.clone());
             }
         }
         moved.taken = taken.len();
         self.source.change(self.taken(&taken)).await?;
+        if let Err(error) = self.store.confirm_keys(&keys).await {
+            // They are kept for longer than they need to be.
+            tracing::warn!("bridge: {}", store::chain(&error));
+        }
         self.refuse(&moved.refused).await?;
         // Rows that are marked as refused are not met again; unmarked ones would be.
         let marked = self.map.take.mark.is_some() && !moved.refused.is_empty();
         moved.more = full && (moved.taken > 0 || marked);
         Ok(moved)
+    }
+
+    /// Posts rows with one commit; if the database refuses it for one of them, each by itself.
+    async fn post(
+        &self,
+        rows: &[(i64, [CompactEvent; 1], Idempotency)],
+    ) -> Result<Vec<store::Result<Posted>>, Error> {
+        let posts: Vec<Post<'_>> = rows
+            .iter()
+            .map(|(_, events, guard)| Post {
+                events,
+                guard: Some(guard),
+                who: None,
+            })
+            .collect();
+        match self.store.post_all(&posts).await {
+            Ok(each) => return Ok(each),
+            Err(error) if error.blames_a_row() => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut each = Vec::with_capacity(posts.len());
+        for post in &posts {
+            each.push(
+                match self.store.post_all(std::slice::from_ref(post)).await {
+                    Ok(done) => done.into_iter().next().unwrap_or(Ok(Posted::Conflict)),
+                    Err(error) if error.blames_a_row() => Err(error),
+                    Err(error) => return Err(error.into()),
+                },
+            );
+        }
+        Ok(each)
     }
 
     /// What takes rows at the source. `and … is null`: a row is marked once.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config;
+use crate::dispatch::Obstacle;
 use crate::dispatch::status::Status;
 use crate::driver::tls::{self, Trust};
 use crate::store::{Error, Store, chain, shown_url};
@@ -144,8 +145,8 @@ impl Watched {
         let broken = status
             .skipped
             .iter()
-            .filter(|(_, why)| !why.contains("mode=off"));
-        for (id, why) in broken {
+            .filter(|(_, _, obstacle, _)| *obstacle != Obstacle::Off);
+        for (id, why, ..) in broken {
             wrong.insert(
                 format!("nas_{id}"),
                 format!("NAS {id} is not served: {why}"),
@@ -168,7 +169,7 @@ pub async fn run(
         Some(Err(why)) => {
             tracing::error!(
                 "alarm.webhook {} cannot be used: {why}",
-                shown_url(&settings.webhook)
+                shown(&settings.webhook)
             );
             stop.cancelled().await;
             return Ok(WHO);
@@ -213,7 +214,7 @@ pub async fn run(
                 Err(why) => {
                     tracing::warn!(
                         "alarm.webhook {} did not take a message, again in {pause} ms: {why}",
-                        shown_url(&settings.webhook)
+                        shown(&settings.webhook)
                     );
                     again_at = clock::tick_ms().saturating_add(pause);
                     pause = (pause * 2).min(AGAIN_LAST_MS);
@@ -242,6 +243,19 @@ fn client(url: &str) -> Option<Result<reqwest::Client, String>> {
     Some(built.map_err(|e| chain(&e)))
 }
 
+/// A webhook as people may see it, scheme and host: with chat services the path is the secret.
+pub fn shown(webhook: &str) -> String {
+    let shown = shown_url(webhook);
+    let (scheme, rest) = shown.split_once("://").unwrap_or(("", &shown));
+    let host = rest.split('/').next().unwrap_or_default();
+    let host = host.rsplit('@').next().unwrap_or_default();
+    if scheme.is_empty() {
+        String::new()
+    } else {
+        format!("{scheme}://{host}")
+    }
+}
+
 /// The reason names no URL: it may hold a token.
 async fn send(client: &reqwest::Client, url: &str, message: &Value) -> Result<(), String> {
     let answer = client.post(url).json(message).send().await;
@@ -263,6 +277,24 @@ mod tests {
             .into_iter()
             .map(|c| format!("{} {}", c.alarm, c.state));
         short.collect()
+    }
+
+    #[test]
+    fn a_shown_webhook_is_its_host() {
+        for (webhook, want) in [
+            (
+                "https://chat.example/services/T0/s3cret",
+                "https://chat.example",
+            ),
+            (
+                "https://ned:s3cret@chat.example:8443/x",
+                "https://chat.example:8443",
+            ),
+            ("http://10.0.0.5?token=s3cret", "http://10.0.0.5"),
+            ("", ""),
+        ] {
+            assert_eq!(shown(webhook), want, "{webhook}");
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ use crate::driver::sessions::Sessions;
 use crate::expand::hold::Watch;
 use crate::expand::level::Level;
 use crate::expand::{BATCH_POSTGRES, BATCH_SQLITE, Expander};
-use crate::intake::{health, rest, serve};
+use crate::intake::{access, health, rest, serve};
 use crate::logs::Logs;
 use crate::nas::NasId;
 use crate::scheme::native::{NativeExecute, NativeScheme};
@@ -84,6 +84,7 @@ pub struct Running {
 
 /// `nas_event_daemon run`: starts, follows the signals, waits for the end.
 pub async fn run_with_signals(config: Config) -> Result<(), Failed> {
+    process::forbid_core_dumps();
     process::raise_descriptor_limit();
     let signals = Signals::catch()
         .map_err(|e| Failed::new(exit::FAILED, format!("cannot catch signals: {e}")))?;
@@ -188,6 +189,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     let (sender, inbox) = mpsc::channel(MESSAGES);
     let (moved, mut handed) = mpsc::channel(MESSAGES);
     let (dropped, mut gone) = mpsc::channel(MESSAGES);
+    let (resumed, mut again) = mpsc::channel(MESSAGES);
     let dispatch = Arc::new(config.dispatch.clone());
     let sqlite = config.database.url.starts_with("sqlite:");
 
@@ -257,6 +259,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
                     None => break,
                 },
                 Some((id, nas, user)) = gone.recv() => Message::Dropped(id, nas, user),
+                Some(nas) = again.recv() => Message::Resumed(nas),
             };
             if sender.send(message).await.is_err() {
                 break;
@@ -304,6 +307,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         http: config.http.clone(),
         wake,
         dropped: Some(dropped),
+        resumed: Some(resumed),
         reload: Arc::clone(&reload),
         cmds,
         parent_tick: Arc::clone(&tick),
@@ -332,7 +336,13 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     for listener in listeners {
         servers.spawn(serve::serve(listener, router.clone(), stop.soft.clone()));
     }
-    servers.spawn(serve::serve_ctl(ctl_listener, router, stop.soft.clone()));
+    let locals = access::Locals::of_this_machine();
+    servers.spawn(serve::serve_ctl(
+        ctl_listener,
+        router,
+        stop.soft.clone(),
+        locals,
+    ));
     // Scripts that still run while the daemon drains need their sessions: this door closes last,
     // when the servers are shut down.
     servers.spawn(rides.serve(session_listener, CancellationToken::new()));

@@ -124,6 +124,17 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// Leaves no picture of the memory behind, which holds the passwords of every NAS: no core file,
+/// no pipe to a collector of cores, and nobody but root looks in (proc(5), ptrace(2)). Scripts are
+/// not concerned: a new program is dumpable again, and has a limit of its own.
+pub fn forbid_core_dumps() {
+    use nix::sys::prctl::set_dumpable;
+    use nix::sys::resource::{Resource, setrlimit};
+    // Neither needs a right that a process may lack; a kernel without them dumps what it dumps.
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let _ = set_dumpable(false);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

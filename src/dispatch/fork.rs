@@ -14,7 +14,7 @@ use crate::attempt::{
 use crate::clock;
 use crate::config;
 use crate::event::{Class, StoredParams, UserId};
-use crate::logs::line::{End, Key, Records, result_word};
+use crate::logs::line::{End, Key, OPENED, Records, result_word};
 use crate::logs::{Logs, NasLog};
 use crate::scheme::Execute;
 use crate::store::{SettleTo, Store, chain};
@@ -106,7 +106,7 @@ impl Fork {
         let sink_book = Arc::clone(&book);
         let sink_key = owned.clone();
         let mut transcript = Transcript::new(
-            job.secret.texts(),
+            job.secrets(),
             Box::new(move |lines: Vec<Line>| {
                 let key = Key {
                     event: sink_key.0,
@@ -135,10 +135,20 @@ impl Fork {
             text.push_str(remark_of(doubt));
         }
         let code = code_of(&report);
+        let opened = report.new_session == Some(true);
         let (to, due) = self.destination(&job, &outcome, report);
         {
             let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
             let book = &mut *book;
+            if opened {
+                // Before the last answers, which a reader looks for at the end.
+                let line = Line {
+                    at_ms: rest.first().map_or_else(clock::wall_ms, |line| line.at_ms),
+                    kind: LineKind::Answer,
+                    text: OPENED.to_owned(),
+                };
+                book.records.line(&mut book.out, &key(), &line);
+            }
             for line in &rest {
                 book.records.line(&mut book.out, &key(), line);
             }
@@ -206,7 +216,7 @@ impl Fork {
     fn judge(&self, job: &Job, report: &Report) -> (Outcome, Doubt, Option<Change>) {
         let policy = self.execute.policy();
         let evidence = Evidence::of(report, policy);
-        super::status::count_error(job.nas.id, &report.verdict);
+        super::status::count_error(&job.nas, &report.verdict);
         let facts = Facts {
             try_count: job.try_count,
             class: job.class,

@@ -65,7 +65,11 @@ impl Scheduler {
                 }
                 for lane in lanes {
                     let kept = of_lane.remove(&lane).unwrap_or_default();
-                    let kept = rows.is_some().then_some(kept.as_slice());
+                    let kept = match s.pools.get(&lane.0) {
+                        Some(pool) if !pool.stopping => rows.is_some().then_some(kept.as_slice()),
+                        // It stopped meanwhile: its events stay in the store.
+                        _ => Some(&[][..]),
+                    };
                     s.lanes.refilled(lane.0, lane.1, kept, now, wall_ms);
                 }
             }
@@ -79,6 +83,11 @@ impl Scheduler {
                 s.lanes.loaded(nas, &rows, full, now, wall_ms);
             }
             Message::Dropped(id, nas, user) => s.lanes.drop_event(id, nas, user, now),
+            Message::Resumed(nas) => {
+                if let Some(pool) = s.pools.get(&nas) {
+                    pool.breaker().poke(now);
+                }
+            }
             Message::Settings(settings) => self.apply(s, settings, now),
         }
     }
@@ -113,8 +122,8 @@ impl Scheduler {
                 SettleTo::Deferred { .. } => pool.deferred += 1,
                 SettleTo::Ready { .. } => {}
             }
+            super::status::count_attempt(&pool.served, result, f.ms);
         }
-        super::status::count_attempt(f.nas, result, f.ms);
         if let (Gone::Finished, Some((accepted_ms, cmd))) = (&gone, out.accepted) {
             super::status::count_event(cmd, result, accepted_ms);
         }
@@ -246,6 +255,7 @@ impl Scheduler {
                     }
                 }
                 Step::Change(nas, served) => {
+                    super::status::count_from_now_on(&served.nas);
                     if let Some(pool) = s.pools.get_mut(&nas) {
                         if served.may_mend(&pool.served) {
                             pool.breaker().poke(now);
@@ -255,6 +265,7 @@ impl Scheduler {
                     }
                 }
                 Step::Start(nas, served) => {
+                    super::status::count_from_now_on(&served.nas);
                     let log = self.logs.nas_file(&served.log_name);
                     match s.pools.get_mut(&nas) {
                         Some(pool) => {

@@ -52,6 +52,8 @@ pub enum Message {
     Loaded(NasId, Option<(Vec<Waiting>, bool)>),
     /// An operator dropped a waiting event: the store has it no more.
     Dropped(EventId, NasId, Option<UserId>),
+    /// An operator resumed this NAS: if it did not obey, it is tried now.
+    Resumed(NasId),
     /// The settings loop found differences.
     Settings(parent::Settings),
 }
@@ -79,11 +81,27 @@ pub struct Finished {
     pub error: Option<String>,
 }
 
+/// What keeps a NAS from being served, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Obstacle {
+    /// `mode = off`: it is meant.
+    Off,
+    /// Its row in `nas` is wrong.
+    Row,
+    /// Its scheme is not found or wrong.
+    Scheme,
+}
+
 /// A NAS that is not served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skip {
-    /// Why.
+    /// `nas.name`; empty if its row is wrong.
+    pub name: String,
+    /// Why, for people.
     pub why: String,
+    /// Why, for counting.
+    pub obstacle: Obstacle,
     /// Name of its log file.
     pub log_name: String,
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::{Step, plan};
 use super::pool::Served;
-use super::{Message, Skip, Skipped};
+use super::{Message, Obstacle, Skip, Skipped};
 use crate::clock;
 use crate::event::Cmd;
 use crate::logs::Logs;
@@ -29,8 +29,35 @@ pub struct Settings {
     pub skipped: Skipped,
 }
 
+/// When the settings were last read, seconds since 1970. A loop that turns in vain leaves it alone,
+/// so an alarm on its age hears of a loop that stands and of a database that refuses.
+const READ_AT: &str = "nas_event_daemon_reload_last_success_timestamp_seconds";
+
 /// Turns a settings row into something that executes, or says why it cannot.
 pub type Resolve = Arc<dyn Fn(&Nas) -> std::result::Result<Arc<dyn Execute>, String> + Send + Sync>;
+
+/// A NAS that is not served.
+struct Missed {
+    name: String,
+    ip: String,
+    why: String,
+    obstacle: Obstacle,
+}
+
+impl Missed {
+    fn of(nas: Nas, why: String, obstacle: Obstacle) -> (NasId, Self) {
+        let Nas { id, name, ip, .. } = nas;
+        let missed = Self {
+            name,
+            ip,
+            why,
+            obstacle,
+        };
+        (id, missed)
+    }
+}
+
+type Unserved = BTreeMap<NasId, Missed>;
 
 /// The loop and what it needs.
 pub struct Parent {
@@ -122,18 +149,24 @@ impl Parent {
             log_file_names(all)
         };
         let mut wanted = BTreeMap::new();
-        let mut skipped = BTreeMap::new();
+        let mut skipped = Unserved::new();
         let mut cmds = BTreeSet::new();
         for row in rows {
             let mut nas = match row {
                 Ok(nas) => nas,
                 Err(BadNas { id, ip, reason }) => {
-                    skipped.insert(id, (ip, reason));
+                    let missed = Missed {
+                        name: String::new(),
+                        ip,
+                        why: reason,
+                        obstacle: Obstacle::Row,
+                    };
+                    skipped.insert(id, missed);
                     continue;
                 }
             };
             if nas.mode == Mode::Off {
-                skipped.insert(nas.id, (nas.ip, "mode=off".to_owned()));
+                skipped.extend([Missed::of(nas, "mode=off".to_owned(), Obstacle::Off)]);
                 continue;
             }
             let state = states.get(&nas.id);
@@ -144,7 +177,7 @@ impl Parent {
             let execute = match (self.resolve)(&nas) {
                 Ok(execute) => execute,
                 Err(reason) => {
-                    skipped.insert(nas.id, (nas.ip, reason));
+                    skipped.extend([Missed::of(nas, reason, Obstacle::Scheme)]);
                     continue;
                 }
             };
@@ -179,9 +212,14 @@ impl Parent {
         });
         let skipped: Skipped = skipped
             .into_iter()
-            .map(|(id, (_, why))| {
-                let log_name = names.get(&id).cloned().unwrap_or_default();
-                (id, Skip { why, log_name })
+            .map(|(id, missed)| {
+                let skip = Skip {
+                    name: missed.name,
+                    why: missed.why,
+                    obstacle: missed.obstacle,
+                    log_name: names.get(&id).cloned().unwrap_or_default(),
+                };
+                (id, skip)
             })
             .collect();
         let message = Message::Settings(Settings { steps, skipped });
@@ -193,10 +231,12 @@ impl Parent {
         if changed || new_cmds {
             self.store.retry_expansion().await?;
         }
+        let now = Duration::from_millis(u64::try_from(clock::wall_ms()).unwrap_or_default());
+        metrics::gauge!(READ_AT).set(now.as_secs_f64());
         Ok(())
     }
 
-    fn told_of(&self, step: &Step<Served>, skipped: &BTreeMap<NasId, (String, String)>) -> String {
+    fn told_of(&self, step: &Step<Served>, skipped: &Unserved) -> String {
         match step {
             Step::Start(id, served) => {
                 let identity = served.execute.identity();
@@ -228,15 +268,15 @@ impl Parent {
             Step::Stop(id) => {
                 let why = skipped
                     .get(id)
-                    .map_or("its row is gone", |(_, why)| why.as_str());
+                    .map_or("its row is gone", |missed| missed.why.as_str());
                 let ip = self.running.get(id).map_or("", |s| s.nas.ip.as_str());
                 format!("Stop work with nas nasid={id} nas_ip={ip} reason={why}")
             }
         }
     }
 
-    fn tell_skipped(&mut self, skipped: &BTreeMap<NasId, (String, String)>) {
-        for (id, (ip, why)) in skipped {
+    fn tell_skipped(&mut self, skipped: &Unserved) {
+        for (id, Missed { ip, why, .. }) in skipped {
             if self.told.get(id) != Some(why) {
                 self.logs
                     .daemon(&format!("Skip nas nasid={id} nas_ip={ip} reason={why}"));

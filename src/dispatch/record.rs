@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::scheduler::{Scheduler, State};
 use crate::clock;
-use crate::event::{EventId, UserId};
+use crate::event::{self, EventId, UserId};
 use crate::logs::line::{End, Key};
 use crate::logs::{Logs, NasLog};
 use crate::nas::NasId;
@@ -34,7 +34,7 @@ fn count(settle: &Settle, row: Option<&EventRow>) {
         SettleTo::Deferred { .. } | SettleTo::Ready { .. } => return,
     };
     if let (None, Some(row)) = (settle.try_count, row) {
-        super::status::count_event(super::status::label(&row.cmd), result, row.event_date_ms);
+        super::status::count_event(event::label(&row.cmd), result, row.event_date_ms);
     }
 }
 

@@ -15,12 +15,12 @@ use super::breaker::{Evidence, Start, Ticket};
 use super::fork::Fork;
 use super::lanes::{Gone, Lanes, Next, Owner, Taken};
 use super::pool::Pool;
-use super::status::{STATUS_MS, Status, label};
+use super::status::{STATUS_MS, Status};
 use super::{Finished, Message, Skipped};
 use crate::attempt::Job;
 use crate::clock;
 use crate::config;
-use crate::event::{Class, Cmd, EventId, Params};
+use crate::event::{self, Class, Cmd, EventId, Params};
 use crate::logs::{Logs, NasLog};
 use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo, Started, Store, Turn, Turned, chain};
@@ -350,7 +350,7 @@ impl Scheduler {
                 continue;
             };
             out.try_count = event.try_count;
-            out.accepted = Some((event.accepted_ms, label(&event.cmd)));
+            out.accepted = Some((event.accepted_ms, event::label(&event.cmd)));
             let fork = Fork {
                 execute: Arc::clone(&pool.served.execute),
                 breaker: Arc::clone(&pool.breaker),

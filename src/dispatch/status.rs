@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::Obstacle;
 use super::breaker::Change;
+use super::pool::Served;
 use super::scheduler::{Scheduler, State};
-use crate::attempt::{Failure, Verdict};
+use crate::attempt::{Failure, FailureClass, Verdict};
 use crate::clock;
-use crate::event::CATALOGUE;
-use crate::nas::NasId;
+use crate::nas::{Mode, Nas};
 
 /// How often `status` is renewed at most, ms.
 pub(super) const STATUS_MS: u64 = 200;
@@ -41,6 +42,8 @@ pub struct NasStatus {
     pub reason: String,
     /// Paused by the operator.
     pub paused: bool,
+    /// Rendered and logged only (`mode = observe`).
+    pub observe: bool,
     /// 95th percentile of the last 200 attempts, ms.
     pub p95_ms: i64,
 }
@@ -56,15 +59,8 @@ pub struct Status {
     pub running: usize,
     /// Served NASes.
     pub nases: Vec<NasStatus>,
-    /// NASes that are not served, with the reason.
-    pub skipped: Vec<(i64, String)>,
-}
-
-/// A command as a label: those of the catalogue by name, schemes' own together, so that no label
-/// has more values than a graph has colours.
-pub(super) fn label(cmd: &str) -> &'static str {
-    let known = CATALOGUE.iter().find(|(name, _)| *name == cmd);
-    known.map_or("other", |(name, _)| name)
+    /// NASes that are not served: id, reason, its kind, name.
+    pub skipped: Vec<(i64, String, Obstacle, String)>,
 }
 
 /// Counts one event that has reached its end, and how long that took since it was accepted.
@@ -77,34 +73,64 @@ pub(super) fn count_event(cmd: &'static str, result: &'static str, accepted_ms: 
         .record(took.as_secs_f64());
 }
 
+/// Kinds of failure, as a label.
+const TIMEOUT: &str = "timeout";
+const EXIT: &str = "exit";
+const CLASSES: [&str; 6] = [
+    FailureClass::Transport.as_str(),
+    FailureClass::Refused.as_str(),
+    FailureClass::Unknown.as_str(),
+    FailureClass::Permanent.as_str(),
+    TIMEOUT,
+    EXIT,
+];
+
 /// Counts an attempt that failed, by the kind of failure.
-pub(super) fn count_error(nas: NasId, verdict: &Verdict) {
+pub(super) fn count_error(nas: &Nas, verdict: &Verdict) {
     let class = match verdict {
         Verdict::Done | Verdict::Observed | Verdict::NotImplemented => return,
-        Verdict::Failed(failure) if failure.code == Failure::CODE_TIMEOUT => "timeout",
+        Verdict::Failed(failure) if failure.code == Failure::CODE_TIMEOUT => TIMEOUT,
         Verdict::Failed(failure) => failure.class.as_str(),
         Verdict::Exit(0) => return,
-        Verdict::Exit(Failure::CODE_TIMEOUT) => "timeout",
-        Verdict::Exit(_) => "exit",
+        Verdict::Exit(Failure::CODE_TIMEOUT) => TIMEOUT,
+        Verdict::Exit(_) => EXIT,
     };
-    metrics::counter!("nas_event_daemon_attempt_errors_total", "nas_id" => nas.to_string(),
-        "class" => class)
-    .increment(1);
+    errors(nas, class).increment(1);
+}
+
+/// Failures of a NAS begin to be counted at 0: a counter that is born with its first failure has
+/// not grown, as far as `increase()` knows.
+pub(super) fn count_from_now_on(nas: &Nas) {
+    for class in CLASSES {
+        errors(nas, class).increment(0);
+    }
+}
+
+fn errors(nas: &Nas, class: &'static str) -> metrics::Counter {
+    metrics::counter!("nas_event_daemon_attempt_errors_total", "nas_id" => nas.id.to_string(),
+        "nas" => nas.name.clone(), "class" => class)
 }
 
 /// Counts one ended attempt.
-pub(super) fn count_attempt(nas: NasId, result: &'static str, ms: i64) {
-    let nas = nas.to_string();
+pub(super) fn count_attempt(served: &Served, result: &'static str, ms: i64) {
+    let (nas, name) = (served.nas.id.to_string(), served.nas.name.clone());
+    let driver = match served.execute.driver() {
+        "" => "script",
+        driver => driver,
+    };
     let took = Duration::from_millis(u64::try_from(ms).unwrap_or_default());
     if result == "done" {
         let now = Duration::from_millis(u64::try_from(clock::wall_ms()).unwrap_or_default());
-        metrics::gauge!("nas_event_daemon_nas_last_success_timestamp_seconds", "nas_id" => nas.clone())
-            .set(now.as_secs_f64());
+        metrics::gauge!("nas_event_daemon_nas_last_success_timestamp_seconds",
+            "nas_id" => nas.clone(), "nas" => name.clone())
+        .set(now.as_secs_f64());
     }
-    metrics::histogram!("nas_event_daemon_attempt_duration_seconds", "nas_id" => nas.clone())
-        .record(took.as_secs_f64());
-    metrics::counter!("nas_event_daemon_dispatch_attempts_total", "nas_id" => nas, "result" => result)
-        .increment(1);
+    metrics::histogram!("nas_event_daemon_attempt_duration_seconds", "nas_id" => nas.clone(),
+        "nas" => name.clone(), "driver" => driver)
+    .record(took.as_secs_f64());
+    metrics::counter!("nas_event_daemon_dispatch_attempts_total", "nas_id" => nas, "nas" => name,
+        "driver" => driver, "result" => result)
+    .increment(1);
 }
 
 impl Scheduler {
@@ -143,6 +169,7 @@ impl Scheduler {
                     breaker: breaker.state(),
                     reason: breaker.reason().to_owned(),
                     paused: p.is_paused(wall_ms),
+                    observe: p.served.nas.mode == Mode::Observe,
                     p95_ms: p.p95_ms(),
                 }
             })
@@ -155,7 +182,7 @@ impl Scheduler {
             skipped: s
                 .skipped
                 .iter()
-                .map(|(id, skip)| (id.0, skip.why.clone()))
+                .map(|(id, skip)| (id.0, skip.why.clone(), skip.obstacle, skip.name.clone()))
                 .collect(),
         };
         self.status.send_replace(status);

@@ -19,6 +19,9 @@ use crate::store::{
 
 /// How often orders of operators are looked for, ms.
 const ORDERS_MS: u64 = 1_000;
+/// How often held events of more than one page are compared with the rows, ms; of one page, at each
+/// look for orders.
+const COMPARE_MS: u64 = 10_000;
 /// How old the number of accounts may be, ms.
 const ACCOUNTS_MS: u64 = 600_000;
 /// Rows of a page when held events are read at the start.
@@ -49,6 +52,7 @@ pub struct Watch {
     lanes: HashMap<(NasId, UserId), BTreeSet<EventId>>,
     orders: Vec<GuardOrder>,
     looked_at: Option<u64>,
+    compared_at: Option<u64>,
     accounts: Option<(u64, BTreeMap<NasId, usize>)>,
 }
 
@@ -65,6 +69,7 @@ impl Watch {
             lanes: HashMap::new(),
             orders: Vec::new(),
             looked_at: None,
+            compared_at: None,
             accounts: None,
         }
     }
@@ -85,11 +90,7 @@ impl Watch {
     }
 
     async fn read_held(&mut self) -> Result<()> {
-        let mut filter = Filter {
-            state: Some("held".to_owned()),
-            limit: PAGE,
-            ..Filter::default()
-        };
+        let mut filter = held_page();
         loop {
             let rows = self.store.events(&filter).await?;
             let ids: Vec<EventId> = rows.iter().map(|r| r.id).collect();
@@ -206,7 +207,13 @@ impl Watch {
                 nas: w.nas,
                 user,
             };
-            if self.guard.is_allowed(&cut, &allowances, wall_ms) {
+            // Announced for who posted, or for the source as it stands in the row.
+            let told = Cut {
+                source: &cause.told,
+                ..cut
+            };
+            let mut allowed = |cut| self.guard.is_allowed(cut, &allowances, wall_ms);
+            if allowed(&cut) || (told.source != cut.source && allowed(&told)) {
                 continue;
             }
             let counted = self.guard.count(&cut, now);
@@ -325,6 +332,12 @@ impl Watch {
             Ok(()) => {}
             Err(error) => tracing::warn!("guard: orders wait: {}", chain(&error)),
         }
+        if let Err(error) = self.compare(now).await {
+            tracing::warn!(
+                "guard: it is not known which events are still held: {}",
+                chain(&error)
+            );
+        }
         match self.hand_over().await {
             Ok(rows) => rows,
             Err(error) => {
@@ -332,6 +345,26 @@ impl Watch {
                 Vec::new()
             }
         }
+    }
+
+    /// Forgets what is held no more because it was denied or dropped, which is done on the rows.
+    async fn compare(&mut self, now: u64) -> Result<()> {
+        let fresh = |at: u64| now.saturating_sub(at) < COMPARE_MS;
+        let many = self.held.len() > PAGE;
+        if self.held.is_empty() || (many && self.compared_at.is_some_and(fresh)) {
+            return Ok(());
+        }
+        self.compared_at = Some(now);
+        // By their ids: to ask for the state would read the whole stack.
+        let ids: Vec<EventId> = self.held.keys().copied().collect();
+        for some in ids.chunks(PAGE) {
+            let causes = self.store.causes(some).await?;
+            let there: HashSet<EventId> = causes.into_iter().map(|cause| cause.id).collect();
+            for id in some.iter().filter(|id| !there.contains(*id)) {
+                self.forget(*id);
+            }
+        }
+        Ok(())
     }
 
     async fn carry_out(&mut self) -> Result<()> {
@@ -442,6 +475,15 @@ impl Watch {
             }
         }
         Ok(false)
+    }
+}
+
+/// The newest held events.
+fn held_page() -> Filter {
+    Filter {
+        state: Some("held".to_owned()),
+        limit: PAGE,
+        ..Filter::default()
     }
 }
 

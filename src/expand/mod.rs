@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::event::{Cmd, Waiting};
+use crate::event::{self, Cmd, Waiting};
 use crate::store::Store;
 use hold::Watch;
 use level::Level;
@@ -27,6 +27,36 @@ pub const BATCH_POSTGRES: usize = 1_000;
 /// First and longest wait after the database refused a batch.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(2);
+
+/// Why rows are not expanded, as a label.
+const REASONS: [&str; 6] = [CMD, ACCOUNT, NAS, PARAMS, OVERTAKEN, OTHER];
+const CMD: &str = "cmd";
+const ACCOUNT: &str = "account";
+const NAS: &str = "nas";
+const PARAMS: &str = "params";
+const OVERTAKEN: &str = "overtaken";
+/// Mostly what the billing's view cannot give.
+const OTHER: &str = "other";
+
+/// The label of what the store says, which names the field first.
+fn reason(why: &str) -> &'static str {
+    let begins = |words: &[&str]| words.iter().any(|word| why.starts_with(word));
+    if begins(&["unknown cmd", "cmd "]) {
+        CMD
+    } else if begins(&["user_id "]) {
+        ACCOUNT
+    } else if begins(&["nas_id ", "nas_ip ", "the account has no NAS"]) {
+        NAS
+    } else if begins(&["params"]) {
+        PARAMS
+    } else {
+        OTHER
+    }
+}
+
+fn errors(reason: &'static str) -> metrics::Counter {
+    metrics::counter!("nas_event_daemon_expand_errors_total", "reason" => reason)
+}
 
 /// The loop and what it needs.
 pub struct Expander {
@@ -54,6 +84,8 @@ impl Expander {
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut wait = RETRY_FIRST;
+        // Born at 0: what is born with its first error has not grown, as far as rules can see.
+        REASONS.iter().for_each(|why| errors(why).increment(0));
         self.watch.remember().await;
         while !stop.is_cancelled() {
             let released = self.watch.orders().await;
@@ -78,10 +110,14 @@ impl Expander {
             let pause = match asked {
                 Ok(out) => {
                     wait = RETRY_FIRST;
-                    let failed = out.failed.len().saturating_add(out.overtaken);
-                    metrics::counter!("nas_event_daemon_expand_errors_total")
-                        .increment(u64::try_from(failed).unwrap_or(0));
+                    for ((way, cmd), rows) in &out.came {
+                        metrics::counter!("nas_event_daemon_events_received_total",
+                            "source" => *way, "cmd" => event::label(cmd))
+                        .increment(*rows);
+                    }
+                    errors(OVERTAKEN).increment(u64::try_from(out.overtaken).unwrap_or(0));
                     for (id, why) in &out.failed {
+                        errors(reason(why)).increment(1);
                         tracing::warn!("event={id} cannot be expanded: {why}");
                     }
                     if out.overtaken > 0 {
@@ -126,6 +162,33 @@ impl Expander {
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_its_label() {
+        let bad = Cmd::parse("Bad!").unwrap_err();
+        for (why, label) in [
+            (bad.as_str(), CMD),
+            ("unknown cmd user_frobnicate: it is neither in", CMD),
+            ("user_id 7 has no row in event_params", ACCOUNT),
+            (
+                "user_id 7 has no row for usluga_id 5 in event_usluga",
+                ACCOUNT,
+            ),
+            ("nas_ip 10.0.0.2 belongs to several NASes", NAS),
+            ("nas_id 77 is not in table nas", NAS),
+            ("the account has no NAS, and the event names neither", NAS),
+            ("params is not a JSON object: x", PARAMS),
+            ("params: \"LD_PRELOAD\" is no variable name", PARAMS),
+            ("expand one row: division by zero", OTHER),
+        ] {
+            assert_eq!(reason(why), label, "{why}");
         }
     }
 }

@@ -1,12 +1,13 @@
-//! Who may: a bearer token with a scope, a peer of the control socket with the daemon's own
-//! user, or (classic API only) an address in `http.open_from`. Refuses what a browser would
-//! send on behalf of a foreign page: the classic body is a "simple request" that any page may
-//! post, and DNS rebinding makes a foreign name point at us.
+//! Who may: a bearer token with a scope, a peer of the control socket (root, the daemon's own
+//! user, the group of its operators), or (classic API only) an address in `http.open_from`.
+//! Refuses what a browser would send on behalf of a foreign page: the classic body is a "simple
+//! request" that any page may post, and DNS rebinding makes a foreign name point at us.
 
 use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::FromRequestParts;
 use axum::http::{HeaderMap, Uri, header, request::Parts};
+use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -15,6 +16,8 @@ use crate::store::Token;
 
 /// Longest secret that is looked up, bytes; ours have 43.
 const TOKEN_MAX: usize = 256;
+/// Its members may by the control socket what operators may; the package makes it.
+const GROUP: &str = "nas_event_daemon";
 
 /// The other end of a connection; `serve` puts it into each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +28,50 @@ pub enum Peer {
     Unix {
         /// User id.
         uid: u32,
+        /// What [`Locals`] let it do; none = nothing without a token.
+        scope: Option<Scope>,
     },
+}
+
+/// Who may do what by the control socket.
+#[derive(Debug, Clone)]
+pub struct Locals {
+    /// User ids that may everything.
+    pub admins: Vec<u32>,
+    /// Members of this group may what operators may; none = there is no such group.
+    pub group: Option<u32>,
+}
+
+impl Locals {
+    /// Root and the daemon's own user; the members of the group that the package makes.
+    pub fn of_this_machine() -> Self {
+        let group = Group::from_name(GROUP)
+            .inspect_err(|e| tracing::warn!("the group {GROUP} cannot be looked up: {e}"));
+        Self {
+            admins: vec![0, geteuid().as_raw()],
+            group: group.ok().flatten().map(|group| group.gid.as_raw()),
+        }
+    }
+
+    /// What a peer with these effective ids may. Of a stranger the user database is asked, which
+    /// may be on a server that does not answer: not to be called where others would wait.
+    pub fn scope(&self, uid: u32, gid: u32) -> Option<Scope> {
+        if self.admins.contains(&uid) {
+            return Some(Scope::Admin);
+        }
+        let group = self.group?;
+        (gid == group || is_member(uid, group)).then_some(Scope::Operator)
+    }
+}
+
+/// Whether the user database has this user in this group, as its first one or another.
+fn is_member(uid: u32, group: u32) -> bool {
+    let groups = || {
+        let user = User::from_uid(Uid::from_raw(uid)).ok()??;
+        let name = std::ffi::CString::new(user.name).ok()?;
+        getgrouplist(&name, user.gid).ok()
+    };
+    groups().is_some_and(|groups| groups.contains(&Gid::from_raw(group)))
 }
 
 /// What a caller may do; each scope includes those before it.
@@ -38,7 +84,7 @@ pub enum Scope {
     Support = 1,
     /// Also posts any event, retries, drops, pauses NASes.
     Operator = 2,
-    /// Everything.
+    /// Everything; no call of today needs more than `operator`.
     Admin = 3,
 }
 
@@ -145,11 +191,20 @@ pub async fn caller(desk: &Desk, parts: &Parts, open: Openness) -> Result<Caller
     }
     let peer = parts.extensions.get::<Peer>().copied();
     match peer {
-        Some(Peer::Unix { uid }) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => {
-            return Ok(Caller {
-                who: format!("uid:{uid}"),
-                scope: Scope::Admin,
-            });
+        Some(Peer::Unix { uid, scope }) => {
+            return match scope {
+                Some(scope) => Ok(Caller {
+                    who: format!("uid:{uid}"),
+                    scope,
+                }),
+                None => Err(Refusal::new(
+                    401,
+                    "token_missing",
+                    format!("no token, and the user {uid} has no access without one"),
+                    "call as root, as the daemon's user, or as a member of the group \
+                     nas_event_daemon; or send Authorization: Bearer TOKEN",
+                )),
+            };
         }
         // What came through a proxy has the proxy's address, which says nothing.
         Some(Peer::Tcp(address)) if !forwarded(&parts.headers) => {
@@ -164,7 +219,7 @@ pub async fn caller(desk: &Desk, parts: &Parts, open: Openness) -> Result<Caller
                 return Ok(Caller { who, scope });
             }
         }
-        Some(Peer::Unix { .. } | Peer::Tcp(_)) | None => {}
+        Some(Peer::Tcp(_)) | None => {}
     }
     let hint = match open {
         Openness::Classic => {
@@ -364,6 +419,30 @@ mod tests {
         );
         let absolute = Uri::from_static("http://evil.example/x");
         assert!(same_site(&absolute, &HeaderMap::new(), &[]).is_err());
+    }
+
+    #[test]
+    fn who_may_what_by_the_control_socket() {
+        let locals = |admins: &[u32], group| Locals {
+            admins: admins.to_vec(),
+            group,
+        };
+        // Nobody has these ids, and the user database has nobody of them.
+        let (stranger, group) = (4_000_000_001, 4_000_000_002);
+        let strict = locals(&[stranger], Some(group));
+        assert_eq!(strict.scope(stranger, 1), Some(Scope::Admin));
+        assert_eq!(strict.scope(stranger + 1, group), Some(Scope::Operator));
+        assert_eq!(strict.scope(stranger + 1, 1), None);
+        assert_eq!(strict.scope(0, 0), None);
+        assert_eq!(locals(&[], None).scope(stranger, group), None);
+        // Root's own group, which the user database knows whatever the peer's is now.
+        assert_eq!(locals(&[], Some(0)).scope(0, 1), Some(Scope::Operator));
+        assert_eq!(locals(&[], Some(0)).scope(stranger, 1), None);
+        let own = geteuid().as_raw();
+        let here = Locals::of_this_machine();
+        assert_eq!(here.scope(own, 1), Some(Scope::Admin));
+        assert_eq!(here.scope(0, 1), Some(Scope::Admin));
+        assert_eq!(here.scope(stranger, stranger), None);
     }
 
     #[test]

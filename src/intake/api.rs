@@ -1,5 +1,5 @@
 //! `/api/v1/`: JSON in, JSON out, for programs and for our own command line. Errors are
-//! `{"error": {"code", "message", "hint"}}`; `/api/openapi.json` describes every path.
+//! `{"error": {"code", "number", "message", "hint"}}`; `/api/openapi.json` describes every path.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -494,6 +494,7 @@ pub async fn status(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Valu
         "by_nas": by_nas,
         "dead": counts.dead,
         "oldest_s": counts.oldest_s,
+        "accounts": health::accounts(&desk).await,
         "intake": { "high_water": desk.doors.high_water,
             "limited": desk.doors.limited.load(Ordering::Relaxed) },
         "dispatch": desk.doors.dispatch.as_ref().map(|say| say()),

@@ -248,6 +248,7 @@ impl Call {
             let guard = self.key.as_ref().map(|key| Idempotency {
                 key: format!("{key}/{}", self.stored),
                 body_hash: access::hex(&digest.finalize()),
+                lasting: false,
             });
             rest::accept(desk, caller, events, guard).await?;
             self.stored += 1;

@@ -6,7 +6,7 @@
 use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use serde_json::{Map, Value};
 
-use crate::event::{self, CATALOGUE, Cmd, CompactEvent};
+use crate::event::{self, CATALOGUE, Cmd, CompactEvent, POSTER_END, poster};
 use crate::intake::json;
 
 /// Every field that a producer may give, with its type, as the model pages show them.
@@ -30,12 +30,15 @@ pub const FIELDS: &[(&str, &str)] = &[
 /// Longest text field, bytes: RADIUS session ids end at 253, the rest are names.
 const TEXT_MAX: usize = 1024;
 
+/// What the name of a caller begins with who came by the control socket.
+const AT_THE_MACHINE: &str = "uid:";
+
 /// Most characters of a wrong value that an error repeats.
 const SHOWN_MAX: usize = 60;
 
-/// Reads one event. `source` is who posts it, unless the object names one; `cmds` are the
-/// commands outside the catalogue that loaded schemes define.
-pub fn read(value: Value, source: &str, cmds: &[Cmd]) -> Result<CompactEvent, String> {
+/// Reads one event. `who` posts it; `cmds` are the commands outside the catalogue that loaded
+/// schemes define.
+pub fn read(value: Value, who: &str, cmds: &[Cmd]) -> Result<CompactEvent, String> {
     let Value::Object(map) = value else {
         return Err(format!(
             "an event is an object like {{\"user_id\": 1424, \"cmd\": \"user_add\"}}, not {}",
@@ -52,8 +55,20 @@ pub fn read(value: Value, source: &str, cmds: &[Cmd]) -> Result<CompactEvent, St
             "user_id is missing (or nas_id, nas_ip for an event of a NAS as a whole)".to_owned(),
         );
     }
-    event.source.get_or_insert_with(|| source.to_owned());
+    event.source = Some(source(who, event.source));
     Ok(event)
+}
+
+/// Who posts, and behind it what the event itself says of its source: a token must not be able to
+/// spread a burst over many names. Only who is at the machine may say in whose name.
+fn source(who: &str, own: Option<String>) -> String {
+    let Some(own) = own else {
+        return who.to_owned();
+    };
+    if who.starts_with(AT_THE_MACHINE) || poster(&own) == who {
+        return own;
+    }
+    format!("{who}{POSTER_END}{own}")
 }
 
 fn put(event: &mut CompactEvent, name: &str, value: Value) -> Result<(), String> {
@@ -291,8 +306,34 @@ mod tests {
             let e = event(json!({"cmd": "user_add", "user_id": 1, "expires_at": text})).unwrap();
             assert_eq!(e.expires_at_ms, Some(ms), "{text}");
         }
-        let own = json!({"cmd": "my_own", "nas_ip": "10.0.0.1", "source": "cron"});
-        assert_eq!(event(own).unwrap().source.as_deref(), Some("cron"));
+    }
+
+    #[test]
+    fn a_token_stays_the_source_whatever_its_events_say() {
+        let own = |who: &str, source: &str| {
+            let event = json!({"cmd": "user_add", "user_id": 1, "source": source});
+            read(event, who, &[]).unwrap().source.unwrap()
+        };
+        for (who, says, becomes) in [
+            ("crm", "cron", "crm/cron"),
+            ("crm", "crm", "crm"),
+            // As it is read back when a row is saved again, by the same and by another token.
+            ("crm", "crm/cron", "crm/cron"),
+            ("desk", "crm/cron", "desk/crm/cron"),
+            ("crm", "crm2", "crm/crm2"),
+            ("open:10.0.0.5", "cron", "open:10.0.0.5/cron"),
+            ("uid:0", "cli", "cli"),
+        ] {
+            assert_eq!(own(who, says), becomes, "{who} {says}");
+        }
+        for (source, who) in [
+            ("crm/cron/x", "crm"),
+            ("crm", "crm"),
+            ("/usr/lib/x", "/usr/lib/x"),
+            ("", ""),
+        ] {
+            assert_eq!(poster(source), who, "{source}");
+        }
     }
 
     #[test]

@@ -72,10 +72,12 @@ pub fn nases(text: &str) -> usize {
 }
 
 /// What alarms tell of each NAS, however many there are.
-const OF_EACH: [&str; 3] = [
+const OF_EACH: [&str; 5] = [
     "nas_event_daemon_breaker_state",
+    "nas_event_daemon_nas_not_served",
     "nas_event_daemon_nas_paused",
     "nas_event_daemon_nas_served",
+    "nas_event_daemon_queue_oldest_age_seconds",
 ];
 
 /// The text with the series of all NASes added up, but for [`OF_EACH`]; of times the latest.
@@ -94,7 +96,10 @@ pub fn summed(text: &str) -> String {
             }
             continue;
         }
-        write(&mut out, &mut sums);
+        // Not between two samples: a family may have some that belong to no NAS.
+        if line.is_empty() || line.starts_with('#') {
+            write(&mut out, &mut sums);
+        }
         out.push_str(line);
         out.push('\n');
     }
@@ -163,6 +168,7 @@ stack{stack=\"main\",cmd=\"user_add\"} 7
 dead 1
 ";
     const OF_ONE: &str = "nas_event_daemon_nas_paused{nas_id=\"7\",nas=\"d\"} 1\n";
+    const MIXED: &str = "dead{nas_id=\"5\"} 1\ndead{nas_id=\"none\"} 7\ndead{nas_id=\"6\"} 2\n";
 
     #[test]
     fn the_series_of_all_nases_are_added_up() {
@@ -190,6 +196,7 @@ dead 1
         );
         assert_eq!(nases(&sums), 0);
         assert_eq!(summed(OF_ONE), OF_ONE, "an alarm names its NAS");
+        assert_eq!(summed(MIXED), "dead{nas_id=\"none\"} 7\ndead 3\n", "once");
     }
 
     #[test]

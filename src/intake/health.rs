@@ -18,10 +18,12 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::event::{self, CompactEvent};
 use crate::intake::access::{self, Openness, Scope};
 use crate::intake::rest::{Desk, Refusal};
 use crate::intake::{api, exposition, gauges, tails};
-use crate::store::Counts;
+use crate::store::query::{Model, Query};
+use crate::store::{Counts, Idempotency};
 
 /// The parent loop is alive if it turned within this many of its intervals …
 const LIVE_INTERVALS: u64 = 3;
@@ -33,12 +35,17 @@ const READY_TIME: Duration = Duration::from_secs(2);
 const COUNTS_AGE_MS: u64 = 1_000;
 /// Far below the mark, where only rows inserted by SQL are unknown, the count may be so old, ms.
 const BELOW_AGE_MS: u64 = 10_000;
-/// Samples of histograms lie in memory until they are folded in; this often they are.
-const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// How often the lag of the loop is looked at.
+const LAG_EVERY: Duration = Duration::from_secs(1);
+/// Samples of histograms lie in memory until they are folded in; this often, in those, they are.
+const UPKEEP_TURNS: u32 = 5;
+/// How old the number of accounts may be, ms: the billing is asked to count them all.
+const ACCOUNTS_AGE_MS: u64 = 600_000;
 
 const HTTP_REQUESTS: &str = "nas_event_daemon_http_requests_total";
 const HTTP_SECONDS: &str = "nas_event_daemon_http_request_duration_seconds";
 const RECEIVED: &str = "nas_event_daemon_events_received_total";
+const LAG: &str = "nas_event_daemon_loop_lag_seconds";
 const BUILD: &str = "nas_event_daemon_build_info";
 
 /// Bounds of durations that people wait for, seconds.
@@ -78,13 +85,21 @@ fn bounded() -> Result<PrometheusBuilder, metrics_exporter_prometheus::BuildErro
         .set_buckets_for_metric(full("event_latency_seconds"), LATENCY_S)
 }
 
-/// Keeps the memory of histograms bounded while nobody scrapes; ends at `stop`.
+/// Keeps the memory of histograms bounded while nobody scrapes, and notes how late it is called:
+/// as late as every other task of this process. Ends at `stop`.
 pub async fn metrics_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
-    let mut turns = tokio::time::interval(UPKEEP_EVERY);
+    let mut turns = tokio::time::interval(LAG_EVERY);
+    let mut turn: u32 = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = turns.tick() => handle.run_upkeep(),
+            due = turns.tick() => {
+                histogram!(LAG).record(due.elapsed().as_secs_f64());
+                turn = turn.wrapping_add(1);
+                if turn.is_multiple_of(UPKEEP_TURNS) {
+                    handle.run_upkeep();
+                }
+            }
         }
     }
 }
@@ -93,10 +108,16 @@ pub async fn metrics_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
 pub fn describe() {
     describe_counter!(HTTP_REQUESTS, "Answered HTTP requests");
     describe_histogram!(HTTP_SECONDS, "From the request's head to the answer's head");
-    describe_counter!(RECEIVED, "Events accepted by a door");
+    describe_counter!(
+        RECEIVED,
+        "Events that came in: by a door when it accepts them, otherwise at expansion"
+    );
     gauges::describe();
-    describe_gauge!(BUILD, "Always 1; the label says which version runs");
-    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    describe_gauge!(BUILD, "Always 1; the labels say what runs");
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"),
+        "revision" => option_env!("NED_REVISION").unwrap_or("unknown"),
+        "rustc" => env!("NED_RUSTC"))
+    .set(1.0);
 }
 
 /// Counts one answered request.
@@ -109,9 +130,19 @@ pub fn count_request(handler: &str, method: &'static str, code: u16, ms: u64) {
         .record(Duration::from_millis(ms).as_secs_f64());
 }
 
-/// Counts one accepted event; `cmd` has been checked, so its values are bounded.
-pub fn count_event(cmd: &str) {
-    counter!(RECEIVED, "source" => "rest", "cmd" => cmd.to_owned()).increment(1);
+/// Counts accepted events. What our own tools post may come here or into the database, so that is
+/// counted by expansion, like all that comes by SQL; see [`Expansion::came`].
+///
+/// [`Expansion::came`]: crate::store::Expansion::came
+pub fn count_events(events: &[CompactEvent], guard: Option<&Idempotency>) {
+    for accepted in events {
+        let source = accepted.source.as_deref().unwrap_or_default();
+        let rest = guard.and_then(|guard| guard.key.strip_prefix(source));
+        if source != "cli" && rest.is_none_or(|rest| !rest.starts_with(':')) {
+            counter!(RECEIVED, "source" => "rest", "cmd" => event::label(&accepted.cmd))
+                .increment(1);
+        }
+    }
 }
 
 /// The stacks as last counted.
@@ -123,6 +154,8 @@ pub struct Seen {
     counted_at: AtomicU64,
     counting: AtomicBool,
     last: tokio::sync::Mutex<Option<(u64, Counts)>>,
+    /// When the accounts were counted, and how many; none = the billing could not say.
+    accounts: tokio::sync::Mutex<Option<(u64, Option<i64>)>>,
     shown: gauges::Shown,
 }
 
@@ -200,6 +233,21 @@ pub async fn counts(desk: &Desk, freshness: Freshness) -> Result<Counts, Refusal
     seen.waiting.store(counts.compact + main, Ordering::Relaxed);
     *last = Some((now, counts.clone()));
     Ok(counts)
+}
+
+/// Accounts of the billing; none = it does not say. Counted seldom, also if that failed.
+pub async fn accounts(desk: &Desk) -> Option<i64> {
+    let mut last = desk.seen.accounts.lock().await;
+    if let Some((at, accounts)) = *last
+        && clock::tick_ms().saturating_sub(at) < ACCOUNTS_AGE_MS
+    {
+        return accounts;
+    }
+    let all = Query::all(Model::Users);
+    let asked = tokio::time::timeout(READY_TIME, desk.doors.store.count(&all)).await;
+    let accounts = asked.ok().and_then(Result::ok);
+    *last = Some((clock::tick_ms(), accounts));
+    accounts
 }
 
 /// How long ago the parent loop turned, ms; counted from the start before its first turn.
@@ -303,12 +351,14 @@ async fn rendered(desk: &Desk, request: Request) -> Result<String, Refusal> {
     if let Some(status) = &desk.doors.dispatch {
         gauges::dispatch(&desk.seen.shown, &status());
     }
-    gauges::parent(parent_age_ms(desk));
     let streams = tails::STREAMS_MAX.saturating_sub(desk.tails.available_permits());
     gauges::intake(desk.doors.limited.load(Ordering::Relaxed), streams);
     gauges::process();
     if let Ok(counts) = counts(desk, Freshness::Second).await {
         gauges::stacks(&desk.seen.shown, &counts);
+        if let Some(accounts) = accounts(desk).await {
+            gauges::accounts(accounts);
+        }
     }
     Ok(handle.render())
 }

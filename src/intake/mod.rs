@@ -20,6 +20,7 @@ pub mod nases;
 pub mod openapi;
 pub mod plan;
 pub mod posting;
+pub mod refusals;
 pub mod rest;
 pub mod schemas;
 pub mod serve;

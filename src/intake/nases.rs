@@ -139,21 +139,27 @@ pub async fn pause(
     change_nas(desk, caller.who, &id, "nas_pause", detail, change).await
 }
 
-/// `POST /api/v1/nas/{id}/resume`.
+/// `POST /api/v1/nas/{id}/resume`: ends a pause; a NAS that did not obey is tried at once.
 pub async fn resume(
     State(desk): State<Desk>,
     At(caller): Operator,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
-    change_nas(
+    let (what, resumed) = ("nas_resume", desk.doors.resumed.clone());
+    let shown = change_nas(
         desk,
         caller.who,
         &id,
-        "nas_resume",
+        what,
         String::new(),
         NasChange::Resume,
     )
-    .await
+    .await?;
+    if let Some(resumed) = resumed {
+        // Fails only when the scheduler has ended.
+        let _ = resumed.send(NasId(number(&id)?)).await;
+    }
+    Ok(shown)
 }
 
 /// Changes the operator's settings of one NAS.

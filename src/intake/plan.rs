@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use crate::clock;
-use crate::event::{CompactEvent, UserId};
+use crate::event::{CompactEvent, UserId, poster};
 use crate::intake::access::Caller;
 use crate::intake::rest::{Desk, Refusal};
 use crate::intake::waiting;
@@ -37,7 +37,10 @@ impl From<CompactEvent> for Ask {
             cmd: event.cmd,
             user: event.user_id.map(UserId),
             nas: event.nas_id.map(NasId),
-            source: event.source.or(event.owner_script).unwrap_or_default(),
+            source: match &event.source {
+                Some(source) => poster(source).to_owned(),
+                None => event.owner_script.unwrap_or_default(),
+            },
             nas_ip: event.nas_ip,
         }
     }

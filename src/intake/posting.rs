@@ -30,6 +30,8 @@ pub struct Ask {
     pub events: Vec<CompactEvent>,
     /// Its guard against being done twice.
     pub guard: Option<Idempotency>,
+    /// Who it is, for the audit table.
+    pub who: String,
 }
 
 /// The way of posts into the store.
@@ -77,8 +79,9 @@ impl Posting {
                 }
             }
         }
-        let posted = self.store.post(&ask.events, ask.guard.as_ref()).await;
-        posted.map_err(Refusal::store)
+        let posted = self.store.post_all(&[ask.post()]).await;
+        let done = posted.map_err(Refusal::store)?.into_iter().next();
+        done.ok_or_else(Refusal::stopping)?.map_err(Refusal::store)
     }
 }
 
@@ -126,6 +129,7 @@ impl Ask {
         Post {
             events: &self.events,
             guard: self.guard.as_ref(),
+            who: Some(&self.who),
         }
     }
 }

@@ -33,7 +33,8 @@ use crate::intake::access::{self, Caller, Peer};
 use crate::intake::health::Seen;
 use crate::intake::posting::{Ask, Posting};
 use crate::intake::trail::Trail;
-use crate::intake::{api, bulk, classic, crowd, form, health, nases, openapi, plan, tails};
+use crate::intake::{api, bulk, classic, crowd, form, health, nases, openapi, plan};
+use crate::intake::{refusals, tails};
 use crate::logs::Logs;
 use crate::nas::NasId;
 use crate::store::{self, GuardOrder, Idempotency, Posted, Store};
@@ -70,6 +71,9 @@ pub struct Doors {
     pub wake: Arc<Notify>,
     /// Told of events that an operator dropped, so that their lanes go on; none = nobody asks.
     pub dropped: Option<mpsc::Sender<(EventId, NasId, Option<UserId>)>>,
+    /// Told of NASes that an operator resumed, so that one that did not obey is tried at once;
+    /// none = nobody asks.
+    pub resumed: Option<mpsc::Sender<NasId>>,
     /// Notified when NAS settings shall be read now.
     pub reload: Arc<Notify>,
     /// Commands outside the catalogue that loaded schemes define.
@@ -134,7 +138,7 @@ pub type Desk = Arc<Shared>;
 pub struct Refusal {
     /// HTTP status.
     pub status: StatusCode,
-    /// A word for programs.
+    /// A word for programs, one of [`refusals::WORDS`].
     pub code: &'static str,
     /// What is wrong, for people; never holds a secret.
     pub message: String,
@@ -213,7 +217,9 @@ impl Refusal {
     /// As an answer with more keys beside `error`.
     pub fn with(self, mut body: Value) -> Response {
         if let Some(map) = body.as_object_mut() {
-            let error = json!({ "code": self.code, "message": self.message, "hint": self.hint });
+            let number = refusals::shown(self.code);
+            let error = json!({ "code": self.code, "number": number, "message": self.message,
+                "hint": self.hint });
             map.insert("error".to_owned(), error);
         }
         self.answer(body)
@@ -420,6 +426,7 @@ pub fn idempotency(headers: &HeaderMap, body: &[u8]) -> Result<Option<Idempotenc
     Ok(Some(Idempotency {
         key: key.to_owned(),
         body_hash: access::hex(&Sha256::digest(body)),
+        lasting: false,
     }))
 }
 
@@ -474,17 +481,12 @@ pub async fn accept(
     }
     let who = caller.who.clone();
     to_the_end(desk, move |desk| async move {
-        let ask = Arc::new(Ask { events, guard });
+        let ask = Arc::new(Ask { events, guard, who });
         let done = accepted(desk.posting.post(&ask).await?)?;
         if !done.again {
             desk.doors.wake.notify_one();
             desk.seen.add(done.ids.len());
-            for event in &ask.events {
-                health::count_event(&event.cmd);
-            }
-            let detail = accepted_text(&done.ids, &ask.events);
-            let store = desk.doors.store.as_ref();
-            desk.trail.note(store, &who, "post", detail).await;
+            health::count_events(&ask.events, ask.guard.as_ref());
         }
         Ok(done)
     })
@@ -509,19 +511,6 @@ fn accepted(posted: Posted) -> Result<Accepted, Refusal> {
             "this Idempotency-Key came before with another body".to_owned(),
             "nothing was stored; use a new key for each request",
         )),
-    }
-}
-
-fn accepted_text(ids: &[EventId], events: &[CompactEvent]) -> String {
-    let cmd = events.first().map_or("", |e| e.cmd.as_str());
-    match ids {
-        [id] => format!("event={id} cmd={cmd}"),
-        [first, .., last] => {
-            let batch = events.first().and_then(|e| e.batch_id.as_deref());
-            let batch = batch.map(|b| format!(" batch={b:?}")).unwrap_or_default();
-            format!("events={first}..{last} n={}{batch}", ids.len())
-        }
-        [] => "no events".to_owned(),
     }
 }
 

@@ -155,6 +155,7 @@ pub fn all() -> Value {
                 ("by_nas", "[any]"),
                 ("dead", "int"),
                 ("oldest_s", "int"),
+                ("accounts", "int?"),
                 ("intake", "Intake"),
                 ("dispatch", "any"),
             ],
@@ -270,7 +271,8 @@ pub fn all() -> Value {
             "Error",
             // A bulk call that failed half way says what it stored, beside the error.
             json!({ "type": "object", "required": ["error"], "properties": {
-                "error": shape(&[("code", "text"), ("message", "text"), ("hint", "text")], &[]) } }),
+                "error": shape(&[("code", "text"), ("number", "text"), ("message", "text"),
+                    ("hint", "text")], &[]) } }),
         ),
         (
             "Classic",

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use crate::clock;
-use crate::intake::access::Peer;
+use crate::intake::access::{Locals, Peer};
 
 /// Bounds of one listener.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +57,8 @@ const HEAD_MAX: usize = 16 * 1024;
 const BUFFER_MAX: usize = 64 * 1024;
 /// Pause after a failed accept (no files left): others may close one meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long the user database may take to say in which groups a peer is.
+const PEER_TIME: Duration = Duration::from_secs(5);
 /// Owner and group may connect; who they are is then asked of the kernel.
 const CTL_MODE: u32 = 0o660;
 
@@ -65,16 +67,24 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
     serve_tcp(listener, router, stop, Limits::default()).await;
 }
 
-/// Serves the control socket until `stop`; peers with the daemon's uid, or root, are admin.
-pub async fn serve_ctl(listener: UnixListener, router: Router, stop: CancellationToken) {
+/// Serves the control socket until `stop`; `locals` says who may what there.
+pub async fn serve_ctl(
+    listener: UnixListener,
+    router: Router,
+    stop: CancellationToken,
+    locals: Locals,
+) {
     let mut open = Open::new(router, stop, Limits::default());
     while let Some(permit) = open.slot().await {
         let accepted = tokio::select! {
             () = open.stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        match accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?.uid(), stream))) {
-            Ok((uid, stream)) => open.start(stream, Peer::Unix { uid }, permit),
+        match accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream))) {
+            Ok((cred, stream)) => {
+                let peer = local_peer(locals.clone(), cred.uid(), cred.gid());
+                open.start(stream, peer, permit);
+            }
             Err(error) => refused_accept(&error).await,
         }
     }
@@ -98,12 +108,22 @@ pub async fn serve_tcp(
             Ok((stream, address)) => {
                 // Answers are small and waited for.
                 let _ = stream.set_nodelay(true);
-                open.start(stream, Peer::Tcp(address), permit);
+                open.start(stream, std::future::ready(Peer::Tcp(address)), permit);
             }
             Err(error) => refused_accept(&error).await,
         }
     }
     open.finish().await;
+}
+
+/// Who a peer of the control socket is; whom the user database does not know in time is a stranger.
+async fn local_peer(locals: Locals, uid: u32, gid: u32) -> Peer {
+    let asked = tokio::task::spawn_blocking(move || locals.scope(uid, gid));
+    let scope = match tokio::time::timeout(PEER_TIME, asked).await {
+        Ok(scope) => scope.ok().flatten(),
+        Err(_) => None,
+    };
+    Peer::Unix { uid, scope }
 }
 
 /// Binds the control socket, replacing one that nobody listens on any more.
@@ -157,13 +177,17 @@ impl Open {
         }
     }
 
-    fn start<S>(&mut self, stream: S, peer: Peer, permit: tokio::sync::OwnedSemaphorePermit)
-    where
+    fn start<S>(
+        &mut self,
+        stream: S,
+        peer: impl Future<Output = Peer> + Send + 'static,
+        permit: tokio::sync::OwnedSemaphorePermit,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (router, stop, limits) = (self.router.clone(), self.stop.clone(), self.limits);
         self.tasks.spawn(async move {
-            connection(stream, peer, router, stop, limits).await;
+            connection(stream, peer.await, router, stop, limits).await;
             drop(permit);
         });
     }

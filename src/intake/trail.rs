@@ -1,13 +1,10 @@
 //! The audit trail of the doors: a change is answered only after it is in the audit table.
 //! Notes that gather while one is being written go into the table together, one row per
-//! caller and kind, so that a flood of posts costs one row per commit and not one each.
+//! caller and kind. Posts are not noted here: their rows are written by their own transaction.
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::store::Store;
-
-/// Most single notes spelled out in one merged row; the rest is counted.
-const SPELLED_MAX: usize = 50;
+use crate::store::{Store, one_detail};
 
 /// Notes on their way into the audit table.
 #[derive(Default)]
@@ -43,7 +40,7 @@ impl Trail {
             (pending.last, std::mem::take(&mut pending.notes))
         };
         for note in notes {
-            let detail = merged(&note.details);
+            let detail = one_detail(&note.details);
             if let Err(error) = store.audit(&note.who, note.what, &detail).await {
                 tracing::error!(who = note.who, what = note.what, detail, %error,
                     "cannot write the audit table; this line is the only record");
@@ -71,19 +68,6 @@ impl Trail {
     }
 }
 
-fn merged(details: &[String]) -> String {
-    let spelled: Vec<&str> = details
-        .iter()
-        .take(SPELLED_MAX)
-        .map(String::as_str)
-        .collect();
-    let mut text = spelled.join("; ");
-    if details.len() > SPELLED_MAX {
-        text.push_str(&format!("; and {} more", details.len() - SPELLED_MAX));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,13 +75,15 @@ mod tests {
     #[test]
     fn notes_of_one_caller_and_kind_become_one_row() {
         let trail = Trail::default();
-        assert_eq!(trail.add("crm", "post", "id=1".to_owned()), 1);
-        assert_eq!(trail.add("crm", "post", "id=2".to_owned()), 2);
+        assert_eq!(trail.add("crm", "retry", "id=1".to_owned()), 1);
+        assert_eq!(trail.add("crm", "retry", "id=2".to_owned()), 2);
         assert_eq!(trail.add("crm", "drop", "id=1".to_owned()), 3);
         let pending = trail.pending.lock().unwrap();
-        let rows: Vec<_> = pending.notes.iter().map(|n| merged(&n.details)).collect();
+        let rows: Vec<_> = pending
+            .notes
+            .iter()
+            .map(|n| one_detail(&n.details))
+            .collect();
         assert_eq!(rows, ["id=1; id=2", "id=1"]);
-        let many: Vec<_> = (0..60).map(|n| n.to_string()).collect();
-        assert!(merged(&many).ends_with("49; and 10 more"));
     }
 }

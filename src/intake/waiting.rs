@@ -26,7 +26,19 @@ pub struct Facts {
     pub slots: Option<(i64, i64)>,
     /// The event of the lane that is before this one: id, state, deferred until (ms).
     pub ahead: Option<(EventId, String, Option<i64>)>,
+    /// An earlier event of the account on another NAS, which goes first: id, NAS, state.
+    pub crossed: Option<(EventId, i64, String)>,
+    /// Events that wait for the same forks and have a more urgent class; none are counted while a
+    /// fork is free.
+    pub urgent: usize,
 }
+
+/// Rows that are looked at for what goes first; more than a lane of one account has.
+const EARLIER: usize = 100;
+/// Ready events of a NAS, the newest, among which the more urgent ones are counted.
+const READY: usize = 200;
+/// With more NASes that work, nobody looks whether an earlier event stands on one of them.
+const OTHERS_MAX: usize = 20;
 
 /// Gathers the facts about an event. `live`: `/api/v1/status` of the daemon; none = there is none.
 pub async fn facts(
@@ -49,11 +61,90 @@ pub async fn facts(
         facts.paused = state.and_then(|state| paused_text(state, facts.now_ms));
         of_the_daemon(&mut facts, live, nas);
     }
-    let own_lane = Cmd::parse(&row.cmd).is_ok_and(|cmd| cmd.class() == Class::Interactive);
+    let own_lane = class(row) == Class::Interactive;
     if let (Some(_), false) = (row.user_id, own_lane) {
         facts.ahead = ahead(store, row).await?;
+        facts.crossed = crossed(store, row, live).await?;
+    }
+    if facts.are_forks_busy() {
+        facts.urgent = urgent(store, row).await?;
     }
     Ok(facts)
+}
+
+impl Facts {
+    /// Whether every fork of the NAS is taken.
+    pub fn are_forks_busy(&self) -> bool {
+        self.slots.is_some_and(|(running, forks)| running >= forks)
+    }
+}
+
+fn class(row: &EventRow) -> Class {
+    Cmd::parse(&row.cmd).map_or(Class::Rest, |cmd| cmd.class())
+}
+
+/// An earlier event of the account on another NAS that can run; nobody waits for a NAS that is
+/// paused, not served, or does not obey.
+async fn crossed(
+    store: &dyn Store,
+    row: &EventRow,
+    live: Option<&Value>,
+) -> store::Result<Option<(EventId, i64, String)>> {
+    if row.place != WhereIs::Stack || row.state != "ready" {
+        return Ok(None);
+    }
+    // NAS by NAS, for a lane has an index and an account has none.
+    let others: Vec<i64> = working(live)
+        .filter(|nas| Some(*nas) != row.nas_id)
+        .collect();
+    if others.len() > OTHERS_MAX {
+        return Ok(None);
+    }
+    for nas in others {
+        for state in ["running", "ready", "deferred"] {
+            let filter = Filter {
+                state: Some(state.to_owned()),
+                nas: Some(nas),
+                user: row.user_id,
+                before: Some(row.id.0),
+                limit: EARLIER,
+                ..Filter::default()
+            };
+            let earlier = store.events(&filter).await?;
+            let first = earlier.into_iter().find(|e| class(e) != Class::Interactive);
+            if let Some(other) = first {
+                return Ok(Some((other.id, nas, other.state)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The NASes that the daemon serves and where nothing keeps events from starting.
+fn working(live: Option<&Value>) -> impl Iterator<Item = i64> {
+    let nases = live.and_then(|live| live.pointer("/dispatch/nases"));
+    let nases = nases.and_then(Value::as_array).into_iter().flatten();
+    nases
+        .filter(|status| {
+            status.get("breaker").and_then(Value::as_str) == Some("closed")
+                && status.get("paused").and_then(Value::as_bool) != Some(true)
+        })
+        .filter_map(|status| status.get("id").and_then(Value::as_i64))
+}
+
+/// How many ready events of its NAS have a more urgent class.
+async fn urgent(store: &dyn Store, row: &EventRow) -> store::Result<usize> {
+    let filter = Filter {
+        state: Some("ready".to_owned()),
+        nas: row.nas_id,
+        limit: READY,
+        ..Filter::default()
+    };
+    let ready = store.events(&filter).await?;
+    Ok(ready
+        .iter()
+        .filter(|other| class(other) < class(row))
+        .count())
 }
 
 /// What the daemon says of a NAS, into the facts.
@@ -183,9 +274,21 @@ fn stuck(facts: &Facts, nas: Option<i64>) -> String {
     if let Some((state, reason)) = &facts.breaker {
         return format!("{nas} fails for everybody (breaker {state}): {reason}");
     }
+    if let Some((id, other, state)) = &facts.crossed {
+        return format!(
+            "the account's earlier event {id} on NAS {other}, which is {state}, goes first, but no longer than cross_nas_wait"
+        );
+    }
     match facts.slots {
         Some((running, forks)) if running >= forks => {
-            format!("waits for a free fork: all {forks} of {nas} are busy")
+            let mut text = format!("waits for a free fork: all {forks} of {nas} are busy");
+            if facts.urgent > 0 {
+                text.push_str(&format!(
+                    ", and events of a more urgent class go first: {}",
+                    facts.urgent
+                ));
+            }
+            text
         }
         _ => "may start at any moment".to_owned(),
     }
@@ -219,7 +322,11 @@ mod tests {
             slots: Some((5, 5)),
             ..up.clone()
         };
-        assert!(say(&ready, &facts).contains("all 5 of NAS 5"));
+        assert!(say(&ready, &facts).ends_with("all 5 of NAS 5 are busy"));
+        facts.urgent = 3;
+        assert!(say(&ready, &facts).ends_with("of a more urgent class go first: 3"));
+        facts.crossed = Some((EventId(8), 12, "running".into()));
+        assert!(say(&ready, &facts).contains("earlier event 8 on NAS 12, which is running"));
         facts.breaker = Some(("open".into(), "no route".into()));
         assert!(say(&ready, &facts).contains("breaker open): no route"));
         facts.ahead = Some((EventId(7), "running".into(), None));

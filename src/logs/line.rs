@@ -29,6 +29,10 @@ use crate::shell;
 /// transcript line that has been cut to 64 KiB already, so that it is not cut again.
 pub const TEXT_MAX: usize = 64 * 1024 + 64;
 
+/// What an answer line says of an attempt that paid for a login, before the device's last answers;
+/// most find a kept session.
+pub const OPENED: &str = "a session was opened for this";
+
 /// ` host nas_event_daemon[pid]: `, what follows the time in every record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin(Arc<str>);

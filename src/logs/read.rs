@@ -1,4 +1,12 @@
-//! Records of a log read back, as [`line`](super::line) writes them. Texts stay escaped.
+//! Records of a log read back, as [`line`](super::line) writes them. Texts stay escaped. Also the
+//! files that a rotation has set aside, which hold what was written before.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use flate2::read::MultiGzDecoder;
 
 /// Letters of the time that a record begins with, `YYYY-MM-DD HH:MM:SS`.
 pub const TIME: usize = 19;
@@ -77,9 +85,101 @@ pub fn end(said: &str) -> Option<End<'_>> {
     })
 }
 
+/// A file that a rotation has set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rotated {
+    /// Where it is.
+    pub path: PathBuf,
+    /// When it was written to last, wall ms: the time of its last record.
+    pub until_ms: i64,
+}
+
+/// What rotations have set aside of a log, the newest first: `name.log-20260102-1767312000`,
+/// `name.log.1`, each also with `.gz`.
+pub fn rotated(log: &Path) -> Vec<Rotated> {
+    let name = log.file_name().and_then(|name| name.to_str());
+    let (Some(name), Some(dir)) = (name, log.parent()) else {
+        return Vec::new();
+    };
+    let is_one = |file: &str| {
+        let rest = file.strip_prefix(name);
+        let rest = rest.map(|rest| rest.strip_suffix(".gz").unwrap_or(rest));
+        rest.and_then(|rest| rest.strip_prefix(['-', '.']))
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let mut found: Vec<Rotated> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_one))
+        .filter_map(|entry| {
+            let written = entry.metadata().ok()?.modified().ok()?;
+            let since = written.duration_since(UNIX_EPOCH).ok()?;
+            Some(Rotated {
+                path: entry.path(),
+                until_ms: i64::try_from(since.as_millis()).ok()?,
+            })
+        })
+        .collect();
+    found.sort_by(|a, b| (b.until_ms, &b.path).cmp(&(a.until_ms, &a.path)));
+    found
+}
+
+/// Opens a log, or one that was set aside, to read its lines.
+pub fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
+    let file = File::open(path)?;
+    Ok(if path.extension().is_some_and(|end| end == "gz") {
+        Box::new(BufReader::new(MultiGzDecoder::new(file)))
+    } else {
+        Box::new(BufReader::new(file))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_set_aside_is_found_and_read() {
+        use std::io::{Read, Write};
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, at: u64, text: &str| {
+            let path = dir.path().join(name);
+            if name.ends_with(".gz") {
+                let file = File::create(&path).unwrap();
+                let mut gz = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+                gz.write_all(text.as_bytes()).unwrap();
+                gz.finish().unwrap();
+            } else {
+                fs::write(&path, text).unwrap();
+            }
+            let file = File::options().append(true).open(&path).unwrap();
+            let at = UNIX_EPOCH + std::time::Duration::from_secs(at);
+            file.set_modified(at).unwrap();
+        };
+        write("event_5.log", 400, "now");
+        write("event_5.log-20260102-1767312000", 300, "before");
+        write("event_5.log-20260101-1767225600.gz", 200, "long before");
+        write("event_5.log.2", 100, "first");
+        write("event_51.log", 250, "another's");
+        write("event_5.log-notes", 350, "a person's");
+        let found = rotated(&dir.path().join("event_5.log"));
+        let texts: Vec<(String, i64)> = found
+            .iter()
+            .map(|one| {
+                let mut text = String::new();
+                open(&one.path).unwrap().read_to_string(&mut text).unwrap();
+                (text, one.until_ms)
+            })
+            .collect();
+        let expected = [
+            ("before", 300_000),
+            ("long before", 200_000),
+            ("first", 100_000),
+        ];
+        assert_eq!(texts, expected.map(|(text, at)| (text.to_owned(), at)));
+        assert_eq!(rotated(Path::new("/nonexistent/x.log")), []);
+    }
 
     #[test]
     fn texts_are_not_taken_for_fields() {

@@ -7,6 +7,7 @@ mod audit;
 mod billing;
 mod nas_row;
 pub mod postgres;
+mod posts;
 pub mod preview;
 pub mod query;
 pub mod rows;
@@ -25,7 +26,8 @@ use serde_json::{Map, Value};
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-pub use audit::{AuditRow, audit_rows, prune_audit};
+pub use audit::{AuditRow, audit_rows, one_detail, prune_audit};
+pub use posts::{Idempotency, Post, Posted};
 pub use rows::{
     AccountFlags, Backlog, Cause, Counts, EventRow, Expansion, Filter, GuardOrder, OrderKind,
     SqlAnswer, Token, WhereIs,
@@ -117,17 +119,6 @@ impl Error {
             Some(code) if code.len() == POSTGRES_CODE => postgres::is_row_trouble(source),
             Some(_) => sqlite::is_row_trouble(source),
             None => false,
-        }
-    }
-}
-
-impl Posted {
-    /// What a post gets whose key is known, given what is kept of the first one.
-    fn known(guard: &Idempotency, body_hash: &str, ids: &str) -> Self {
-        if body_hash == guard.body_hash {
-            Self::Again(serde_json::from_str(ids).unwrap_or_default())
-        } else {
-            Self::Conflict
         }
     }
 }
@@ -263,35 +254,6 @@ pub struct Started {
     pub possible_duplicate: bool,
 }
 
-/// What `post` did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Posted {
-    /// New rows, ids in the order of the events.
-    New(Vec<EventId>),
-    /// The same idempotency key came before with the same body: its ids.
-    Again(Vec<EventId>),
-    /// The same key came with another body.
-    Conflict,
-}
-
-/// Guards one `post` against being done twice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Idempotency {
-    /// Chosen by the producer; kept 24 h.
-    pub key: String,
-    /// SHA-256 of the body, hex.
-    pub body_hash: String,
-}
-
-/// One of several posts that share a transaction.
-#[derive(Debug, Clone, Copy)]
-pub struct Post<'a> {
-    /// What it brings.
-    pub events: &'a [CompactEvent],
-    /// Its guard against being done twice.
-    pub guard: Option<&'a Idempotency>,
-}
-
 /// Everything that the daemon and its tools ask of a database.
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -321,17 +283,22 @@ pub trait Store: Send + Sync {
 
     /// Puts events onto the compact stack: one transaction, all or nothing.
     async fn post(&self, events: &[CompactEvent], guard: Option<&Idempotency>) -> Result<Posted> {
-        let each = self.post_all(&[Post { events, guard }]).await?;
+        let who = None;
+        let each = self.post_all(&[Post { events, guard, who }]).await?;
         let lost = || Error::Refused("the store does not say what a post did".to_owned());
         each.into_iter().next().ok_or_else(lost)?
     }
 
-    /// The same for several posts in one transaction, what each did in their order. One that is
-    /// refused writes nothing and leaves the others alone; if the database fails, none is written.
+    /// The same for several posts in one transaction, with their rows in the audit table, and what
+    /// each did in their order. One that is refused writes nothing and leaves the others alone; if
+    /// the database fails, none is written.
     async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>>;
 
     /// What a post of this key was answered, if there was one.
     async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>>;
+
+    /// The posts of these keys will not be made again: lasting ones are kept like others now.
+    async fn confirm_keys(&self, keys: &[String]) -> Result<()>;
 
     // -- expansion --------------------------------------------------------------------------
 

@@ -1,9 +1,20 @@
 //! What the store hands out: rows for tools, counts, filters.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::{Error, Result};
-use crate::event::{EventId, Params, Waiting};
+use crate::event::{EventId, Params, Waiting, poster};
+
+/// Latest time that a column is asked to keep, ms (year 9999).
+const TIME_MAX_MS: i64 = 253_402_300_799_000;
+
+/// A time that a column can keep: what is wild is bent into the range, so that it never blocks
+/// a settle. PostgreSQL makes it a time by `to_timestamp($n / 1000.0)`.
+pub(super) fn kept_ms(ms: i64) -> i64 {
+    ms.clamp(0, TIME_MAX_MS)
+}
 
 /// Result of one expansion batch.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -14,8 +25,25 @@ pub struct Expansion {
     pub failed: Vec<(EventId, String)>,
     /// Rows that went to dead (reason `overtaken`).
     pub overtaken: usize,
+    /// Rows met for the first time that no door of the daemon has counted, by way in and command.
+    pub came: BTreeMap<(&'static str, String), u64>,
     /// The batch was as large as its limit: there may be more.
     pub full: bool,
+}
+
+/// Which way a compact row `c` came in, in SQL of both databases: none for what a door of the
+/// daemon has counted, and for retries. The bridge's key begins with its source.
+pub(super) const CAME: &str = "case when c.retried_from is not null then null
+  when c.source is null then 'sql' when c.source = 'cli' then 'cli'
+  when substr(c.idempotency_key, 1, length(c.source) + 1) = c.source || ':' then 'bridge' end";
+
+/// The word of [`CAME`] as a label.
+pub(super) fn way_in(word: &str) -> &'static str {
+    match word {
+        "sql" => "sql",
+        "cli" => "cli",
+        _ => "bridge",
+    }
 }
 
 /// Numbers of the stacks.
@@ -29,10 +57,25 @@ pub struct Counts {
     pub main: Vec<(String, i64)>,
     /// (nas_id, state, rows) of the main stack.
     pub by_nas: Vec<(i64, String, i64)>,
-    /// Rows of `events_dead`.
+    /// Rows of `events_dead` that were not retried.
     pub dead: i64,
+    /// (nas_id, rows) of them; none = they never had a NAS.
+    pub dead_by_nas: Vec<(Option<i64>, i64)>,
     /// Age of the oldest waiting row, seconds.
     pub oldest_s: i64,
+    /// (nas_id, age in seconds) of the oldest row of each NAS on the main stack that the guard does
+    /// not hold, running ones included; 0 = the first hundred are all held.
+    pub oldest_by_nas: Vec<(i64, i64)>,
+}
+
+/// Shows the connections that looks and the doors share; writing and expansion have their own.
+pub(super) fn connections<D: sqlx::Database>(pool: &sqlx::Pool<D>) {
+    let idle = pool.num_idle();
+    let used = usize::try_from(pool.size()).unwrap_or_default();
+    for (state, many) in [("idle", idle), ("used", used.saturating_sub(idle))] {
+        metrics::gauge!("nas_event_daemon_db_pool_connections", "state" => state)
+            .set(f64::from(u32::try_from(many).unwrap_or(u32::MAX)));
+    }
 }
 
 /// Rows of the stacks, each counted only so far.
@@ -240,14 +283,17 @@ pub struct Cause {
     pub cmd: String,
     /// The token, else the script that added it, else `sql`.
     pub source: String,
+    /// The same as it stands in the row, whatever the event says itself included.
+    pub told: String,
     /// Its `rate_*` and `ceil_*`, as far as there are any.
     pub speeds: Vec<String>,
 }
 
-/// Number, command, source, and the four speeds of a [`Cause`].
+/// Number, command, source, else the script, and the four speeds of a [`Cause`].
 pub(super) type CauseValues = (
     i64,
     String,
+    Option<String>,
     String,
     Option<String>,
     Option<String>,
@@ -256,11 +302,12 @@ pub(super) type CauseValues = (
 );
 
 impl From<CauseValues> for Cause {
-    fn from((id, cmd, source, a, b, c, d): CauseValues) -> Self {
+    fn from((id, cmd, source, script, a, b, c, d): CauseValues) -> Self {
         Self {
             id: EventId(id),
             cmd,
-            source,
+            source: source.as_deref().map_or(script.as_str(), poster).to_owned(),
+            told: source.unwrap_or(script),
             speeds: [a, b, c, d].into_iter().flatten().collect(),
         }
     }

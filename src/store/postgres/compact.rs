@@ -1,17 +1,20 @@
 //! The compact stack: accepting events, retrying dead ones, waking unexpandable rows.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-
 use serde_json::{Map, Value, json};
 use sqlx::{PgConnection, Row};
 
-use super::{Postgres, kept_ms, sql};
+use super::{Postgres, owner, sql};
 use crate::event::{CATALOGUE, Class, CompactEvent, EventId};
-use crate::store::{Error, Idempotency, Post, Posted, Result};
+use crate::store::posts::{Kept, LASTING_DAYS, Plan, row_of};
+use crate::store::{Idempotency, Post, Posted, Result, audit};
 
-/// How long an idempotency key is remembered.
-const KEY_LIFE: &str = "24 hours";
+/// Whether a key is forgotten. The first part is what its index finds.
+fn old_key() -> String {
+    format!(
+        "created_at <= now() - interval '24 hours'
+           and (not lasting or created_at <= now() - interval '{LASTING_DAYS} days')"
+    )
+}
 
 /// Commands that change no state, for looks at the lane in `events_done`, which has no class.
 pub(super) fn interactive() -> Vec<&'static str> {
@@ -23,97 +26,55 @@ pub(super) fn interactive() -> Vec<&'static str> {
 }
 
 pub(super) async fn post_all(store: &Postgres, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
-    let rows: Vec<Result<Vec<Value>>> = posts.iter().map(rows_of).collect();
-    // Of several posts with one key the first writes.
-    let mut first: BTreeMap<&str, (usize, &Idempotency)> = BTreeMap::new();
-    for (index, (post, rows)) in posts.iter().zip(&rows).enumerate() {
-        if let (Some(guard), Ok(_)) = (post.guard, rows) {
-            first.entry(&guard.key).or_insert((index, guard));
-        }
-    }
-    let mut tx = store
-        .pool
-        .begin()
-        .await
-        .map_err(sql("begin to accept events"))?;
-    let mut known = take_keys(&mut tx, first.values().map(|(_, guard)| *guard)).await?;
-    first.retain(|key, _| !known.contains_key(*key));
-    let writes = |index: usize, post: &Post<'_>| {
-        let key = post.guard.map(|guard| guard.key.as_str());
-        key.is_none_or(|key| first.get(key).is_some_and(|(writer, _)| *writer == index))
-    };
-    let mut batch = Vec::new();
-    let mut places: Vec<Result<Range<usize>>> = Vec::with_capacity(posts.len());
-    for (index, (post, rows)) in posts.iter().zip(rows).enumerate() {
-        let start = batch.len();
-        let here = writes(index, post);
-        places.push(rows.map(|rows| {
-            batch.extend(rows.into_iter().filter(|_| here));
-            start..batch.len()
-        }));
-    }
-    let ids = insert(&mut tx, batch).await?;
-    let of = |place: &Range<usize>| ids.get(place.clone()).unwrap_or_default().to_vec();
-    for (key, (index, guard)) in &first {
-        if let Some(Ok(place)) = places.get(*index) {
-            let kept = (guard.body_hash.clone(), json!(of(place)).to_string());
-            known.insert((*key).to_owned(), kept);
-        }
-    }
-    keep_ids(
-        &mut tx,
-        first.keys().filter_map(|key| known.get_key_value(*key)),
-    )
-    .await?;
+    let mut plan = Plan::new(posts);
+    let begun = store.pool.begin().await;
+    let mut tx = begun.map_err(sql("begin to accept events"))?;
+    let known = take_keys(&mut tx, plan.guards()).await?;
+    plan.know(known);
+    let ids = insert(&mut tx, plan.rows()).await?;
+    keep_ids(&mut tx, plan.keys(&ids)).await?;
+    let answers = plan.answers(&ids)?;
+    let audit = audit::of_posts(posts, &answers);
+    owner::audit_all(&mut tx, "post", &audit).await?;
     tx.commit().await.map_err(sql("commit accepted events"))?;
-    let answer = |(index, (post, place)): (usize, (&Post<'_>, Result<Range<usize>>))| {
-        let place = place?;
-        match post.guard {
-            Some(guard) if !writes(index, post) => {
-                let (hash, ids) = known.get(&guard.key).ok_or_else(forgotten)?;
-                Ok(Posted::known(guard, hash, ids))
-            }
-            Some(_) | None => Ok(Posted::New(of(&place))),
-        }
-    };
-    Ok(posts.iter().zip(places).enumerate().map(answer).collect())
-}
-
-/// A key whose first post was taken back between two statements.
-fn forgotten() -> Error {
-    sql("look an idempotency key up")(sqlx::Error::RowNotFound)
+    Ok(answers)
 }
 
 /// Takes those keys that are new, and returns what is kept of the others: hash and ids.
 async fn take_keys<'a>(
     tx: &mut PgConnection,
     guards: impl Iterator<Item = &'a Idempotency>,
-) -> Result<BTreeMap<String, (String, String)>> {
-    let (keys, hashes): (Vec<&str>, Vec<&str>) = guards
-        .map(|guard| (guard.key.as_str(), guard.body_hash.as_str()))
-        .unzip();
-    if keys.is_empty() {
-        return Ok(BTreeMap::new());
+) -> Result<Kept> {
+    let (mut keys, mut hashes, mut lasting) = (Vec::new(), Vec::new(), Vec::new());
+    for guard in guards {
+        keys.push(guard.key.as_str());
+        hashes.push(guard.body_hash.as_str());
+        lasting.push(guard.lasting);
     }
-    sqlx::query("delete from idempotency where created_at <= now() - $1::text::interval")
-        .bind(KEY_LIFE)
+    if keys.is_empty() {
+        return Ok(Kept::new());
+    }
+    let forget = format!("delete from idempotency where {}", old_key());
+    sqlx::query(sqlx::AssertSqlSafe(forget))
         .execute(&mut *tx)
         .await
         .map_err(sql("forget old idempotency keys"))?;
     // Taken before the events: of two posts with one key the second waits here for the first to
     // commit. In one order, so that two transactions never wait for each other.
     let taken: Vec<(String,)> = sqlx::query_as(
-        "insert into idempotency (key, body_hash, ids)
-         select key, hash, '[]' from unnest($1::text[], $2::text[]) as g(key, hash) order by key
+        "insert into idempotency (key, body_hash, ids, lasting)
+         select key, hash, '[]', lasting
+         from unnest($1::text[], $2::text[], $3::boolean[]) as g(key, hash, lasting) order by key
          on conflict do nothing returning key",
     )
     .bind(&keys)
     .bind(&hashes)
+    .bind(&lasting)
     .fetch_all(&mut *tx)
     .await
     .map_err(sql("keep an idempotency key"))?;
     if taken.len() == keys.len() {
-        return Ok(BTreeMap::new());
+        return Ok(Kept::new());
     }
     let taken: Vec<String> = taken.into_iter().map(|(key,)| key).collect();
     let rows: Vec<(String, String, String)> = sqlx::query_as(
@@ -130,12 +91,10 @@ async fn take_keys<'a>(
         .collect())
 }
 
-async fn keep_ids<'a>(
-    tx: &mut PgConnection,
-    kept: impl Iterator<Item = (&'a String, &'a (String, String))>,
-) -> Result<()> {
-    let (keys, ids): (Vec<&str>, Vec<&str>) = kept
-        .map(|(key, (_, ids))| (key.as_str(), ids.as_str()))
+async fn keep_ids(tx: &mut PgConnection, keys: Vec<(&Idempotency, String)>) -> Result<()> {
+    let (keys, ids): (Vec<&str>, Vec<String>) = keys
+        .into_iter()
+        .map(|(guard, ids)| (guard.key.as_str(), ids))
         .unzip();
     if keys.is_empty() {
         return Ok(());
@@ -156,80 +115,29 @@ pub(super) async fn posted_before(store: &Postgres, guard: &Idempotency) -> Resu
     if guard.key.contains('\0') {
         return Ok(None);
     }
-    let kept: Option<(String, String)> = sqlx::query_as(
-        "select body_hash, ids from idempotency
-         where key = $1 and created_at > now() - $2::text::interval",
-    )
-    .bind(&guard.key)
-    .bind(KEY_LIFE)
-    .fetch_optional(&store.pool)
-    .await
-    .map_err(sql("look an idempotency key up"))?;
+    let text = format!(
+        "select body_hash, ids from idempotency where key = $1 and not ({})",
+        old_key()
+    );
+    let kept: Option<(String, String)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(&guard.key)
+        .fetch_optional(&store.pool)
+        .await
+        .map_err(sql("look an idempotency key up"))?;
     Ok(kept.map(|(hash, ids)| Posted::known(guard, &hash, &ids)))
 }
 
-/// The rows of a post, if PostgreSQL can store them.
-fn rows_of(post: &Post<'_>) -> Result<Vec<Value>> {
-    if post.guard.is_some_and(|guard| guard.key.contains('\0')) {
-        return Err(nul("idempotency key"));
-    }
-    let rows = post.events.iter().map(|event| row_of(event, post.guard));
-    rows.collect()
-}
-
-fn nul(place: &str) -> Error {
-    Error::Refused(format!(
-        "{place} holds a NUL character (U+0000), which PostgreSQL cannot store: take it out"
-    ))
-}
-
-/// Where a NUL character hides, as a path of names.
-fn nul_in(value: &Value) -> Option<String> {
-    let below = |name: &str, value: &Value| {
-        nul_in(value).map(|rest| format!("{name}.{rest}").trim_end_matches('.').to_owned())
-    };
-    match value {
-        Value::String(text) => text.contains('\0').then(String::new),
-        Value::Array(list) => list.iter().find_map(nul_in),
-        Value::Object(map) => map.iter().find_map(|(name, value)| {
-            if name.contains('\0') {
-                Some("a name".to_owned())
-            } else {
-                below(name, value)
-            }
-        }),
-        Value::Null | Value::Bool(_) | Value::Number(_) => None,
-    }
-}
-
-/// One compact row as an object of column names.
-fn row_of(event: &CompactEvent, guard: Option<&Idempotency>) -> Result<Value> {
-    let row = json!({
-        "cmd": event.cmd,
-        "user_id": event.user_id,
-        "abonent_id": event.abonent_id,
-        "nas_id": event.nas_id,
-        "nas_ip": event.nas_ip,
-        "usluga_id": event.usluga_id,
-        "acct_session_id": event.acct_session_id,
-        "params": event.params.clone().map(Value::Object),
-        "params_complete": event.params_complete,
-        "owner_script": event.owner_script,
-        "owner_function": event.owner_function,
-        "source": event.source,
-        "batch_id": event.batch_id,
-        "expires_ms": event.expires_at_ms.map(kept_ms),
-        "idempotency_key": guard.map(|g| &g.key),
-        "retried_from": event.retried_from,
-    });
-    match nul_in(&row) {
-        None => Ok(row),
-        Some(place) => Err(nul(&place)),
-    }
+pub(super) async fn confirm_keys(store: &Postgres, keys: &[String]) -> Result<()> {
+    sqlx::query("update idempotency set lasting = false where lasting and key = any($1)")
+        .bind(keys)
+        .execute(&store.pool)
+        .await
+        .map_err(sql("confirm idempotency keys"))?;
+    Ok(())
 }
 
 /// Inserts rows in their order: one statement for any number.
-async fn insert(tx: &mut PgConnection, rows: Vec<Value>) -> Result<Vec<EventId>> {
+async fn insert(tx: &mut PgConnection, rows: Vec<&Value>) -> Result<Vec<EventId>> {
     let inserted: Vec<(i64,)> = sqlx::query_as(
         "insert into events_stack_compact (cmd, user_id, abonent_id, nas_id, nas_ip, usluga_id,
            acct_session_id, params, params_complete, owner_script, owner_function, source, batch_id,
@@ -247,7 +155,7 @@ async fn insert(tx: &mut PgConnection, rows: Vec<Value>) -> Result<Vec<EventId>>
          order by place
          returning id",
     )
-    .bind(Value::Array(rows).to_string())
+    .bind(json!(rows).to_string())
     .fetch_all(tx)
     .await
     .map_err(sql("insert compact events"))?;
@@ -323,8 +231,8 @@ pub(super) async fn retry_dead(store: &Postgres, id: EventId) -> Result<Option<E
             return Ok(None);
         }
     }
-    let rows = vec![row_of(&event, None)?];
-    let new = insert(&mut tx, rows).await?.into_iter().next();
+    let row = row_of(&event, None)?;
+    let new = insert(&mut tx, vec![&row]).await?.into_iter().next();
     sqlx::query("update events_dead set retried_as = $2 where id = $1")
         .bind(id.0)
         .bind(new.map(|new| new.0))
@@ -333,32 +241,4 @@ pub(super) async fn retry_dead(store: &Postgres, id: EventId) -> Result<Option<E
         .map_err(sql("mark a dead event retried"))?;
     tx.commit().await.map_err(sql("commit a retry"))?;
     Ok(new)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_nul_is_found_wherever_it_hides() {
-        let place = |event: CompactEvent| match row_of(&event, None) {
-            Err(Error::Refused(text)) => text,
-            other => format!("{other:?}"),
-        };
-        let nas_ip = CompactEvent {
-            nas_ip: Some("10.0.0.1\0".into()),
-            ..CompactEvent::default()
-        };
-        assert!(place(nas_ip).starts_with("nas_ip holds"));
-        let params = CompactEvent {
-            params: json!({"a": {"b": ["x", "y\0"]}}).as_object().cloned(),
-            ..CompactEvent::default()
-        };
-        assert!(place(params).starts_with("params.a.b holds"));
-        let written = CompactEvent {
-            params: json!({"a": "\\u0000"}).as_object().cloned(),
-            ..CompactEvent::default()
-        };
-        assert!(row_of(&written, None).is_ok(), "six characters, not one");
-    }
 }

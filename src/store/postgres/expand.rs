@@ -2,7 +2,7 @@
 //! (services, own variables, addresses of NASes, mistakes) is read at once, decided row by row,
 //! and moved at once. A group that one row breaks is halved until that row is alone.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sqlx::{Connection, PgConnection};
 
@@ -11,6 +11,7 @@ use super::decide::{Known, Nases, Ready, Wanted};
 use super::stack::{WAITING, waiting};
 use super::{Postgres, billing, connection, sql, storable};
 use crate::event::{Class, Cmd, EventId, Waiting};
+use crate::store::rows::{CAME, way_in};
 use crate::store::{Error, Expansion, Result};
 
 /// Failed rows looked at again in one batch; they never fill it.
@@ -110,13 +111,15 @@ async fn batch(
         }
     }
     let mut out = Expansion::default();
+    let mut came = Came::new();
     if !doubt.is_empty() {
         out.moved = doubtful(&mut tx, doubt).await?;
     }
     let picked = match which {
-        Pick::All => pick(&mut tx, limit).await?,
-        Pick::Urgent => pick_urgent(&mut tx, limit, known).await?,
+        Pick::All => pick(&mut tx, limit, &mut came).await?,
+        Pick::Urgent => pick_urgent(&mut tx, limit, known, &mut came).await?,
     };
+    out.came = came;
     run(&mut tx, "savepoint plain").await?;
     let moved = match plain_rows(&mut tx, shape, &picked, known).await {
         Err(Error::Sql { source, .. }) if is_row_trouble(&source) => {
@@ -201,46 +204,70 @@ async fn doubtful(tx: &mut PgConnection, doubt: &Doubt) -> Result<Vec<Waiting>> 
 
 /// Locks the first rows. The planner, which sees the compact stack now empty and now full, must
 /// not come to read and sort all of it; in statements over the billing's views it is free.
-async fn pick(tx: &mut PgConnection, limit: usize) -> Result<Vec<i64>> {
+async fn pick(tx: &mut PgConnection, limit: usize, came: &mut Came) -> Result<Vec<i64>> {
     run(
         &mut *tx,
         "set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off",
     )
     .await?;
-    let rows: Vec<(i64,)> = sqlx::query_as(
-        "select id from events_stack_compact where error is null order by id limit $1
-         for update skip locked",
-    )
-    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-    .fetch_all(&mut *tx)
-    .await
-    .map_err(sql("pick compact events"))?;
+    let text = format!(
+        "select c.id, {CAME}, c.cmd from events_stack_compact c where c.error is null order by c.id limit $1
+         for update skip locked"
+    );
+    let rows: Vec<Picked> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(sql("pick compact events"))?;
     run(
         tx,
         "set local enable_seqscan to default; set local enable_bitmapscan to default; set local enable_sort to default",
     )
     .await?;
-    Ok(rows.into_iter().map(|(id,)| id).collect())
+    Ok(noted(rows, came))
+}
+
+/// A row's number, its way in, its command.
+type Picked = (i64, Option<String>, String);
+/// See [`Expansion::came`].
+type Came = BTreeMap<(&'static str, String), u64>;
+
+/// Notes how the rows came in; their numbers.
+fn noted(rows: Vec<Picked>, came: &mut Came) -> Vec<i64> {
+    let mut ids = Vec::with_capacity(rows.len());
+    for (id, way, cmd) in rows {
+        ids.push(id);
+        if let Some(way) = way {
+            *came.entry((way_in(&way), cmd)).or_default() += 1;
+        }
+    }
+    ids
 }
 
 /// Locks what is still taken while too much is waiting. Reads the whole stack, so it is not for
 /// every poll.
-async fn pick_urgent(tx: &mut PgConnection, limit: usize, known: &Known) -> Result<Vec<i64>> {
-    let rows: Vec<(i64,)> = sqlx::query_as(
+async fn pick_urgent(
+    tx: &mut PgConnection,
+    limit: usize,
+    known: &Known,
+    came: &mut Came,
+) -> Result<Vec<i64>> {
+    let text = format!(
         "with urgent as (
            select user_id, max(id) as upto from events_stack_compact
            where error is null and user_id is not null and cmd = any($2) group by user_id)
-         select c.id from events_stack_compact c left join urgent u on u.user_id = c.user_id
+         select c.id, {CAME}, c.cmd from events_stack_compact c left join urgent u on u.user_id = c.user_id
          where c.error is null and (c.id <= u.upto or c.cmd = any($3))
-         order by c.id limit $1 for update of c skip locked",
-    )
-    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-    .bind(known.of_class(Class::Access))
-    .bind(known.of_class(Class::Interactive))
-    .fetch_all(tx)
-    .await
-    .map_err(sql("pick urgent compact events"))?;
-    Ok(rows.into_iter().map(|(id,)| id).collect())
+         order by c.id limit $1 for update of c skip locked"
+    );
+    let rows: Vec<Picked> = sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .bind(known.of_class(Class::Access))
+        .bind(known.of_class(Class::Interactive))
+        .fetch_all(tx)
+        .await
+        .map_err(sql("pick urgent compact events"))?;
+    Ok(noted(rows, came))
 }
 
 /// Whether a compact row retries a dead event that may have been applied. No `exists`: that may

@@ -1,12 +1,14 @@
 //! Looks for tools and people, dropping events, pruning history, the operator's own SQL.
 
+use std::collections::BTreeSet;
+
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::{Column, Connection, Executor, PgConnection, Row, SqlSafeStr, TypeInfo, ValueRef};
 
 use super::{Postgres, connection, kept_ms, sql, storable};
 use crate::event::{EventId, Params};
-use crate::store::{Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs};
+use crate::store::{Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs, rows};
 
 /// Most rows that `events` returns in one call.
 const LIST_MAX: usize = 1_000;
@@ -69,10 +71,10 @@ fn event_row(row: &PgRow) -> Result<EventRow> {
 }
 
 pub(super) async fn counts(store: &Postgres) -> Result<Counts> {
-    let (compact, unexpandable, dead): (i64, i64, i64) = sqlx::query_as(
+    rows::connections(&store.pool);
+    let (compact, unexpandable): (i64, i64) = sqlx::query_as(
         "select (select count(*) from events_stack_compact),
-           (select count(*) from events_stack_compact where error is not null),
-           (select count(*) from events_dead where retried_as is null)",
+           (select count(*) from events_stack_compact where error is not null)",
     )
     .fetch_one(&store.pool)
     .await
@@ -84,13 +86,20 @@ pub(super) async fn counts(store: &Postgres) -> Result<Counts> {
     .fetch_all(&store.pool)
     .await
     .map_err(sql("count events by type"))?;
-    let by_nas = sqlx::query_as(
+    let by_nas: Vec<(i64, String, i64)> = sqlx::query_as(
         "select nas_id, state, count(*) from events_stack group by nas_id, state
          order by nas_id, state collate \"C\"",
     )
     .fetch_all(&store.pool)
     .await
     .map_err(sql("count events by NAS"))?;
+    let dead_by_nas: Vec<(Option<i64>, i64)> = sqlx::query_as(
+        "select nas_id, count(*) from events_dead where retried_as is null
+         group by nas_id order by nas_id nulls first",
+    )
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("count dead events"))?;
     let (oldest_s,): (i64,) = sqlx::query_as(
         "select coalesce(greatest(0, date_part('epoch', clock_timestamp() - min(oldest)))::bigint, 0) from (
            select min(event_date) as oldest from (select event_date from events_stack order by id limit 100) s
@@ -100,13 +109,28 @@ pub(super) async fn counts(store: &Postgres) -> Result<Counts> {
     .fetch_one(&store.pool)
     .await
     .map_err(sql("find the oldest event"))?;
+    let nases: BTreeSet<i64> = by_nas.iter().map(|(nas, _, _)| *nas).collect();
+    // As above, of each NAS by its index; what the guard holds waits for a person.
+    let oldest_by_nas = sqlx::query_as(
+        "select n.id, coalesce(greatest(0, date_part('epoch', clock_timestamp() - o.oldest))::bigint, 0)
+         from unnest($1::bigint[]) n(id) cross join lateral (
+           select min(s.event_date) as oldest from (select event_date, state from events_stack
+             where nas_id = n.id order by id + 0 limit 100) s where s.state <> 'held') o
+         order by 1",
+    )
+    .bind(nases.into_iter().collect::<Vec<_>>())
+    .fetch_all(&store.pool)
+    .await
+    .map_err(sql("find the oldest event of each NAS"))?;
     Ok(Counts {
         compact,
         unexpandable,
         main,
         by_nas,
-        dead,
+        dead: dead_by_nas.iter().map(|(_, rows)| rows).sum(),
+        dead_by_nas,
         oldest_s,
+        oldest_by_nas,
     })
 }
 
@@ -250,13 +274,16 @@ pub(super) async fn prune_done(store: &Postgres, before_ms: i64, limit: usize) -
 const HIDDEN: [&str; 2] = ["nas_secret", "token"];
 /// Ways around [`HIDDEN`]: names spelt by escapes, functions that run a text as a statement,
 /// samples that the planner keeps of columns, and files of the server.
-const AROUND: [&str; 10] = [
+const AROUND: [&str; 13] = [
     "u&\"",
     "u&'",
     "_to_xml",
     "ts_stat",
+    "ts_rewrite",
     "dblink",
     "crosstab",
+    "connectby",
+    "pg_logical_",
     "pg_stats",
     "pg_statistic",
     "pg_read_",
@@ -264,6 +291,24 @@ const AROUND: [&str; 10] = [
 ];
 /// What a statement that only looks may begin with.
 const LOOKS: [&str; 6] = ["select", "with", "values", "table", "show", "explain"];
+/// What one that changes may begin with. Not `do`, `call`, `execute`, `copy` and their like: they run
+/// a text that is put together only then, and no look at the statement says what it reads.
+const CHANGES: [&str; 23] = [
+    "insert", "update", "delete", "merge", "truncate", "create", "alter", "drop", "comment",
+    "grant", "revoke", "analyze", "vacuum", "reindex", "cluster", "refresh", "set", "reset",
+    "begin", "start", "commit", "end", "rollback",
+];
+/// What `create` and `alter` may not name, for the same reason.
+const CODE: [&str; 8] = [
+    "function",
+    "procedure",
+    "routine",
+    "language",
+    "extension",
+    "aggregate",
+    "trigger",
+    "rule",
+];
 
 pub(super) async fn sql_statement(
     store: &Postgres,
@@ -298,6 +343,16 @@ pub(super) async fn sql_statement(
             LOOKS.join(", ")
         )));
     }
+    let words = || lower.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let makes_code =
+        ["create", "alter"].contains(&first.as_str()) && words().any(|word| CODE.contains(&word));
+    let known = LOOKS.iter().chain(&CHANGES).any(|word| *word == first);
+    if write && (makes_code || !known) {
+        return Err(Error::Refused(format!(
+            "{first:?} is not allowed here{}: it could run a text as a statement, and show tables that are never readable",
+            if makes_code { " with code" } else { "" }
+        )));
+    }
     // A connection of its own: what the statement sets, creates or leaves open ends with it.
     let mut conn = connection::open(&store.options)
         .await
@@ -314,6 +369,12 @@ pub(super) async fn sql_statement(
 }
 
 async fn change(conn: &mut PgConnection, statement: &str) -> Result<SqlAnswer> {
+    // Refuses more than one command: only the first was looked at.
+    let text = sqlx::AssertSqlSafe(statement.to_owned()).into_sql_str();
+    (&mut *conn)
+        .prepare(text)
+        .await
+        .map_err(sql("check the statement"))?;
     let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()))
         .execute(conn)
         .await

@@ -32,6 +32,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool};
 
 use self::connection::{CONNECT_TIMEOUT, Reopening};
+use super::rows::kept_ms;
 use super::{
     AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
     Idempotency, OrderKind, Owner, Post, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
@@ -61,8 +62,6 @@ const BY_KEY: [(&str, &str); 4] = [
 ];
 /// Prepared statements kept by one connection.
 const STATEMENTS: usize = 200;
-/// Latest time that a column is asked to keep, ms (year 9999).
-const TIME_MAX_MS: i64 = 253_402_300_799_000;
 
 /// The production store.
 pub struct Postgres {
@@ -83,12 +82,6 @@ fn sql(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
 /// SQL for a time as wall ms; NULL stays NULL.
 fn ms_of(column: &str) -> String {
     format!("(date_part('epoch', {column}) * 1000)::bigint")
-}
-
-/// A time that a column can keep: what is wild is bent into the range, so that it never blocks
-/// a settle. SQL makes it a time by `to_timestamp($n / 1000.0)`.
-fn kept_ms(ms: i64) -> i64 {
-    ms.clamp(0, TIME_MAX_MS)
 }
 
 /// Text as PostgreSQL can keep it: a NUL character becomes U+FFFD. For texts of devices and
@@ -227,6 +220,16 @@ fn migrator() -> Migrator {
             "keys",
             include_str!("../../../migrations/postgres/0008_keys.sql"),
         ),
+        (
+            9,
+            "lasting_keys",
+            include_str!("../../../migrations/postgres/0009_lasting_keys.sql"),
+        ),
+        (
+            10,
+            "dead_by_nas",
+            include_str!("../../../migrations/postgres/0010_dead_by_nas.sql"),
+        ),
     ])
 }
 
@@ -262,6 +265,11 @@ impl Store for Postgres {
 
     async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
         asked("post", "accept events", compact::post_all(self, posts)).await
+    }
+
+    async fn confirm_keys(&self, keys: &[String]) -> Result<()> {
+        let work = compact::confirm_keys(self, keys);
+        asked("confirm_keys", "confirm idempotency keys", work).await
     }
 
     async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>> {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sqlx::PgConnection;
+
 use super::{Postgres, sql, storable};
 use crate::store::sqlite::backup::ID_GAP;
 use crate::store::{After, Error, Owner, Result, Token};
@@ -44,7 +46,7 @@ pub(super) async fn own(store: &Postgres, holder: &str, after: After) -> Result<
     Ok(epoch)
 }
 
-async fn held(conn: &mut sqlx::PgConnection) -> Result<Option<Owner>> {
+async fn held(conn: &mut PgConnection) -> Result<Option<Owner>> {
     let row: Option<(i64, String, i64)> = sqlx::query_as(
         "select epoch, holder, (date_part('epoch', clock_timestamp() - seen_at) * 1000)::bigint
          from owner where scope = 'all'",
@@ -199,12 +201,32 @@ pub(super) async fn remove_token(store: &Postgres, name: &str) -> Result<bool> {
 }
 
 pub(super) async fn audit(store: &Postgres, who: &str, what: &str, detail: &str) -> Result<()> {
-    sqlx::query("insert into audit (who, what, detail) values ($1, $2, $3)")
-        .bind(storable(who))
-        .bind(storable(what))
-        .bind(storable(detail))
-        .execute(&store.pool)
-        .await
-        .map_err(sql("write the audit"))?;
+    let mut conn = store.pool.acquire().await.map_err(sql("write the audit"))?;
+    audit_all(&mut conn, what, &[(who, detail.to_owned())]).await
+}
+
+/// Rows of one kind: who, and with what.
+pub(super) async fn audit_all(
+    conn: &mut PgConnection,
+    what: &str,
+    rows: &[(&str, String)],
+) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (who, details): (Vec<_>, Vec<_>) = rows
+        .iter()
+        .map(|(who, detail)| (storable(who), storable(detail)))
+        .unzip();
+    sqlx::query(
+        "insert into audit (who, what, detail)
+         select who, $2, detail from unnest($1::text[], $3::text[]) as a(who, detail)",
+    )
+    .bind(who)
+    .bind(storable(what))
+    .bind(details)
+    .execute(conn)
+    .await
+    .map_err(sql("write the audit"))?;
     Ok(())
 }

@@ -3,13 +3,18 @@
 use serde_json::{Value, json};
 use sqlx::{Row, Sqlite as Db, SqliteConnection, Transaction};
 
-use super::{Sqlite, sql};
-use crate::clock;
+use super::{Sqlite, owner, sql};
 use crate::event::{CATALOGUE, Class, Cmd, CompactEvent, EventId};
-use crate::store::{Error, Idempotency, Post, Posted, Result};
+use crate::store::posts::{Kept, LASTING_DAYS, Plan, row_of};
+use crate::store::{Error, Idempotency, Post, Posted, Result, audit};
 
-/// How long an idempotency key is remembered.
-const KEY_LIFE: &str = "-24 hours";
+/// Whether a key is forgotten. The first part is what its index finds.
+fn old_key() -> String {
+    format!(
+        "created_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '-24 hours')
+           and (not lasting or created_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '-{LASTING_DAYS} days'))"
+    )
+}
 
 /// The command catalogue as a temporary table of the writer connection, so that expansion can
 /// stay one statement.
@@ -50,24 +55,23 @@ pub(super) async fn add_to_catalogue(conn: &mut SqliteConnection, cmds: &[Cmd]) 
 }
 
 pub(super) async fn post_all(store: &Sqlite, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
+    let mut plan = Plan::new(posts);
     let mut writer = store.write().await;
     let mut tx = writer.begin().await?;
-    let mut answers = Vec::with_capacity(posts.len());
-    for Post { events, guard } in posts {
-        if let Some(guard) = guard
-            && let Some(answer) = known(&mut tx, guard).await?
-        {
-            answers.push(Ok(answer));
-            continue;
+    let mut kept = Kept::new();
+    for guard in plan.guards() {
+        if let Some(found) = kept_of(&mut tx, guard).await? {
+            kept.insert(guard.key.clone(), found);
         }
-        let mut ids = Vec::with_capacity(events.len());
-        for event in *events {
-            ids.push(insert(&mut tx, event, *guard).await?);
-        }
-        if let Some(guard) = guard {
-            keep_key(&mut tx, guard, &ids).await?;
-        }
-        answers.push(Ok(Posted::New(ids)));
+    }
+    plan.know(kept);
+    let ids = insert(&mut tx, plan.rows()).await?;
+    for (guard, ids) in plan.keys(&ids) {
+        keep_key(&mut tx, guard, &ids).await?;
+    }
+    let answers = plan.answers(&ids)?;
+    for (who, detail) in audit::of_posts(posts, &answers) {
+        owner::audit_row(&mut tx, who, "post", &detail).await?;
     }
     tx.commit().await.map_err(sql("commit accepted events"))?;
     Ok(answers)
@@ -76,76 +80,81 @@ pub(super) async fn post_all(store: &Sqlite, posts: &[Post<'_>]) -> Result<Vec<R
 pub(super) async fn posted_before(store: &Sqlite, guard: &Idempotency) -> Result<Option<Posted>> {
     let doing = "look an idempotency key up";
     let mut reader = store.readers.acquire().await.map_err(sql(doing))?;
-    known(&mut reader, guard).await
-}
-
-/// What a post gets whose key is known.
-async fn known(conn: &mut SqliteConnection, guard: &Idempotency) -> Result<Option<Posted>> {
-    let kept: Option<(String, String)> = sqlx::query_as(
-        "select body_hash, ids from idempotency
-         where key = ?1 and created_at > strftime('%Y-%m-%d %H:%M:%f', 'now', ?2)",
-    )
-    .bind(&guard.key)
-    .bind(KEY_LIFE)
-    .fetch_optional(conn)
-    .await
-    .map_err(sql("look an idempotency key up"))?;
+    let kept = kept_of(&mut reader, guard).await?;
     Ok(kept.map(|(hash, ids)| Posted::known(guard, &hash, &ids)))
 }
 
-async fn keep_key(
-    tx: &mut Transaction<'_, Db>,
+/// What is kept of a key: hash of the body, ids as JSON.
+async fn kept_of(
+    conn: &mut SqliteConnection,
     guard: &Idempotency,
-    ids: &[EventId],
-) -> Result<()> {
-    sqlx::query(
-        "delete from idempotency where created_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', ?1)",
-    )
-    .bind(KEY_LIFE)
-    .execute(&mut **tx)
-    .await
-    .map_err(sql("forget old idempotency keys"))?;
-    sqlx::query("insert into idempotency (key, body_hash, ids) values (?1, ?2, ?3)")
+) -> Result<Option<(String, String)>> {
+    let text = format!(
+        "select body_hash, ids from idempotency where key = ?1 and not ({})",
+        old_key()
+    );
+    sqlx::query_as(sqlx::AssertSqlSafe(text))
+        .bind(&guard.key)
+        .fetch_optional(conn)
+        .await
+        .map_err(sql("look an idempotency key up"))
+}
+
+async fn keep_key(tx: &mut Transaction<'_, Db>, guard: &Idempotency, ids: &str) -> Result<()> {
+    let forget = format!("delete from idempotency where {}", old_key());
+    sqlx::query(sqlx::AssertSqlSafe(forget))
+        .execute(&mut **tx)
+        .await
+        .map_err(sql("forget old idempotency keys"))?;
+    sqlx::query("insert into idempotency (key, body_hash, ids, lasting) values (?1, ?2, ?3, ?4)")
         .bind(&guard.key)
         .bind(&guard.body_hash)
-        .bind(json!(ids).to_string())
+        .bind(ids)
+        .bind(guard.lasting)
         .execute(&mut **tx)
         .await
         .map_err(sql("keep an idempotency key"))?;
     Ok(())
 }
 
-async fn insert(
-    tx: &mut Transaction<'_, Db>,
-    event: &CompactEvent,
-    guard: Option<&Idempotency>,
-) -> Result<EventId> {
-    let (id,): (i64,) = sqlx::query_as(
+pub(super) async fn confirm_keys(store: &Sqlite, keys: &[String]) -> Result<()> {
+    let mut writer = store.write().await;
+    sqlx::query(
+        "update idempotency set lasting = 0
+         where lasting and key in (select value from json_each(?1))",
+    )
+    .bind(json!(keys).to_string())
+    .execute(&mut writer.conn)
+    .await
+    .map_err(sql("confirm idempotency keys"))?;
+    Ok(())
+}
+
+/// Inserts rows in their order: one statement for any number, since each costs a hand-over to
+/// the thread that owns the connection.
+async fn insert(tx: &mut Transaction<'_, Db>, rows: Vec<&Value>) -> Result<Vec<EventId>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut ids: Vec<(i64,)> = sqlx::query_as(
         "insert into events_stack_compact (cmd, user_id, abonent_id, nas_id, nas_ip, usluga_id,
            acct_session_id, params, params_complete, owner_script, owner_function, source, batch_id,
            expires_at, idempotency_key, retried_from)
-         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) returning id",
+         select value ->> 'cmd', value ->> 'user_id', value ->> 'abonent_id', value ->> 'nas_id',
+           value ->> 'nas_ip', value ->> 'usluga_id', value ->> 'acct_session_id', value ->> 'params',
+           value ->> 'params_complete', value ->> 'owner_script', value ->> 'owner_function',
+           value ->> 'source', value ->> 'batch_id',
+           strftime('%Y-%m-%d %H:%M:%f', (value ->> 'expires_ms') / 1000.0, 'unixepoch'),
+           value ->> 'idempotency_key', value ->> 'retried_from'
+         from json_each(?1) order by key returning id",
     )
-    .bind(&event.cmd)
-    .bind(event.user_id)
-    .bind(event.abonent_id)
-    .bind(event.nas_id)
-    .bind(&event.nas_ip)
-    .bind(event.usluga_id)
-    .bind(&event.acct_session_id)
-    .bind(event.params.as_ref().map(|p| Value::Object(p.clone()).to_string()))
-    .bind(event.params_complete)
-    .bind(&event.owner_script)
-    .bind(&event.owner_function)
-    .bind(&event.source)
-    .bind(&event.batch_id)
-    .bind(event.expires_at_ms.map(clock::utc_text))
-    .bind(guard.map(|g| g.key.clone()))
-    .bind(event.retried_from.map(|e| e.0))
-    .fetch_one(&mut **tx)
+    .bind(json!(rows).to_string())
+    .fetch_all(&mut **tx)
     .await
-    .map_err(sql("insert a compact event"))?;
-    Ok(EventId(id))
+    .map_err(sql("insert compact events"))?;
+    // RETURNING promises no order, AUTOINCREMENT does.
+    ids.sort_unstable();
+    Ok(ids.into_iter().map(|(id,)| EventId(id)).collect())
 }
 
 pub(super) async fn retry_expansion(store: &Sqlite) -> Result<u64> {
@@ -214,7 +223,10 @@ pub(super) async fn retry_dead(store: &Sqlite, id: EventId) -> Result<Option<Eve
             return Ok(None);
         }
     }
-    let new = insert(&mut tx, &event, None).await?;
+    let row = row_of(&event, None)?;
+    let Some(&new) = insert(&mut tx, vec![&row]).await?.first() else {
+        return Ok(None);
+    };
     let changed =
         sqlx::query("update events_dead set retried_as = ?2 where id = ?1 and retried_as is null")
             .bind(id.0)

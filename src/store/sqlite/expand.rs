@@ -1,6 +1,8 @@
 //! Expansion: one statement moves the plain rows of a batch with their PARAMS; what it leaves
 //! (services, own variables, addresses of NASes, mistakes) is taken row by row.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite as Db, Transaction};
@@ -8,6 +10,7 @@ use sqlx::{Row, Sqlite as Db, Transaction};
 use super::stack::{WAITING, waiting_from_json};
 use super::{Sqlite, Writer, billing, compact, sql};
 use crate::event::{Class, Cmd, EventId, Params, Waiting, of_class};
+use crate::store::rows::{CAME, way_in};
 use crate::store::{Error, Expansion, Result};
 
 /// Failed rows looked at again in one batch; they never fill it.
@@ -116,13 +119,13 @@ async fn batch(
     still_owned(&mut tx, epoch).await?;
     let text = format!(
         "select ifnull(min(id), 0), ifnull(max(id), 0), count(*), ifnull(sum(plain), 0),
-           ifnull((select max(id) from events_stack_compact where error is null), 0)
-         from (select c.id, ({PLAIN}) as plain from events_stack_compact c
+           ifnull((select max(id) from events_stack_compact where error is null), 0), count(came)
+         from (select c.id, ({PLAIN}) as plain, {CAME} as came from events_stack_compact c
                where c.error is null
                  and c.id < ?2 + (select min(id) from events_stack_compact where error is null)
                order by c.id limit ?1)"
     );
-    let (first, last, fresh, plain, end): (i64, i64, i64, i64, i64) =
+    let (first, last, fresh, plain, end, came): (i64, i64, i64, i64, i64, i64) =
         sqlx::query_as(sqlx::AssertSqlSafe(text))
             .bind(limit)
             .bind(SPAN)
@@ -133,6 +136,15 @@ async fn batch(
         full: last < end,
         ..Expansion::default()
     };
+    if came > 0 {
+        let ways = sqlx::query_as(sqlx::AssertSqlSafe(ways_in("c.id between ?1 and ?2")))
+            .bind(first)
+            .bind(last)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(sql("look how compact events came in"))?;
+        out.came = labelled(ways);
+    }
     let mut moved = 0;
     let mut slow: Vec<i64> = Vec::new();
     if at_once && plain > 0 {
@@ -152,6 +164,21 @@ async fn batch(
     one_by_one(tx, shape, slow, out).await
 }
 
+/// [`Expansion::came`] of those of the rows. Counted here: a row each would cost more than the
+/// expansion itself.
+fn ways_in(these: &str) -> String {
+    format!(
+        "select way, cmd, count(*) from (select {CAME} as way, c.cmd from events_stack_compact c
+           where c.error is null and {these}) where way is not null group by way, cmd"
+    )
+}
+
+fn labelled(ways: Vec<(String, String, i64)>) -> BTreeMap<(&'static str, String), u64> {
+    let each = ways.into_iter();
+    each.map(|(way, cmd, rows)| ((way_in(&way), cmd), rows.unsigned_abs()))
+        .collect()
+}
+
 /// Rows that were chosen before the writer was free; what is gone since is passed over.
 async fn chosen(
     writer: &mut Writer,
@@ -162,8 +189,15 @@ async fn chosen(
 ) -> Result<Expansion> {
     let mut tx = writer.begin().await?;
     still_owned(&mut tx, epoch).await?;
+    let these = ways_in("c.id in (select value from json_each(?1))");
+    let ways = sqlx::query_as(sqlx::AssertSqlSafe(these))
+        .bind(serde_json::to_string(&ids).unwrap_or_default())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(sql("look how compact events came in"))?;
     let out = Expansion {
         full: i64::try_from(ids.len()).is_ok_and(|n| n >= limit),
+        came: labelled(ways),
         ..Expansion::default()
     };
     one_by_one(tx, shape, ids, out).await

@@ -10,7 +10,7 @@ use crate::store::{Cause, GuardOrder, OrderKind, Result};
 
 pub(super) async fn causes(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Cause>> {
     let rows: Vec<CauseValues> = sqlx::query_as(
-        "select id, event_type, coalesce(source, owner_script, 'sql'),
+        "select id, event_type, source, coalesce(owner_script, 'sql'),
            cast(params ->> '$.rate_in' as text), cast(params ->> '$.rate_out' as text),
            cast(params ->> '$.ceil_in' as text), cast(params ->> '$.ceil_out' as text)
          from events_stack where id in (select value from json_each(?1)) order by id",

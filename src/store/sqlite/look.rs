@@ -1,13 +1,16 @@
 //! Looks for tools and people, dropping events, pruning history, the operator's own SQL.
 
+use std::collections::BTreeSet;
+
 use futures_util::TryStreamExt;
+use serde_json::json;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Column, Row, TypeInfo, ValueRef};
 
 use super::{Sqlite, sql};
 use crate::clock;
 use crate::event::{EventId, Params};
-use crate::store::{Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs};
+use crate::store::{Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs, rows};
 
 /// Most rows that `events` returns in one call.
 const LIST_MAX: usize = 1_000;
@@ -67,10 +70,10 @@ fn event_row(row: &SqliteRow) -> Result<EventRow> {
 }
 
 pub(super) async fn counts(store: &Sqlite) -> Result<Counts> {
-    let (compact, unexpandable, dead): (i64, i64, i64) = sqlx::query_as(
+    rows::connections(&store.readers);
+    let (compact, unexpandable): (i64, i64) = sqlx::query_as(
         "select (select count(*) from events_stack_compact),
-           (select count(*) from events_stack_compact where error is not null),
-           (select count(*) from events_dead where retried_as is null)",
+           (select count(*) from events_stack_compact where error is not null)",
     )
     .fetch_one(&store.readers)
     .await
@@ -81,12 +84,19 @@ pub(super) async fn counts(store: &Sqlite) -> Result<Counts> {
     .fetch_all(&store.readers)
     .await
     .map_err(sql("count events by type"))?;
-    let by_nas = sqlx::query_as(
+    let by_nas: Vec<(i64, String, i64)> = sqlx::query_as(
         "select nas_id, state, count(*) from events_stack group by nas_id, state order by nas_id, state",
     )
     .fetch_all(&store.readers)
     .await
     .map_err(sql("count events by NAS"))?;
+    let dead_by_nas: Vec<(Option<i64>, i64)> = sqlx::query_as(
+        "select nas_id, count(*) from events_dead where retried_as is null
+         group by nas_id order by nas_id nulls first",
+    )
+    .fetch_all(&store.readers)
+    .await
+    .map_err(sql("count dead events"))?;
     let (oldest_s,): (i64,) = sqlx::query_as(
         "select ifnull(cast(max(0, unixepoch('now') - unixepoch(min(oldest))) as integer), 0) from (
            select min(event_date) as oldest from (select event_date from events_stack order by id limit 100)
@@ -95,13 +105,27 @@ pub(super) async fn counts(store: &Sqlite) -> Result<Counts> {
     .fetch_one(&store.readers)
     .await
     .map_err(sql("find the oldest event"))?;
+    let nases: BTreeSet<i64> = by_nas.iter().map(|(nas, _, _)| *nas).collect();
+    // As above, of each NAS by its index; what the guard holds waits for a person.
+    let oldest_by_nas = sqlx::query_as(
+        "select j.value, ifnull(cast(max(0, unixepoch('now') - unixepoch((
+             select min(event_date) from (select event_date, state from events_stack
+               where nas_id = j.value order by id limit 100) where state <> 'held'))) as integer), 0)
+         from json_each(?1) j order by 1",
+    )
+    .bind(json!(nases).to_string())
+    .fetch_all(&store.readers)
+    .await
+    .map_err(sql("find the oldest event of each NAS"))?;
     Ok(Counts {
         compact,
         unexpandable,
         main,
         by_nas,
-        dead,
+        dead: dead_by_nas.iter().map(|(_, rows)| rows).sum(),
+        dead_by_nas,
         oldest_s,
+        oldest_by_nas,
     })
 }
 
@@ -267,6 +291,8 @@ const LOOK_PRAGMAS: [&str; 6] = [
 ];
 /// The switch that keeps readers from writing must stay where it is.
 const AROUND: &str = "query_only";
+/// With it a table could be given another name.
+const SCHEMA: &str = "writable_schema";
 
 pub(super) async fn sql_statement(
     store: &Sqlite,
@@ -278,6 +304,11 @@ pub(super) async fn sql_statement(
         return Err(Error::Refused(format!(
             "the tables {} are never readable here",
             HIDDEN.join(" and ")
+        )));
+    }
+    if lower.contains(SCHEMA) {
+        return Err(Error::Refused(format!(
+            "{SCHEMA} is not allowed here: it could show tables that are never readable"
         )));
     }
     let mut words = lower

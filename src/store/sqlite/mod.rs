@@ -269,6 +269,16 @@ fn migrator() -> Migrator {
             "keys",
             include_str!("../../../migrations/sqlite/0008_keys.sql"),
         ),
+        (
+            9,
+            "lasting_keys",
+            include_str!("../../../migrations/sqlite/0009_lasting_keys.sql"),
+        ),
+        (
+            10,
+            "dead_by_nas",
+            include_str!("../../../migrations/sqlite/0010_dead_by_nas.sql"),
+        ),
     ])
 }
 
@@ -310,6 +320,10 @@ impl Store for Sqlite {
 
     async fn post_all(&self, posts: &[Post<'_>]) -> Result<Vec<Result<Posted>>> {
         timed("post", compact::post_all(self, posts)).await
+    }
+
+    async fn confirm_keys(&self, keys: &[String]) -> Result<()> {
+        compact::confirm_keys(self, keys).await
     }
 
     async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>> {
@@ -488,5 +502,38 @@ impl Store for Sqlite {
             .await
             .map_err(sql("fill the sample billing"))?;
         tx.commit().await.map_err(sql("fill the sample billing"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // With NORMAL or OFF a loss of power takes answered posts with it, and nothing else would show.
+    #[tokio::test]
+    async fn the_writer_syncs_each_commit_also_when_it_is_opened_anew() {
+        const FULL: i64 = 2;
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/sync.db", dir.path().display());
+        let store = Sqlite::open(&url).await.unwrap();
+        let mut writer = store.write().await;
+        let synchronous = "select synchronous from pragma_synchronous";
+        let now = sqlx::query_scalar::<_, i64>(synchronous);
+        assert_eq!(now.fetch_one(&mut writer.conn).await.unwrap(), FULL);
+        sqlx::raw_sql("create temp table of_the_old_one (n)")
+            .execute(&mut writer.conn)
+            .await
+            .unwrap();
+        // As after a full disk: the database has taken the transaction back, the library has not.
+        std::mem::forget(writer.begin().await.unwrap());
+        sqlx::raw_sql("rollback")
+            .execute(&mut writer.conn)
+            .await
+            .unwrap();
+        writer.begin().await.unwrap().rollback().await.unwrap();
+        let old = sqlx::raw_sql("select * from of_the_old_one");
+        assert!(old.execute(&mut writer.conn).await.is_err(), "it is new");
+        let now = sqlx::query_scalar::<_, i64>(synchronous);
+        assert_eq!(now.fetch_one(&mut writer.conn).await.unwrap(), FULL);
     }
 }

@@ -1,5 +1,7 @@
 //! Who owns the database (scope `all`), what a dead owner left behind, tokens, audit.
 
+use sqlx::SqliteConnection;
+
 use super::{Sqlite, sql};
 use crate::store::{After, Error, Owner, Result, Token};
 
@@ -29,7 +31,7 @@ pub(super) async fn own(store: &Sqlite, holder: &str, after: After) -> Result<i6
     Ok(epoch)
 }
 
-async fn held(conn: &mut sqlx::SqliteConnection) -> Result<Option<Owner>> {
+async fn held(conn: &mut SqliteConnection) -> Result<Option<Owner>> {
     let row: Option<(i64, String, i64)> = sqlx::query_as(
         "select epoch, holder, cast((unixepoch('now', 'subsec') - unixepoch(seen_at, 'subsec')) * 1000 as integer)
          from owner where scope = 'all'",
@@ -169,11 +171,20 @@ pub(super) async fn remove_token(store: &Sqlite, name: &str) -> Result<bool> {
 
 pub(super) async fn audit(store: &Sqlite, who: &str, what: &str, detail: &str) -> Result<()> {
     let mut writer = store.write().await;
+    audit_row(&mut writer.conn, who, what, detail).await
+}
+
+pub(super) async fn audit_row(
+    conn: &mut SqliteConnection,
+    who: &str,
+    what: &str,
+    detail: &str,
+) -> Result<()> {
     sqlx::query("insert into audit (who, what, detail) values (?1, ?2, ?3)")
         .bind(who)
         .bind(what)
         .bind(detail)
-        .execute(&mut writer.conn)
+        .execute(conn)
         .await
         .map_err(sql("write the audit"))?;
     Ok(())

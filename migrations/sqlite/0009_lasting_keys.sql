@@ -1,0 +1,2 @@
+-- A bridge that died between its post and what it does at the source may come back much later.
+alter table idempotency add column lasting integer not null default 0;
