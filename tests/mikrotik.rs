@@ -10,11 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nas_event_daemon::attempt::{Failure, FailureClass, Scope};
+use nas_event_daemon::clock;
 use nas_event_daemon::driver::Reply;
 use nas_event_daemon::driver::mikrotik::wire::Bounds;
 use nas_event_daemon::driver::mikrotik::{Command, Limits, Mikrotik, Target};
+use nas_event_daemon::driver::sessions::Sessions;
+use nas_event_daemon::nas::{Nas, NasId, NasSecret};
 use nas_event_daemon::sim::mikrotik::{Faults, Options, Seen, Sim};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -48,6 +51,7 @@ fn driver(addr: SocketAddr, connections: usize, linger: Duration) -> Arc<Mikroti
         connections,
         connect_timeout: LONG,
         linger,
+        logins_per_minute: 10_000,
     };
     Arc::new(Mikrotik::new(target, limits))
 }
@@ -450,6 +454,119 @@ async fn every_third_refused_login_is_no_trouble_for_callers() {
     }
     assert_eq!(sim.seen().logins, 6);
     assert_eq!(sim.seen().logins_refused, 2);
+}
+
+/// The driver of a NAS with such settings, as the daemon has it.
+fn of_nas(addr: SocketAddr, sessions: u16, vars: &serde_json::Value) -> Arc<Mikrotik> {
+    let nas = Nas {
+        api_port: Some(addr.port()),
+        max_sessions: Some(sessions),
+        vars: vars.as_object().cloned().unwrap(),
+        ..Nas::new(NasId(1), "bras", &addr.ip().to_string())
+    };
+    let secret = NasSecret {
+        login: "admin".into(),
+        password: "s3cret".into(),
+        ..NasSecret::default()
+    };
+    Sessions::default().mikrotik(&nas, &secret)
+}
+
+#[tokio::test]
+async fn a_session_is_kept_free_for_people_while_a_hundred_are_busy() {
+    let sim = sim(Faults {
+        session_limit: Some(2),
+        latency_ms: 1_000,
+        ..Faults::default()
+    });
+    let vars = serde_json::json!({"spare_sessions": 1});
+    let driver = of_nas(sim.addr(), 2, &vars);
+    let person = async {
+        until(&sim, |seen| seen.running >= 50).await;
+        driver_to(sim.addr(), 1).talk(&identity(), LONG).await
+    };
+    let (replies, person) = tokio::join!(crowd(&driver, 100), person);
+    assert!(replies.iter().all(Result::is_ok));
+    person.unwrap();
+    assert_eq!(sim.seen().logins_refused, 0);
+}
+
+#[tokio::test]
+async fn logins_are_few_however_often_the_router_hangs_up() {
+    let each = Faults {
+        drop_after: Some(1),
+        ..Faults::default()
+    };
+    // 300 a minute: one in 200 ms.
+    let sim = sim(each);
+    let vars = serde_json::json!({"logins_per_minute": 300});
+    let driver = of_nas(sim.addr(), 1, &vars);
+    let began = clock::tick_ms();
+    for _ in 0..6 {
+        assert_eq!(kind(&ask(&driver).await.unwrap_err()), LOST);
+    }
+    let took = clock::tick_ms() - began;
+    assert!(took >= 990, "{took} ms");
+    assert_eq!(sim.seen().logins, 6);
+    // Who has no time to wait for the next one is told why there is no connection.
+    let vars = serde_json::json!({"logins_per_minute": 1});
+    let driver = of_nas(sim.addr(), 1, &vars);
+    assert_eq!(kind(&ask(&driver).await.unwrap_err()), LOST);
+    let failure = driver.talk(&identity(), SHORT / 4).await.unwrap_err();
+    assert_eq!(kind(&failure), NAS_TRANSPORT);
+    let why = "(logins_per_minute in nas.vars is 1)";
+    assert!(failure.text.contains(why), "{failure}");
+    assert_eq!((driver.logins(), sim.seen().logins), (1, 7));
+    // A bound that cannot be obeyed is the NAS's trouble, and nothing is sent.
+    let vars = serde_json::json!({"logins_per_minute": 0});
+    let failure = ask(&of_nas(sim.addr(), 1, &vars)).await.unwrap_err();
+    assert_eq!((failure.scope, failure.parks), (Scope::Nas, true));
+    assert!(failure.text.contains("logins_per_minute"), "{failure}");
+    assert_eq!(sim.seen().connections, 7);
+}
+
+/// A caller that asks again at once and for ever is answered each time; the router is tried a few
+/// times a second.
+#[tokio::test]
+async fn a_router_that_cannot_be_had_is_tried_seldom() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target {
+        host: "127.0.0.1".into(),
+        port: listener.local_addr().unwrap().port(),
+        login: "admin".into(),
+        password: "s3cret".into(),
+    };
+    // A login that is not answered in time is final for everybody who waits.
+    let limits = Limits {
+        connections: 3,
+        connect_timeout: Duration::from_millis(20),
+        linger: LONG,
+        logins_per_minute: 10_000,
+    };
+    let driver = Mikrotik::new(target, limits);
+    let mut asked = 0_u64;
+    let asking = async {
+        loop {
+            assert_eq!(kind(&ask(&driver).await.unwrap_err()), NAS_TRANSPORT);
+            asked += 1;
+            tokio::task::yield_now().await;
+        }
+    };
+    let began = clock::tick_ms();
+    let tries = async {
+        let mut held = Vec::new();
+        while held.len() < 6 {
+            held.push(listener.accept().await.unwrap());
+        }
+        clock::tick_ms() - began
+    };
+    let took = tokio::select! {
+        took = timeout(LONG, tries) => took.unwrap(),
+        _ = asking => unreachable!(),
+    };
+    // 50, 100, 200, 400 and 400 ms between them.
+    assert!(took >= 1_150, "6 tries within {took} ms");
+    assert!(asked > 100, "{asked}");
 }
 
 #[test]

@@ -11,7 +11,9 @@ use std::time::Duration;
 use nas_event_daemon::attempt::{Failure, FailureClass, Scope};
 use nas_event_daemon::driver::Reply;
 use nas_event_daemon::driver::mikrotik::wire::{self, Bounds, Decoder};
-use nas_event_daemon::driver::mikrotik::{Command, Limits, Mikrotik, REPLY_MAX, ROWS_MAX, Target};
+use nas_event_daemon::driver::mikrotik::{
+    Command, Limits, Mikrotik, REPLY_MAX, ROWS_MAX, Target, WORD_COST,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -22,6 +24,11 @@ const LONG: Duration = Duration::from_secs(90);
 /// Shorter than what the peer takes, long enough for a login.
 const SHORT: Duration = Duration::from_secs(2);
 
+/// Shorter still, and between two bytes of a peer that drips.
+const MOMENT: Duration = Duration::from_millis(700);
+const DRIP: Duration = Duration::from_millis(50);
+
+const NAS_TRANSPORT: (Scope, FailureClass, i32) = (Scope::Nas, FailureClass::Transport, 254);
 const LOST: (Scope, FailureClass, i32) = (Scope::Event, FailureClass::Unknown, 254);
 
 fn kind(failure: &Failure) -> (Scope, FailureClass, i32) {
@@ -86,6 +93,11 @@ fn tag_of(sentence: &wire::Sentence) -> String {
 }
 
 async fn listening() -> (TcpListener, Arc<Mikrotik>) {
+    listening_for(LONG).await
+}
+
+/// `login`: what the driver gives a login.
+async fn listening_for(login: Duration) -> (TcpListener, Arc<Mikrotik>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = Target {
         host: "127.0.0.1".into(),
@@ -95,8 +107,9 @@ async fn listening() -> (TcpListener, Arc<Mikrotik>) {
     };
     let limits = Limits {
         connections: 1,
-        connect_timeout: LONG,
+        connect_timeout: login,
         linger: LONG,
+        logins_per_minute: 10_000,
     };
     (listener, Arc::new(Mikrotik::new(target, limits)))
 }
@@ -164,15 +177,25 @@ async fn late_tags_ret_and_unknown_replies_are_understood() {
 
 #[tokio::test]
 async fn an_endless_reply_is_cut_off_by_rows_and_by_bytes_and_cancelled() {
+    let (before, _) = memory_kib();
     let wide = "x".repeat(Bounds::DRIVER.word - 64);
-    for (value, rows) in [("b", ROWS_MAX + 1), (&wide, REPLY_MAX / wide.len() + 1)] {
+    let narrow: Vec<String> = (0..1_000).map(|n| format!("={n}=")).collect();
+    let cost = narrow.iter().map(|word| word.len() + WORD_COST);
+    let narrow_rows = REPLY_MAX / cost.sum::<usize>() + 1;
+    for (properties, rows) in [
+        (vec!["=a=b".to_owned()], ROWS_MAX + 1),
+        (vec![format!("=a={wide}")], REPLY_MAX / wide.len() + 1),
+        (narrow, narrow_rows),
+    ] {
         let (listener, driver) = listening().await;
         let answer = async {
             let mut peer = Peer::logged_in(&listener).await;
             let tag = tag_of(&peer.request().await.unwrap());
             let mut row = Vec::new();
-            let word = format!("=a={value}");
-            let words = ["!re", &tag, &word].map(str::as_bytes);
+            let head = ["!re", &tag].map(str::as_bytes);
+            let words = head
+                .into_iter()
+                .chain(properties.iter().map(String::as_bytes));
             wire::encode(words, Bounds::DRIVER, &mut row).unwrap();
             let many = (65_536 / row.len()).max(1);
             for _ in 0..rows.div_ceil(many) {
@@ -184,9 +207,122 @@ async fn an_endless_reply_is_cut_off_by_rows_and_by_bytes_and_cancelled() {
         };
         let (reply, ()) = tokio::join!(ask(&driver), answer);
         let failure = reply.unwrap_err();
-        assert_eq!(failure.class, FailureClass::Permanent);
+        let wanted = (Scope::Event, FailureClass::Permanent, 1);
+        assert_eq!(kind(&failure), wanted, "{failure}");
         assert!(failure.text.contains("more than"));
+        let (_, peak) = memory_kib();
+        let grown = peak.saturating_sub(before);
+        assert!(grown < 192 * 1024, "{grown} KiB more: {failure}");
     }
+}
+
+/// Resident memory of this process, now and at its highest.
+fn memory_kib() -> (u64, u64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let of = |name: &str| {
+        let line = status.lines().find(|l| l.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    (of("VmRSS:"), of("VmHWM:"))
+}
+
+/// Says `bytes` one by one, slowly, then nothing more.
+async fn drip(stream: &mut TcpStream, bytes: &[u8]) {
+    for byte in bytes {
+        if stream.write_all(&[*byte]).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(DRIP).await;
+    }
+    std::future::pending().await
+}
+
+/// A row that takes a minute at that pace.
+fn long_row(tag: &[&str]) -> Vec<u8> {
+    let value = format!("=a={}", "x".repeat(1_200));
+    let words = [&["!re"][..], tag, &[&value]].concat();
+    let mut bytes = Vec::new();
+    let words = words.iter().map(|word| word.as_bytes());
+    wire::encode(words, Bounds::DRIVER, &mut bytes).unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn a_reply_byte_by_byte_ends_at_the_deadline_and_costs_the_connection() {
+    let (listener, driver) = listening().await;
+    let dripping = async {
+        let mut peer = Peer::logged_in(&listener).await;
+        let tag = tag_of(&peer.request().await.unwrap());
+        drip(&mut peer.stream, &long_row(&[&tag])).await;
+    };
+    let command = identity();
+    let talk = async {
+        let failure = driver.talk(&command, MOMENT).await.unwrap_err();
+        let wanted = (Scope::Event, FailureClass::Unknown, Failure::CODE_TIMEOUT);
+        assert_eq!(kind(&failure), wanted, "{failure}");
+        // The rest of that reply would be in the way of others.
+        let gone = async {
+            while driver.report().connections > 0 {
+                tokio::time::sleep(DRIP).await;
+            }
+        };
+        timeout(LONG, gone).await.unwrap();
+        let again = async {
+            let mut peer = Peer::logged_in(&listener).await;
+            let tag = tag_of(&peer.request().await.unwrap());
+            peer.say(&["!done", &tag]).await;
+            peer
+        };
+        let (reply, _peer) = tokio::join!(ask(&driver), again);
+        assert!(reply.unwrap().new_session);
+    };
+    tokio::select! {
+        () = talk => {}
+        () = dripping => {}
+    }
+}
+
+/// Before the login is answered it is the NAS that failed: bytes one by one, and bytes that are
+/// nothing of this protocol.
+#[tokio::test]
+async fn a_login_byte_by_byte_or_in_binary_is_the_trouble_of_the_nas() {
+    for binary in [false, true] {
+        let login = if binary { LONG } else { MOMENT };
+        let (listener, driver) = listening_for(login).await;
+        let command = identity();
+        let peer = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                if binary {
+                    let _ = stream.write_all(&[0xff, 0x00, 0xfe, 0x1b]).await;
+                } else {
+                    drip(&mut stream, &long_row(&[])).await;
+                }
+            }
+        };
+        let failure = tokio::select! {
+            reply = driver.talk(&command, LONG) => reply.unwrap_err(),
+            _ = peer => unreachable!(),
+        };
+        assert_eq!(kind(&failure), NAS_TRANSPORT, "{failure}");
+        assert!(!failure.parks, "{failure}");
+        assert_eq!(driver.last_error(), Some(failure.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn an_empty_table_is_no_rows_and_no_failure() {
+    let (listener, driver) = listening().await;
+    let answer = async {
+        let mut peer = Peer::logged_in(&listener).await;
+        let tag = tag_of(&peer.request().await.unwrap());
+        peer.say(&["!empty", &tag]).await;
+        peer.say(&["!done", &tag]).await;
+        peer
+    };
+    let (reply, _peer) = tokio::join!(ask(&driver), answer);
+    let reply = reply.unwrap();
+    assert!(reply.rows.is_empty() && reply.ret.is_none(), "{reply:?}");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The simulated router is as strict as RouterOS: what it takes, gives back and refuses.
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "helpers of tests, outside of the functions that clippy knows as tests"
 )]
 
@@ -10,11 +11,14 @@ use std::time::Duration;
 
 use clap::Parser;
 use nas_event_daemon::attempt::Failure;
+use nas_event_daemon::clock;
+use nas_event_daemon::driver::mikrotik::wire::{self, Bounds, Decoder};
 use nas_event_daemon::driver::mikrotik::{Command, Limits, Mikrotik, Target};
 use nas_event_daemon::driver::{Reply, Row};
 use nas_event_daemon::sim::mikrotik::console::{self, Args};
 use nas_event_daemon::sim::mikrotik::{Faults, Options, Sim};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longer than anything here takes, on a busy machine too.
 const LONG: Duration = Duration::from_secs(90);
@@ -59,6 +63,7 @@ fn driver_to(addr: SocketAddr) -> Mikrotik {
         connections: 1,
         connect_timeout: LONG,
         linger: LONG,
+        logins_per_minute: 10_000,
     };
     Mikrotik::new(target, limits)
 }
@@ -355,6 +360,104 @@ async fn public_addresses_need_a_word() {
     };
     let error = Sim::start(options).err().unwrap();
     assert!(error.to_string().contains(&taken.addr().to_string()));
+}
+
+/// The first words of all replies to these sentences, as they come over the wire.
+async fn heard(addr: SocketAddr, sentences: &[&[&str]]) -> Vec<String> {
+    let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let mut decoder = Decoder::new(Bounds::DRIVER);
+    let (mut heard, mut ended) = (Vec::new(), 0);
+    for (n, sentence) in sentences.iter().enumerate() {
+        let mut out = Vec::new();
+        let words = sentence.iter().map(|word| word.as_bytes());
+        wire::encode(words, Bounds::DRIVER, &mut out).unwrap();
+        stream.write_all(&out).await.unwrap();
+        while ended <= n {
+            while let Some(reply) = decoder.next().unwrap() {
+                heard.push(String::from_utf8(reply[0].clone()).unwrap());
+                ended += usize::from(reply[0] == b"!done");
+            }
+            if ended <= n {
+                let mut chunk = [0; 4096];
+                let read = stream.read(&mut chunk).await.unwrap();
+                assert_ne!(read, 0, "closed after {heard:?}");
+                decoder.feed(&chunk[..read]);
+            }
+        }
+    }
+    heard
+}
+
+/// RouterOS says `!empty` since 7.18, of a `print` without rows and of nothing else.
+#[tokio::test]
+async fn an_empty_print_is_said_to_be_empty_since_7_18() {
+    let login = &["/login", "=name=admin", "=password="][..];
+    let print = &["/queue/simple/print"][..];
+    for (version, empty) in [
+        ("7.18", true),
+        ("7.18.2 (stable)", true),
+        ("8.0", true),
+        ("7.17.9", false),
+        ("6.49.10 (long-term)", false),
+    ] {
+        let sim = Sim::start(Options {
+            version: version.into(),
+            ..Options::default()
+        })
+        .unwrap();
+        let said = heard(sim.addr(), &[login, print]).await;
+        let wanted = if empty {
+            &["!done", "!empty", "!done"][..]
+        } else {
+            &["!done", "!done"]
+        };
+        assert_eq!(said, wanted, "{version}");
+        let add = &["/queue/simple/add", "=name=a"][..];
+        let said = heard(sim.addr(), &[login, add, print]).await;
+        assert_eq!(said, ["!done", "!done", "!re", "!done"], "{version}");
+        // And the driver takes both for a table without rows.
+        let driver = driver_to(sim.addr());
+        let reply = say(&driver, print[0], &["?name=b"]).await.unwrap();
+        assert!(reply.rows.is_empty(), "{version}");
+    }
+}
+
+#[tokio::test]
+async fn it_takes_its_time_for_logins_sentences_and_rows() {
+    let router = Router::start(Options {
+        faults: Faults {
+            login_latency_ms: 150,
+            ..Faults::default()
+        },
+        ..Options::default()
+    });
+    let rows: Vec<Value> = (0..20)
+        .map(|n| json!({"name": format!("q{n}"), "comment": if n < 5 { "few" } else { "more" }}))
+        .collect();
+    router.sim.load(&json!({ "/queue/simple": rows })).unwrap();
+    let took = async |words: &[&str]| {
+        let began = clock::tick_ms();
+        let reply = router.say("/queue/simple/print", words).await.unwrap();
+        (clock::tick_ms() - began, reply.rows.len())
+    };
+    let (first, rows) = took(&[]).await;
+    assert!(first >= 150 && rows == 20, "login: {first} ms, {rows} rows");
+    router.sim.set_faults(Faults {
+        row_latency_ms: 20,
+        ..Faults::default()
+    });
+    let (few, rows) = took(&["?comment=few"]).await;
+    assert!(few >= 100 && rows == 5, "{few} ms, {rows} rows");
+    let (all, rows) = took(&[]).await;
+    assert!(all >= 400 && rows == 20, "{all} ms, {rows} rows");
+    let (_, rows) = took(&["?comment=none"]).await;
+    assert_eq!(rows, 0);
+    router.sim.set_faults(Faults {
+        latency_ms: 120,
+        ..Faults::default()
+    });
+    let (sentence, _) = took(&["?comment=none"]).await;
+    assert!(sentence >= 120, "{sentence} ms");
 }
 
 #[derive(Parser)]

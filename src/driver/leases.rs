@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::attempt::Failure;
 use crate::clock;
+use crate::driver::Counted;
 use crate::driver::rate::Bucket;
 use crate::driver::waits::Waits;
 
@@ -114,7 +115,7 @@ impl<S: Send + 'static> Leases<S> {
     pub async fn turn(&self, waits: &Waits) -> Result<Turn<S>, Failure> {
         let failures = self.shared.state().failures;
         let place = {
-            let _counted = Waiting::new(&self.shared.waiting);
+            let _counted = Counted::new(&self.shared.waiting);
             let place = Arc::clone(&self.shared.places).acquire_owned();
             waits.during(place).await
         };
@@ -225,22 +226,6 @@ impl<S> Shared<S> {
                 return;
             }
         }
-    }
-}
-
-/// Counts who waits, also when the wait is given up.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -15,12 +15,29 @@ pub mod waits;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::clock;
 
 /// One row of a device's answer; values that are not UTF-8 are kept with `\xNN` escapes.
 pub type Row = BTreeMap<String, String>;
+
+/// Counts one of many for as long as it lives, also when its caller gives up.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Notes how long a session took to open, its login included; failures are counted elsewhere.
 async fn timed<T, E>(

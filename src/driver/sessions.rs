@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::attempt::Failure;
 use crate::driver::dialogue::Manners;
 use crate::driver::http::{self, Auth, Http};
-use crate::driver::mikrotik::{Limits, Mikrotik, Report, Target};
+use crate::driver::mikrotik::{self, Limits, Mikrotik, Report, Target};
 use crate::driver::radius::{self, Radius};
 use crate::driver::rate::Bucket;
 use crate::driver::ssh::trust::Trust;
@@ -83,7 +83,7 @@ struct Kept<K, S> {
 
 /// SSH is kept without its trust, which changes by itself when a key is learned.
 type KeptSsh = Kept<(ssh::Target, ssh::Limits), Ssh>;
-type KeptMikrotik = Kept<(Target, Limits, Option<Result<tls::Settings, String>>), Mikrotik>;
+type KeptMikrotik = Kept<(Target, Limits, Result<Option<tls::Settings>, Failure>), Mikrotik>;
 type KeptTelnet = Kept<(telnet::Target, telnet::Limits), Telnet>;
 type KeptRadius = Kept<(radius::Target, Option<String>), Radius>;
 type KeptHttp = Kept<(Result<http::Target, String>, http::Limits), Http>;
@@ -188,7 +188,7 @@ impl Sessions {
 
     /// The same over HTTP.
     pub fn http_places(nas: &Nas) -> usize {
-        2 * usize::from(nas.max_sessions.unwrap_or(CONNECTIONS).clamp(1, 100))
+        2 * settings::sessions(nas)
     }
 
     /// Attempts that a `max_rate` lets go on side by side, none of them waiting long for its
@@ -253,6 +253,7 @@ impl Sessions {
                 driver: "mikrotik",
                 open: report.connections,
                 leased: report.in_flight,
+                waiting: report.waiting,
                 logins: Some(kept.sessions.logins()),
                 last_error: kept.sessions.last_error(),
                 ..Seen::default()
@@ -299,6 +300,7 @@ impl Sessions {
                 driver: "radius",
                 open: report.sockets,
                 leased: report.waiting,
+                waiting: report.queued,
                 last_error: kept.sessions.last_error(),
                 ..Seen::default()
             });
@@ -315,21 +317,26 @@ impl Sessions {
             login: secret.login.clone(),
             password: secret.password.clone(),
         };
-        let connections = nas.max_sessions.unwrap_or(CONNECTIONS).clamp(1, 100);
+        let logins = logins_per_minute(nas);
         let limits = Limits {
-            connections: usize::from(connections),
+            connections: settings::sessions(nas),
             connect_timeout: nas
                 .timeout
                 .map_or(CONNECT_TIMEOUT, |t| t.min(CONNECT_TIMEOUT)),
             linger: LINGER,
+            logins_per_minute: *logins.as_ref().unwrap_or(&LOGINS_PER_MINUTE),
         };
         let tls = nas.api_tls.then(|| tls::Settings::of(&nas.vars));
-        kept(&self.mikrotik, nas.id, (target, limits, tls), |of| {
+        let tls = tls
+            .transpose()
+            .map_err(|why| Failure::setting(mikrotik::over_tls(&why)));
+        let of = (target, limits, logins.and(tls));
+        kept(&self.mikrotik, nas.id, of, |of| {
             let (target, limits) = (of.0.clone(), of.1.clone());
             match &of.2 {
-                None => Mikrotik::new(target, limits),
-                Some(Ok(settings)) => Mikrotik::over_tls(target, limits, settings),
-                Some(Err(why)) => Mikrotik::broken(target, limits, why),
+                Ok(None) => Mikrotik::new(target, limits),
+                Ok(Some(settings)) => Mikrotik::over_tls(target, limits, settings),
+                Err(failure) => Mikrotik::broken(target, limits, failure.clone()),
             }
         })
     }
@@ -343,9 +350,8 @@ impl Sessions {
     /// The HTTP connections of `nas`, kept in the same way.
     pub fn http(&self, nas: &Nas, secret: &NasSecret) -> Arc<Http> {
         let target = http_target(nas, secret);
-        let connections = nas.max_sessions.unwrap_or(CONNECTIONS).clamp(1, 100);
         let limits = http::Limits {
-            connections: usize::from(connections),
+            connections: settings::sessions(nas),
             // Half of the NAS's own time-out: what cannot be reached shall be told as that, and
             // not as an answer that did not come.
             connect_timeout: nas

@@ -48,8 +48,10 @@ fn telnet_keeps_places_for_people_and_a_rate_bounds_all() {
     let mut nas = nas();
     nas.max_sessions = Some(4);
     assert_eq!(Sessions::telnet_places(&nas), 8);
+    assert_eq!(Sessions::http_places(&nas), 8);
     nas.vars.insert("spare_sessions".into(), 1.into());
     assert_eq!(Sessions::telnet_places(&nas), 6);
+    assert_eq!(Sessions::http_places(&nas), 6);
     nas.vars.insert("spare_sessions".into(), 9.into());
     assert_eq!(Sessions::telnet_places(&nas), 2);
     assert_eq!(Sessions::paced_places(&nas), usize::MAX);
@@ -73,6 +75,72 @@ fn telnet_keeps_places_for_people_and_a_rate_bounds_all() {
     nas.vars.insert("logins_per_minute".into(), 0.into());
     let told = sessions.telnet(&nas, &NasSecret::default(), Manners::default());
     assert!(told.unwrap_err().parks);
+}
+
+/// Waits until the sessions of the NAS stand like this: in use, waiting.
+async fn until_seen(sessions: &Sessions, leased: usize, waiting: usize) -> Seen {
+    let looking = async {
+        loop {
+            let seen = sessions.seen().remove(&NasId(7)).unwrap_or_default();
+            if let [seen] = &seen[..]
+                && (seen.leased, seen.waiting) == (leased, waiting)
+            {
+                return seen.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), looking)
+        .await
+        .unwrap()
+}
+
+/// Whoever has no place is seen to wait, as long as he does: over HTTP for a connection, of which
+/// one is kept free; over RADIUS until the earlier request of his session is answered.
+#[tokio::test]
+async fn who_waits_is_seen_and_forgotten() {
+    const MOMENT: Duration = Duration::from_millis(600);
+    let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut nas = nas();
+    nas.http_url = Some(format!("http://{}", deaf.local_addr().unwrap()));
+    nas.max_sessions = Some(3);
+    nas.vars.insert("spare_sessions".into(), 2.into());
+    let sessions = Sessions::default();
+    let hook = sessions.http(&nas, &NasSecret::default());
+    let get = http::Request {
+        method: "GET".into(),
+        path: "/".into(),
+        ..http::Request::default()
+    };
+    let (one, two, seen) = tokio::join!(
+        hook.talk(&get, MOMENT),
+        hook.talk(&get, MOMENT),
+        until_seen(&sessions, 1, 1),
+    );
+    assert!(one.is_err() && two.is_err());
+    assert_eq!(seen.driver, "http");
+    until_seen(&sessions, 0, 0).await;
+
+    let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    nas.coa_port = Some(deaf.local_addr().unwrap().port());
+    let secret = NasSecret {
+        coa_secret: "servicemode".into(),
+        ..NasSecret::default()
+    };
+    let sessions = Sessions::default();
+    let radius = sessions.radius(&nas, &secret);
+    let all = radius::dictionary::Dictionary::shipped();
+    let pairs = [("Acct-Session-Id".to_owned(), "a".to_owned())];
+    let request = radius::Request::new(radius::Kind::Coa, &pairs, &all).unwrap();
+    let (one, two, seen) = tokio::join!(
+        radius.talk(&request, &all, MOMENT),
+        radius.talk(&request, &all, MOMENT),
+        until_seen(&sessions, 1, 1),
+    );
+    assert!(one.failure.is_some() && two.failure.is_some());
+    assert_eq!((seen.driver, seen.open), ("radius", 1));
+    let seen = until_seen(&sessions, 0, 0).await;
+    assert!(seen.last_error.is_some());
 }
 
 #[tokio::test]
@@ -103,7 +171,7 @@ async fn settings_that_cannot_be_obeyed_park_the_nas_and_say_so() {
         .insert("tls_pin".into(), serde_json::json!("not hexadecimal"));
     let sessions = Sessions::default();
     let router = sessions.mikrotik(&nas, &NasSecret::default());
-    let command = crate::driver::mikrotik::Command {
+    let command = mikrotik::Command {
         path: "/system/identity/print".into(),
         ..Default::default()
     };

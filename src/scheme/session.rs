@@ -235,6 +235,7 @@ impl SessionScheme {
             );
             Failure::transport(text)
         })?;
+        let _counted = Counted::new();
         let patience = job.deadline + self.kill_after + BACKSTOP;
         let waits = ride.as_ref().map(|ride| Arc::clone(&ride.waits));
         let (life_line, stdout) = (child.stdin.take(), child.stdout.take());
@@ -379,6 +380,23 @@ impl Execute for SessionScheme {
 
     fn own_cmds(&self) -> BTreeSet<Cmd> {
         self.own.clone()
+    }
+}
+
+/// Counts a process that watches a script for as long as it lives.
+struct Counted(metrics::Gauge);
+
+impl Counted {
+    fn new() -> Self {
+        let count = metrics::gauge!("nas_event_daemon_child_processes", "kind" => "script");
+        count.increment(1.0);
+        Self(count)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
     }
 }
 

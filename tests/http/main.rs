@@ -4,12 +4,14 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     reason = "a failed step fails the test"
 )]
 
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod bodies;
 mod cli;
 mod peer;
 mod rude;

@@ -175,6 +175,7 @@ async fn events_reach_the_hook_over_https(kind: Kind) {
     );
     assert_eq!(sim.taken().len(), 20);
     assert!(sim.seen().connections <= 3, "{:?}", sim.seen());
+    assert_eq!(lab.opened(7), 1);
     let log = lab.nas_log(7).join("\n");
     assert!(
         log.contains("> send_http_cmd --nas 7 POST /events -H 'Idempotency-Key: "),

@@ -64,13 +64,19 @@ impl Lab {
 
     /// The same on a given database.
     pub async fn with(db: Db, dispatch: &str) -> Self {
+        let lab = Self::on(Arc::new(db), dispatch);
+        lab.token("lab", "admin", SECRET).await;
+        lab
+    }
+
+    /// One more token.
+    pub async fn token(&self, name: &str, scope: &str, secret: &str) {
         let token = Token {
-            name: "lab".to_owned(),
-            scope: "admin".to_owned(),
-            hash: hex(&Sha256::digest(SECRET.as_bytes())),
+            name: name.to_owned(),
+            scope: scope.to_owned(),
+            hash: hex(&Sha256::digest(secret.as_bytes())),
         };
-        db.store.add_token(&token).await.unwrap();
-        Self::on(Arc::new(db), dispatch)
+        self.db.store.add_token(&token).await.unwrap();
     }
 
     /// Another place on a database that is there already.
@@ -445,6 +451,13 @@ impl Lab {
     /// The log of a NAS made by [`Self::nas`].
     pub fn nas_log(&self, nas: i64) -> Vec<String> {
         self.log(&format!("nas_event_daemon/bras{nas}_127.0.0.1.log"))
+    }
+
+    /// Attempts on a NAS whose log says that they opened a session.
+    pub fn opened(&self, nas: i64) -> usize {
+        let mut lines = self.nas_log(nas);
+        lines.retain(|line| line.ends_with(" < a session was opened for this"));
+        lines.len()
     }
 
     /// The log of an account made by [`Self::accounts`].

@@ -278,6 +278,12 @@ pub fn peak(entries: &[Entry]) -> usize {
     all.iter().map(Vec::len).max().unwrap_or(0)
 }
 
+/// Most attempts that ran at once after the entries from `from` on, up to `to`.
+pub fn peak_between(entries: &[Entry], from: usize, to: usize) -> usize {
+    let all = open_after(entries);
+    all[from..to].iter().map(Vec::len).max().unwrap_or(0)
+}
+
 /// The events that have started and not ended, in the order of their starts.
 pub fn running(entries: &[Entry]) -> Vec<i64> {
     let last = open_after(entries).pop().unwrap_or_default();

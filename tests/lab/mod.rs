@@ -17,6 +17,7 @@
 pub mod daemon;
 pub mod db;
 pub mod journal;
+pub mod lossy;
 pub mod queue;
 pub mod server;
 pub mod sim;
@@ -38,3 +39,10 @@ macro_rules! on_each_store {
     };
 }
 pub(crate) use on_each_store;
+
+/// Resident memory of this process, KiB.
+pub fn rss_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}

@@ -36,15 +36,26 @@ pub async fn all_done(lab: &Lab, queue: &Queue) {
         events.join(", ")
     ))
     .await;
+    // Meanwhile the status says that the session is in use and others wait for it.
+    lab.until("one is at work and others wait", async || {
+        let status = lab.scheduler().await?;
+        let sessions = &status["nases"][0]["sessions"][0];
+        let of = |name: &str| sessions[name].as_u64().unwrap_or(0);
+        assert!(of("leased") <= 1, "{status}");
+        let busy = (of("open"), of("leased")) == (1, 1);
+        (busy && of("waiting") > 0).then_some(())
+    })
+    .await;
     lab.drained().await;
     let done = "select count(*) from events_done where result = 'done' and attempts = 1";
     assert_eq!(lab.number(done).await, queue.events, "{:#?}", last(lab));
     let status = lab.scheduler().await.unwrap();
     assert_eq!(status["nases"][0]["deferred"], 0, "{status}");
     let sessions = &status["nases"][0]["sessions"][0];
-    if sessions.is_object() {
-        assert_eq!(sessions["logins"], 1, "{status}");
-    }
+    assert_eq!(sessions["logins"], 1, "{status}");
+    assert_eq!(sessions["leased"], 0, "{status}");
+    assert_eq!(sessions["waiting"], 0, "{status}");
+    assert_eq!(sessions["last_error"], serde_json::Value::Null, "{status}");
 }
 
 fn last(lab: &Lab) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! A PostgreSQL server of a test's own, which it may kill: the shared one serves every other test.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use nas_event_daemon::clock;
@@ -21,6 +22,19 @@ while read -r word; do
     esac
     echo "$word"
 done
+"#;
+
+/// Puts a file system of `$1` bytes over the directory `$2` and becomes the rest of its arguments,
+/// which see it; as the user `$3`, since PostgreSQL does not run as root.
+const SMALL_DISK: &str = r#"
+set -e
+size=$1 dir=$2 user=$3
+shift 3
+mount -t tmpfs -o "size=$size,mode=755" none "$dir"
+if [ "$user" = 0 ]; then
+    exec "$@"
+fi
+exec unshare --map-user="$user" "$@"
 "#;
 
 /// How long its end may take on a busy machine, ms.
@@ -53,11 +67,32 @@ impl Drop for Server {
 impl Server {
     /// Starts one with these settings, `key=value`.
     pub async fn start(settings: &[&str]) -> Self {
+        Self::start_by(&[], &std::env::temp_dir(), settings).await
+    }
+
+    /// The same with its data in `dir`, on a file system of `size` bytes in memory that only the
+    /// server sees.
+    pub async fn on_small_disk(size: &str, dir: &Path, settings: &[&str]) -> Self {
+        let user = nix::unistd::geteuid().to_string();
+        // Only root may mount; it keeps its users, since the server needs one of them.
+        let root: &[&str] = if user == "0" {
+            &[]
+        } else {
+            &["--map-root-user"]
+        };
+        let text = dir.to_string_lossy();
+        let disk = ["--mount", "sh", "-c", SMALL_DISK, "sh", size, &text, &user];
+        let by = [&["unshare"][..], root, &disk[..]].concat();
+        Self::start_by(&by, dir, settings).await
+    }
+
+    async fn start_by(by: &[&str], dir: &Path, settings: &[&str]) -> Self {
+        let words = [by, &["bash", "-c", KEEPER, "keeper"], settings].concat();
         #[expect(clippy::disallowed_methods, reason = "the peer is a program")]
-        let mut command = Command::new("bash");
+        let mut command = Command::new(words[0]);
         let mut keeper = command
-            .args(["-c", KEEPER, "keeper"])
-            .args(settings)
+            .args(&words[1..])
+            .env("TMPDIR", dir)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -76,6 +111,12 @@ impl Server {
             output,
             keeper,
         }
+    }
+
+    /// A path as the server sees it.
+    pub fn inside(&self, path: &Path) -> PathBuf {
+        let pid = self.keeper.id().unwrap();
+        PathBuf::from(format!("/proc/{pid}/root{}", path.display()))
     }
 
     /// SIGKILL, as a power cut of its host would look to its clients.

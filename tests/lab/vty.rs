@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::process::Child;
 use tokio::task::JoinSet;
 
-use super::daemon::wait_for;
+use super::daemon::{Lab, wait_for};
 use super::sshd::{program, run};
 
 /// Password of the vty.
@@ -191,4 +191,45 @@ pub async fn let_in(stream: &mut TcpStream) -> Option<()> {
         .ok()?;
     line(stream).await?;
     stream.write_all(b"\r\nsw#").await.ok()
+}
+
+/// Lines for a shell of Linux, as a device asks and refuses; the driver's name comes before them.
+/// `nas.dir` is where they leave their marks.
+pub const ASKING: &str = r#"
+[[on.user_drop]]
+exec = [
+    "read -p 'Clear {{ login }}? [confirm]' sure; echo $sure >{{ nas.dir }}/sure",
+    "y",
+    "echo cleared",
+]
+expect = ['\[confirm\]$']
+save = "t"
+[[on.user_drop]]
+assert = "t.rows[0].out == 'Clear ' ~ login ~ '? [confirm]' and t.rows[2].out == 'cleared'"
+otherwise = "dead"
+[[part.refused]]
+exec = ["true", "echo '% Error 17: no such subscriber'", "touch {{ nas.dir }}/after"]
+abort = ["touch {{ nas.dir }}/undone"]
+fail_on = ['(?m)^% ']
+[[on.user_add]]
+run = "refused"
+[[on.user_accept]]
+exec = ["echo '% Error 17: no such subscriber'"]
+"#;
+
+/// Runs them on NAS 1 for account 10: the question is answered, the refusal is one and is undone.
+pub async fn asks_and_refuses(lab: &Lab) {
+    let done = ("done".to_owned(), "done".to_owned());
+    let id = lab.event(10, "user_drop").await;
+    assert_eq!(lab.ended(id).await, done, "{:#?}", lab.account_log(10));
+    let sure = std::fs::read_to_string(lab.path("sure")).unwrap();
+    assert_eq!(sure, "y\n");
+    let id = lab.event(10, "user_add").await;
+    let (table, reason) = lab.ended(id).await;
+    assert_eq!(table, "dead", "{:#?}", lab.account_log(10));
+    assert!(reason.contains("Error 17: no such subscriber"), "{reason}");
+    assert!(lab.path("undone").exists() && !lab.path("after").exists());
+    // The same words are an answer where nobody calls them a failure.
+    let id = lab.event(10, "user_accept").await;
+    assert_eq!(lab.ended(id).await, done, "{:#?}", lab.account_log(10));
 }

@@ -371,41 +371,87 @@ fn dictionaries_agree_with_those_of_others() {
     assert!(compared > 900, "{compared} attributes");
 }
 
-/// The whole way: an event, the shipped scheme, the wire, a server that others wrote.
+/// The whole way: an event, a shipped scheme, the wire, a server that others wrote. Each of the
+/// five schemes with names that others gave to their attributes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_becomes_a_request() {
     let server = FreeRadius::start(true).await;
     let lab = Lab::new(Store::Sqlite, "").await;
-    let port = ("coa_port", server.port.to_string());
-    lab.nas(1, "Mikrotik-CoA", 5, &[port]).await;
-    lab.db
-        .sql(&format!(
-            "insert into nas_secret (nas_id, coa_secret) values (1, '{SECRET}')"
-        ))
-        .await;
-    lab.accounts(1, 1..=3).await;
-    lab.db
-        .sql("update users set login = 'nosuch' where id = 3")
-        .await;
-    let _daemon = lab.start().await;
-    let id = lab.event(1, "user_rate_set").await;
-    assert_eq!(lab.ended(id).await.1, "done");
-    let lines = server.detail("Mikrotik-Rate-Limit").await;
-    for wanted in [
-        r#"Mikrotik-Rate-Limit = "10240k/20480k""#,
-        r#"Mikrotik-Address-List = "crb_auth""#,
-        r#"User-Name = "login1""#,
-    ] {
-        assert!(lines.iter().any(|l| l == wanted), "{wanted}\n{lines:#?}");
+    let schemes: [(&str, &str, &[&str]); 5] = [
+        (
+            "Mikrotik-CoA",
+            "user_rate_set",
+            &[
+                r#"Mikrotik-Rate-Limit = "10240k/20480k""#,
+                r#"Mikrotik-Address-List = "crb_auth""#,
+            ],
+        ),
+        (
+            "Cisco-ISG",
+            "user_redirect",
+            &[
+                r#"Cisco-AVPair = "subscriber:command=activate-service""#,
+                r#"Cisco-AVPair = "subscriber:service-name=L4REDIRECT""#,
+                r#"Cisco-Account-Info = "S10.0.0.20""#,
+            ],
+        ),
+        (
+            "Juniper-MX",
+            "user_rate_set",
+            &[r#"ERX-Service-Activate:1 = "SPEED(10240k,20480k)""#],
+        ),
+        (
+            "VasExperts-SKAT",
+            "user_rate_set",
+            &[r#"VasExperts-Policing-Profile = "BV##20480#10240#++++++++""#],
+        ),
+        (
+            "accel-ppp",
+            "user_rate_set",
+            &[r#"Filter-Id = "20480/10240""#],
+        ),
+    ];
+    for (n, (scheme, ..)) in (1..).zip(schemes) {
+        let port = ("coa_port", server.port.to_string());
+        let vars = ("vars", r#"'{"full": "yes"}'"#.to_owned());
+        lab.nas(n, scheme, 5, &[port, vars]).await;
+        lab.db
+            .sql(&format!(
+                "insert into nas_secret (nas_id, coa_secret) values ({n}, '{SECRET}')"
+            ))
+            .await;
+        lab.accounts(n, [n * 10, n * 10 + 1]).await;
+        lab.db
+            .sql(&format!(
+                "update users set login = 'nosuch' where id = {}",
+                n * 10 + 1
+            ))
+            .await;
     }
-    // Offline is fine, and is to be seen.
-    let id = lab.event(3, "user_disconnect").await;
-    assert_eq!(lab.ended(id).await.1, "done");
+    let daemon = lab.start().await;
+    for (n, (scheme, cmd, wanted)) in (1..).zip(schemes) {
+        let id = lab.event(n * 10, cmd).await;
+        assert_eq!(lab.ended(id).await.1, "done", "{scheme}");
+        for wanted in wanted {
+            let lines = server.detail(wanted).await;
+            assert!(lines.iter().any(|l| l == wanted), "{wanted}\n{lines:#?}");
+        }
+        // Known by login and address; ISG by its own account information.
+        if scheme != "Cisco-ISG" {
+            server
+                .detail(&format!("User-Name = \"login{}\"", n * 10))
+                .await;
+        }
+        // Offline is fine, and is to be seen.
+        let id = lab.event(n * 10 + 1, "user_disconnect").await;
+        assert_eq!(lab.ended(id).await.1, "done", "{scheme}");
+    }
+    assert_eq!(lab.opened(1), 1);
     let log = lab.nas_log(1);
     let has = |text: &str| log.iter().any(|l| l.contains(text));
     assert!(
         has(
-            "> send_radius_cmd --nas 1 coa Framed-IP-Address=10.0.0.1 User-Name=login1 Mikrotik-Rate-Limit="
+            "> send_radius_cmd --nas 1 coa Framed-IP-Address=10.0.0.10 User-Name=login10 Mikrotik-Rate-Limit="
         ),
         "{log:#?}"
     );
@@ -414,4 +460,5 @@ async fn an_event_becomes_a_request() {
         "{log:#?}"
     );
     assert!(!has(SECRET));
+    daemon.stop().await;
 }

@@ -8,6 +8,7 @@ use tokio::process::Child;
 use crate::lab::daemon::{Lab, wait_for};
 use crate::lab::db::Kind;
 use crate::lab::sshd::{Sshd, program, run};
+use crate::lab::vty::{ASKING, asks_and_refuses};
 
 /// Routes as an operator would type them.
 const SCHEME: &str = r#"
@@ -50,7 +51,17 @@ impl Frr {
             dir: tempfile::tempdir().unwrap(),
             daemons: Vec::new(),
         };
-        run(&["ip", "-n", &frr.netns, "link", "set", "lo", "up"]).await;
+        for words in [
+            "link set lo up",
+            "link add nas0 type veth peer name cli0",
+            "addr add 10.90.0.1/24 dev nas0",
+            "addr add 2001:db8:90::1/64 dev nas0 nodad",
+            "link set nas0 up",
+            "link set cli0 up",
+        ] {
+            let words: Vec<&str> = words.split(' ').collect();
+            run(&[&["ip", "-n", &frr.netns][..], &words].concat()).await;
+        }
         let d = frr.dir.path().display().to_string();
         std::fs::create_dir(frr.dir.path().join("run")).unwrap();
         for (name, text) in [("zebra", "hostname nas\n"), ("staticd", ""), ("vtysh", "")] {
@@ -107,6 +118,32 @@ impl Frr {
         assert!(so_many.await.is_some(), "not {count}: {last}");
     }
 
+    /// Waits until the route of exactly this net says so; empty: until there is none.
+    async fn route(&self, net: &str, wanted: &str) {
+        let family = if net.contains(':') { "-6" } else { "-4" };
+        let mut last = String::new();
+        let so = wait_for(async || {
+            let words = [
+                "ip",
+                "-n",
+                &self.netns,
+                family,
+                "route",
+                "show",
+                "exact",
+                net,
+            ];
+            last = run(&words).await;
+            let fits = if wanted.is_empty() {
+                last.trim().is_empty()
+            } else {
+                last.contains(wanted)
+            };
+            fits.then_some(())
+        });
+        assert!(so.await.is_some(), "{net}, not {wanted:?}: {last}");
+    }
+
     async fn routes(&self) -> String {
         run(&[
             "ip",
@@ -146,12 +183,84 @@ async fn nas_of(lab: &Lab, sshd: &Sshd, scheme: &str) {
     lab.accounts(1, 10..30).await;
 }
 
+/// A login whose shell is FRR's, in its namespace.
+async fn vtysh(frr: &Frr) -> Sshd {
+    let d = frr.dir.path().display();
+    let vtysh = format!("ForceCommand /usr/bin/vtysh --vty_socket {d}/run --config_dir {d}");
+    Sshd::start_in(&frr.netns, &[&vtysh]).await
+}
+
+/// oss/core/FRR-Vty with two other lines at its top, as its README says.
+#[tokio::test]
+async fn the_shipped_scheme_for_frr_speaks_over_ssh_as_well() {
+    let frr = Frr::new().await;
+    let sshd = vtysh(&frr).await;
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    let shipped = include_str!("../../oss/core/FRR-Vty/scheme.toml");
+    let telnet = "\ndriver = \"telnet\"\n";
+    assert_eq!(shipped.matches(telnet).count(), 1);
+    let scheme = shipped.replace(telnet, "\ndriver = \"ssh\"\nshell = \"plain\"\n");
+    nas_of(&lab, &sshd, &scheme).await;
+    lab.sql(
+        "update nas set vars = '{\"via\": \"10.90.0.2\", \"via6\": \"2001:db8:90::2\"}';
+         update users set addresses = '[\"10.0.0.10\", \"2001:db8:1::/56\"]' where id = 10",
+    )
+    .await;
+    let daemon = lab.start().await;
+    let done = ("done".to_owned(), "done".to_owned());
+    let go = async |cmd: &str| {
+        let id = lab.event(10, cmd).await;
+        let ended = lab.ended(id).await;
+        assert_eq!(ended, done, "{cmd}: {:#?}", lab.account_log(10));
+        id
+    };
+    let stands = async |v4: &str, v6: &str| {
+        frr.route("10.0.0.10/32", v4).await;
+        frr.route("2001:db8:1::/56", v6).await;
+    };
+    let open = ("via 10.90.0.2", "via 2001:db8:90::2");
+    // Each twice: the second changes nothing.
+    for cmd in ["user_add", "user_add"] {
+        go(cmd).await;
+        stands(open.0, open.1).await;
+    }
+    let accept = async |flag: i64| {
+        lab.sql(&format!("update users set accept = {flag} where id = 10"))
+            .await;
+    };
+    accept(0).await;
+    for cmd in ["user_drop", "user_drop"] {
+        go(cmd).await;
+        stands("blackhole", "blackhole").await;
+    }
+    let info = go("user_info").await;
+    let answer = format!("select answer from events_done where id = {info}");
+    let answer = lab.rows(&answer).await.remove(0).remove(0);
+    for line in [
+        "ip route 10.0.0.10/32 blackhole",
+        "ipv6 route 2001:db8:1::/56 blackhole",
+    ] {
+        assert!(answer.contains(line), "{line} in {answer}");
+    }
+    accept(1).await;
+    for cmd in ["user_accept", "user_accept"] {
+        go(cmd).await;
+        stands(open.0, open.1).await;
+    }
+    for cmd in ["user_del", "user_del"] {
+        go(cmd).await;
+        stands("", "").await;
+    }
+    assert_eq!(sshd.logins(), 1);
+    let log = lab.account_log(10).join("\n");
+    assert!(!log.contains("is closed"), "{log}");
+    daemon.stop().await;
+}
+
 #[tokio::test]
 async fn an_event_changes_a_route_of_frr_behind_sshd() {
     let frr = Frr::new().await;
-    let d = frr.dir.path().display();
-    let vtysh = format!("ForceCommand /usr/bin/vtysh --vty_socket {d}/run --config_dir {d}");
-    let sshd = Sshd::start_in(&frr.netns, &[&vtysh]).await;
+    let sshd = vtysh(&frr).await;
     let lab = Lab::new(Kind::Sqlite, "").await;
     nas_of(&lab, &sshd, SCHEME).await;
     let daemon = lab.start().await;
@@ -229,8 +338,15 @@ save = "t"
 [[on.user_del]]
 assert = "t.lines|length == 3000 and t.lines[2999] == '3000'"
 otherwise = "dead"
+[[on.user_drop]]
+exec = ["script -qc 'seq 1 1200 | more' {{ nas.dir }}/shown", "echo well"]
+save = "t"
+[[on.user_drop]]
+assert = "t.lines|length == 1201 and t.lines[1199] == '1200' and t.rows[1].out == 'well'"
+otherwise = "dead"
 "#;
     nas_of(&lab, &sshd, scheme).await;
+    marks_in(&lab).await;
     let daemon = lab.start().await;
     let done = ("done".to_owned(), "done".to_owned());
     for user in 10..16 {
@@ -239,6 +355,35 @@ otherwise = "dead"
     }
     let id = lab.event(10, "user_del").await;
     assert_eq!(lab.ended(id).await, done, "a long answer");
+    // A pager: script(1) keeps what it showed.
+    let id = lab.event(10, "user_drop").await;
+    assert_eq!(lab.ended(id).await, done, "{:#?}", lab.account_log(10));
+    let shown = std::fs::read_to_string(lab.path("shown")).unwrap();
+    let pages = shown.matches("--More--").count();
+    assert!(pages > 1, "{pages} pages: {shown}");
     assert_eq!(sshd.logins(), 1);
     daemon.stop().await;
+}
+
+/// From an event to a question of the device, and to its refusal.
+#[tokio::test]
+async fn a_scheme_answers_questions_and_names_refusals() {
+    let sshd = Sshd::start(&[]).await;
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    let scheme = format!("driver = \"ssh\"\nshell = \"plain\"\n{ASKING}");
+    nas_of(&lab, &sshd, &scheme).await;
+    marks_in(&lab).await;
+    let daemon = lab.start().await;
+    asks_and_refuses(&lab).await;
+    assert_eq!(sshd.logins(), 1);
+    daemon.stop().await;
+}
+
+/// Commands leave their marks in the lab's directory.
+async fn marks_in(lab: &Lab) {
+    lab.sql(&format!(
+        "update nas set vars = '{{\"dir\": {:?}}}'",
+        lab.root()
+    ))
+    .await;
 }

@@ -8,6 +8,7 @@ use crate::lab::daemon::{Lab, account_log_name};
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 use crate::lab::sshd::Sshd;
+use crate::logins::old_server;
 use crate::tools::ned;
 
 on_each_store!(
@@ -118,8 +119,8 @@ async fn an_event_becomes_a_command_and_its_exit_status_the_outcome(kind: Kind) 
         (&json!(1), &json!(0)),
         "{status}"
     );
-    // One login served them all, and no log holds the key.
-    assert_eq!(sshd.logins(), 1);
+    // One login served them all, which the log says of the first; and no log holds the key.
+    assert_eq!((sshd.logins(), lab.opened(1)), (1, 1));
     let secret = sshd.client_key();
     let secret = secret.lines().nth(2).unwrap();
     for log in ["nas_event_daemon.log", &account_log_name(10)] {
@@ -145,12 +146,14 @@ async fn a_host_key_is_learned_and_a_changed_one_parks_the_nas(kind: Kind) {
         .await;
     assert!(sshd.read("host.pub").starts_with(&known), "{known}");
     // Another key: nothing is sent, no try is burnt, an alarm names both.
+    let old = sshd.fingerprint("host").await;
     sshd.down().await;
     sshd.key("host", &["-t", "ed25519"]).await;
     sshd.up().await;
     let waits = lab.event(11, "user_redirect").await;
     let alarm = lab.said("NAS is parked").await;
-    for part in ["host key has changed", &sshd.fingerprint("host").await] {
+    let new = sshd.fingerprint("host").await;
+    for part in ["host key has changed", &old, &new] {
         assert!(alarm.contains(part), "{part} in {alarm}");
     }
     let stands = format!("select state, try_count from events_stack where id = {waits}");
@@ -159,17 +162,59 @@ async fn a_host_key_is_learned_and_a_changed_one_parks_the_nas(kind: Kind) {
         (row == ["ready", "0"]).then_some(())
     })
     .await;
-    // The operator looks at both and takes the new one: the event runs.
-    let took = ned(&lab, "nas_event_daemon", &["nas", "rekey", "1", "-y"])
-        .await
-        .out;
-    for part in [&sshd.fingerprint("host").await, "SHA256:"] {
-        assert!(took.contains(part), "{part} in {took}");
-    }
+    // The operator looks at both. Where nobody can be asked, that changes nothing.
+    let rekey = async |args: &[&str]| {
+        let words = [&["nas", "rekey", "1"][..], args].concat();
+        let said = ned(&lab, "nas_event_daemon", &words).await;
+        for (name, key) in [("believed: ", &old), ("presented: ", &new)] {
+            let shown = |line: &str| line.starts_with(name) && line.contains(key.as_str());
+            assert!(said.out.lines().any(shown), "{name} {key} in {}", said.out);
+        }
+        said
+    };
+    let believed = async || {
+        lab.rows("select ssh_host_key from nas_state")
+            .await
+            .remove(0)
+    };
+    let rekeyed = "select count(*) from audit where what = 'nas_rekey'";
+    let looked = rekey(&[]).await;
+    assert_eq!(looked.code, 2, "{}", looked.err);
+    assert!(looked.err.contains("-y"), "{}", looked.err);
+    assert_eq!(believed().await, [known.as_str()]);
+    assert_eq!(lab.number(rekeyed).await, 0);
+    assert_eq!(lab.rows(&stands).await, [["ready", "0"]]);
+    // He takes the new one: the event runs.
+    let took = rekey(&["-y"]).await;
+    assert_eq!(took.code, 0, "{}", took.err);
+    let now = believed().await.remove(0);
+    assert!(sshd.read("host.pub").starts_with(&now), "{now}");
     daemon.signal(Signal::SIGHUP);
     assert_eq!(lab.ended(waits).await, done);
-    let audit = lab.rows("select what from audit").await;
-    assert!(audit.iter().any(|row| row[0] == "nas_rekey"), "{audit:?}");
+    assert_eq!(lab.number(rekeyed).await, 1);
+    daemon.stop().await;
+}
+
+/// `nas.vars.ssh_legacy` on its way from the row to the handshake.
+#[tokio::test]
+async fn an_old_server_obeys_once_its_nas_says_so() {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    let sshd = old_server().await;
+    nas_of(&lab, &sshd, "tofu").await;
+    lab.accounts(1, [10]).await;
+    let daemon = lab.start().await;
+    let id = lab.event(10, "user_redirect").await;
+    let alarm = lab.said("NAS is parked").await;
+    assert!(alarm.contains("ssh_legacy"), "{alarm}");
+    assert_eq!(sshd.logins(), 0);
+    let vars = json!({"dir": lab.root(), "ssh_legacy": true});
+    lab.sql(&format!("update nas set vars = '{vars}' where id = 1"))
+        .await;
+    lab.reload(&daemon).await;
+    let done = ("done".to_owned(), "done".to_owned());
+    assert_eq!(lab.ended(id).await, done, "{:?}", lab.account_log(10));
+    assert!(lab.path("root.batch").exists());
+    assert_eq!(sshd.logins(), 1);
     daemon.stop().await;
 }
 

@@ -4,244 +4,17 @@
 //! tried with connections of both families.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Stdio;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use crate::lab::daemon::{Lab, wait_for};
 use crate::lab::db::Kind;
-use crate::lab::sshd::{Sshd, program, run};
+use crate::lab::sshd::Sshd;
+use crate::network::{FAR, Net, PREFIX, V4, V6};
 
 /// The account under test, and one beside it that nothing may touch.
 const USER: i64 = 10;
 const OTHER: i64 = 11;
-const V4: &str = "10.0.0.10";
-const V6: &str = "2001:db8:0:10::1";
-const PREFIX: &str = "2001:db8:0:10::/64";
-/// Beyond the NAS.
-const FAR: [&str; 2] = ["198.51.100.2", "2001:db8:f::2"];
-
-/// Greets with where it was reached, then gives back each line.
-const SERVER: &str = r#"
-import socket, threading
-def talk(s):
-    name = s.getsockname()[0]
-    s.sendall(b"portal\n" if name in ("::ffff:192.0.2.80", "2001:db8:ffff::80") else b"internet\n")
-    for line in s.makefile("rb"):
-        s.sendall(line)
-def serve(port):
-    l = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    while True:
-        s, _ = l.accept()
-        threading.Thread(target=talk, args=(s,), daemon=True).start()
-threading.Thread(target=serve, args=(80,), daemon=True).start()
-serve(8080)
-"#;
-
-/// Connects from one address to another; says what greeted it, then passes lines on.
-const CLIENT: &str = r#"
-import socket, sys
-src, dst, port = sys.argv[1:4]
-try:
-    s = socket.create_connection((dst, int(port)), timeout=2, source_address=(src, 0))
-    f = s.makefile("rb")
-    print(f.readline().decode().strip(), flush=True)
-    for line in sys.stdin:
-        s.sendall(line.encode())
-        print(f.readline().decode().strip(), flush=True)
-except OSError as e:
-    print("cut", flush=True)
-"#;
-
-/// Three namespaces with unique names, removed at the end.
-struct Net {
-    sub: String,
-    nas: String,
-    far: String,
-    server: Option<Child>,
-}
-
-impl Net {
-    async fn new() -> Self {
-        let id = format!("{:08x}", getrandom::u32().unwrap());
-        let name = |role: &str| format!("ned-{role}-{id}");
-        let net = Self {
-            sub: name("sub"),
-            nas: name("nas"),
-            far: name("far"),
-            server: None,
-        };
-        let (sub, nas, far) = (&net.sub, &net.nas, &net.far);
-        let script = format!(
-            "set -e
-             for n in {sub} {nas} {far}; do ip netns add $n; ip -n $n link set lo up; done
-             ip -n {nas} link add lan0 type veth peer name sub0 netns {sub}
-             ip -n {nas} link add wan0 type veth peer name far0 netns {far}
-             ip -n {nas} link set lan0 up; ip -n {nas} link set wan0 up
-             ip -n {sub} link set sub0 up; ip -n {far} link set far0 up
-             ip -n {nas} addr add 10.0.0.1/24 dev lan0
-             ip -n {nas} addr add 198.51.100.1/24 dev wan0
-             ip -n {nas} addr add 2001:db8:f::1/64 dev wan0 nodad
-             ip -n {far} addr add 198.51.100.2/24 dev far0
-             ip -n {far} addr add 2001:db8:f::2/64 dev far0 nodad
-             ip -n {far} addr add 192.0.2.80/32 dev lo
-             ip -n {far} addr add 2001:db8:ffff::80/128 dev lo nodad
-             for u in 10 11; do
-               ip -n {sub} addr add 10.0.0.$u/24 dev sub0
-               ip -n {sub} addr add 2001:db8:0:$u::1/64 dev sub0 nodad
-               ip -n {nas} addr add 2001:db8:0:$u::ff/64 dev lan0 nodad
-             done
-             ip -n {sub} route add default via 10.0.0.1
-             ip -n {sub} route add default via 2001:db8:0:10::ff
-             ip -n {far} route add default via 198.51.100.1
-             ip -n {far} route add default via 2001:db8:f::1
-             ip -n {nas} route add 192.0.2.80 via 198.51.100.2
-             ip -n {nas} route add 2001:db8:ffff::80 via 2001:db8:f::2
-             ip netns exec {nas} sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding'
-             ip netns exec {nas} nft -f {root}/oss/core/Linux-SSH/crb.nft
-             for d in lan0 wan0; do
-               ip netns exec {nas} tc qdisc replace dev $d root handle 1: htb default fffe
-               ip netns exec {nas} tc class replace dev $d parent 1: classid 1:ffff htb rate 1gbit quantum 1514
-               ip netns exec {nas} tc class replace dev $d parent 1:ffff classid 1:fffe htb rate 1gbit quantum 1514
-             done",
-            root = env!("CARGO_MANIFEST_DIR"),
-        );
-        run(&["bash", "-c", &script]).await;
-        let mut net = net;
-        let server = program("ip")
-            .args(["netns", "exec", &net.far, "python3", "-c", SERVER])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        net.server = Some(server);
-        net
-    }
-
-    /// What greets a connection from `from` to `to`; `cut` if nothing does.
-    async fn reaches(&self, from: &str, to: &str, port: u16) -> String {
-        self.open(from, to, port).await.0
-    }
-
-    /// The same, and the open connection.
-    async fn open(&self, from: &str, to: &str, port: u16) -> (String, Open) {
-        let port = port.to_string();
-        let mut child = program("ip")
-            .args([
-                "netns", "exec", &self.sub, "python3", "-c", CLIENT, from, to, &port,
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut open = Open {
-            stdin: child.stdin.take().unwrap(),
-            lines: BufReader::new(child.stdout.take().unwrap()).lines(),
-            _child: child,
-        };
-        (open.line().await, open)
-    }
-
-    /// Where the account under test gets to, IPv4 then IPv6.
-    async fn both(&self, port: u16) -> [String; 2] {
-        [
-            self.reaches(V4, FAR[0], port).await,
-            self.reaches(V6, FAR[1], port).await,
-        ]
-    }
-
-    async fn json(&self, words: &[&str]) -> Value {
-        let mut all = vec!["ip", "netns", "exec", self.nas.as_str()];
-        all.extend(words);
-        serde_json::from_str(&run(&all).await).unwrap()
-    }
-
-    /// Every non-empty set and map of the table with its elements; a map's as `key:class`.
-    async fn sets(&self) -> BTreeMap<String, BTreeSet<String>> {
-        let dump = self
-            .json(&["nft", "-j", "list", "table", "inet", "crb"])
-            .await;
-        let mut found = BTreeMap::new();
-        for item in dump["nftables"].as_array().unwrap() {
-            let set = if item["set"].is_object() {
-                &item["set"]
-            } else {
-                &item["map"]
-            };
-            let Some(elements) = set["elem"].as_array() else {
-                continue;
-            };
-            let texts = elements.iter().map(|element| match element.as_array() {
-                Some(pair) => format!("{}={}", address(&pair[0]), pair[1].as_str().unwrap()),
-                None => address(element),
-            });
-            let name = set["name"].as_str().unwrap().to_owned();
-            found.insert(name, texts.collect());
-        }
-        found
-    }
-
-    /// Rate and ceil in bit/s of the account's class on both interfaces, and bytes sent by it.
-    async fn class(&self, dev: &str, id: &str) -> Option<(String, String, u64)> {
-        let words = [
-            "ip", "netns", "exec", &self.nas, "tc", "-s", "class", "show", "dev", dev,
-        ];
-        let text = run(&words).await;
-        let at = text.find(&format!("class htb {id} "))?;
-        let block: Vec<&str> = text[at..].split_whitespace().collect();
-        let after = |word: &str| {
-            let n = block.iter().position(|w| *w == word).unwrap();
-            block[n + 1].to_owned()
-        };
-        let sent = after("Sent").parse().unwrap();
-        Some((after("rate"), after("ceil"), sent))
-    }
-}
-
-fn address(element: &Value) -> String {
-    match element {
-        Value::String(text) => text.clone(),
-        other => {
-            let prefix = &other["prefix"];
-            format!("{}/{}", prefix["addr"].as_str().unwrap(), prefix["len"])
-        }
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        self.server = None;
-        for name in [&self.sub, &self.nas, &self.far] {
-            #[expect(clippy::disallowed_methods, reason = "the peers are programs")]
-            let _ = std::process::Command::new("ip")
-                .args(["netns", "del", name])
-                .output();
-        }
-    }
-}
-
-/// A connection of the subscriber.
-struct Open {
-    stdin: ChildStdin,
-    lines: Lines<BufReader<ChildStdout>>,
-    _child: Child,
-}
-
-impl Open {
-    async fn line(&mut self) -> String {
-        self.lines.next_line().await.unwrap().unwrap_or_default()
-    }
-
-    /// Whether what is said still comes back.
-    async fn says(&mut self, text: &str) -> String {
-        self.stdin
-            .write_all(format!("{text}\n").as_bytes())
-            .await
-            .unwrap();
-        self.line().await
-    }
-}
 
 /// The daemon, the NAS, two accounts with both families each.
 struct Stage {
@@ -251,6 +24,14 @@ struct Stage {
 }
 
 impl Stage {
+    /// The account under test is added while it has not paid.
+    async fn add_redirected(&self) {
+        let unpaid = "update users set redirect = 1 where id = 10";
+        self.lab.sql(unpaid).await;
+        self.event(json!({"cmd": "user_add", "user_id": USER}))
+            .await;
+    }
+
     async fn new() -> Self {
         let net = Net::new().await;
         let sshd = Sshd::start_in(&net.nas, &[]).await;
@@ -316,6 +97,12 @@ impl Stage {
         }
         found
     }
+}
+
+/// The account of a test holds its addresses.
+fn held() -> [(String, BTreeSet<String>); 2] {
+    [("holder4", V4), ("holder6", PREFIX)]
+        .map(|(map, at)| (map.to_owned(), BTreeSet::from([format!("{at}={USER}")])))
 }
 
 fn both(set: &str) -> Vec<(String, BTreeSet<String>)> {
@@ -395,13 +182,15 @@ async fn every_event_turns_into_the_state_that_it_should() {
     let mut want: BTreeMap<_, _> = want.into();
     want.extend(both("negbal"));
     want.extend(both("blocked"));
+    want.extend(held());
     assert_eq!(sets, want);
     stage
         .lab
         .sql("update users set accept = 1, redirect = 0 where id = 10")
         .await;
     let sets = stage.twice("user_edit").await;
-    assert_eq!(sets.keys().collect::<Vec<_>>(), ["class4", "class6"]);
+    let names: Vec<_> = sets.keys().collect();
+    assert_eq!(names, ["class4", "class6", "holder4", "holder6"]);
     for cmd in ["user_auth", "user_redirect", "user_drop", "b_own"] {
         stage.twice(cmd).await;
     }
@@ -462,13 +251,7 @@ async fn a_change_of_address_leaves_nothing_old_and_diagnostics_answer() {
     let stage = Stage::new().await;
     let daemon = stage.lab.start().await;
     let net = &stage.net;
-    stage
-        .lab
-        .sql("update users set redirect = 1 where id = 10")
-        .await;
-    stage
-        .event(json!({"cmd": "user_add", "user_id": USER}))
-        .await;
+    stage.add_redirected().await;
     let old = json!({"ip": V4, "addresses": [V4, PREFIX]});
     let new = "[\"10.0.0.77\", \"2001:db8:0:77::/64\"]";
     stage
@@ -485,7 +268,7 @@ async fn a_change_of_address_leaves_nothing_old_and_diagnostics_answer() {
         .event(json!({"cmd": "user_add", "user_id": USER}))
         .await;
     let sets = net.sets().await;
-    assert_eq!(sets.len(), 4, "{sets:?}");
+    assert_eq!(sets.len(), 6, "{sets:?}");
     let text = format!("{sets:?}");
     assert!(
         text.contains("10.0.0.77") && text.contains("2001:db8:0:77::/64"),
@@ -519,6 +302,7 @@ async fn a_change_of_address_leaves_nothing_old_and_diagnostics_answer() {
         "negbal4 10.0.0.77",
         "negbal6 2001:db8:0:77::/64",
         "class4",
+        "class6",
         "htb 1:a",
     ] {
         assert!(info.contains(part), "{part} in {info}");
@@ -536,5 +320,54 @@ async fn a_change_of_address_leaves_nothing_old_and_diagnostics_answer() {
     let mac = answer("user_get_mac").await;
     assert_eq!(mac.matches(':').count(), 5, "{mac}");
     assert_eq!(net.sets().await, sets);
+    daemon.stop().await;
+}
+
+/// The address goes from one account to another, and the first one's `user_del` comes last: the
+/// sets, the speed and the other family of the new holder stay, and nothing of the old one does.
+#[tokio::test]
+async fn a_late_user_del_leaves_the_new_holder_alone() {
+    let stage = Stage::new().await;
+    let daemon = stage.lab.start().await;
+    let net = &stage.net;
+    stage.add_redirected().await;
+    // IPv4 goes to the other account, who is blocked; IPv6 stays where it is for now.
+    let theirs = format!("[\"{V4}\", \"2001:db8:0:11::/64\"]");
+    stage
+        .lab
+        .sql(&format!(
+            "update users set addresses = '{theirs}', ip = '{V4}', accept = 0, redirect = 1,
+               ceil_in = null, ceil_out = null where id = 11"
+        ))
+        .await;
+    let other = json!({"cmd": "user_add", "user_id": OTHER});
+    stage.event(other.clone()).await;
+    let of_other = |set: &str| {
+        let at = [(4, V4), (6, "2001:db8:0:11::/64")];
+        at.map(|(family, at)| (format!("{set}{family}"), BTreeSet::from([at.to_owned()])))
+    };
+    let holders = [
+        ("holder4", format!("{V4}={OTHER}")),
+        ("holder6", format!("2001:db8:0:11::/64={OTHER}")),
+    ];
+    let holders = holders.map(|(map, at)| (map.to_owned(), BTreeSet::from([at])));
+    let sets = net.sets().await;
+    assert_eq!(sets["holder4"], holders[0].1, "taken over");
+    assert_eq!(sets["holder6"].len(), 2, "{sets:?}");
+    let late = json!({"cmd": "user_del", "user_id": USER, "params": {"ip": V4, "addresses": [V4, PREFIX]}});
+    let mut want = BTreeMap::from(holders);
+    want.extend(of_other("negbal"));
+    want.extend(of_other("blocked"));
+    // Twice, as after a crash; then the new holder's own command once more.
+    for body in [late.clone(), late, other] {
+        stage.event(body).await;
+        assert_eq!(net.sets().await, want);
+        assert_eq!(stage.classes().await, vec![None; 3]);
+    }
+    assert_eq!(net.reaches(V4, FAR[0], 8080).await, "cut", "still blocked");
+    stage
+        .event(json!({"cmd": "user_del", "user_id": OTHER}))
+        .await;
+    assert_eq!(net.sets().await, BTreeMap::new());
     daemon.stop().await;
 }

@@ -120,8 +120,8 @@ const OLD: [&str; 5] = [
     "PubkeyAcceptedAlgorithms ssh-rsa",
 ];
 
-#[tokio::test]
-async fn an_old_server_is_spoken_to_only_where_the_nas_says_so() {
+/// A server that offers nothing else; its host key is `rsa`.
+pub(crate) async fn old_server() -> Sshd {
     let mut more = OLD.to_vec();
     more.extend(["HostKey $D/rsa", "RequiredRSASize 1024", "LogLevel DEBUG2"]);
     // The key must be there before the server starts.
@@ -132,6 +132,12 @@ async fn an_old_server_is_spoken_to_only_where_the_nas_says_so() {
     std::fs::copy(sshd.path("client.pub"), sshd.path("authorized")).unwrap();
     sshd.reconfigure(&more);
     sshd.up().await;
+    sshd
+}
+
+#[tokio::test]
+async fn an_old_server_is_spoken_to_only_where_the_nas_says_so() {
+    let sshd = old_server().await;
     let target = Target {
         trust: Trust::of(Some(&sshd.fingerprint("rsa").await), None).unwrap(),
         ..sshd.target()

@@ -13,6 +13,7 @@ mod dialogues;
 mod events;
 mod linux_nas;
 mod logins;
+mod network;
 mod queues;
 mod rude;
 mod sessions;

@@ -8,13 +8,15 @@ use nas_event_daemon::attempt::{Failure, FailureClass, Scope};
 use nas_event_daemon::clock;
 use nas_event_daemon::driver::ssh::trust::Trust;
 use nas_event_daemon::driver::ssh::{Command, Limits, Ssh, Target};
+use nas_event_daemon::driver::waits::Waits;
 use nas_event_daemon::sim::ssh::{Answer, Faults, Options, Sim};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::lab::daemon::PATIENCE;
-use crate::lab::sshd::limits;
+use crate::lab::rss_kib;
+use crate::lab::sshd::{Sshd, limits, sessions};
 use crate::sessions::command;
 
 const PASSWORD: &str = "servicemode";
@@ -334,9 +336,74 @@ async fn what_is_no_ssh_server_is_a_nas_that_cannot_be_reached() {
     }
 }
 
-/// Resident memory of this process.
-pub(crate) fn rss_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+/// What a login finds behind its terminal, by the word in the file `kind`.
+const DEVICE: &str = r#"kind=$(cat "$1")
+case $kind in
+banner) exec yes welcome ;;
+hello) while :; do printf x; sleep 0.1; done ;;
+esac
+while printf 'sw# ' && read -r line; do
+    [ -n "$line" ] || continue
+    case $kind in
+    flood) exec yes '10.0.0.0/8 via 10.0.0.1' ;;
+    binary) exec cat /dev/urandom ;;
+    drip) while :; do printf s; sleep 0.1; done ;;
+    esac
+    echo "got $line"
+done
+"#;
+
+/// The dialogue is that of telnet; what carries it here has windows and buffers of its own.
+#[tokio::test]
+async fn what_a_terminal_shows_is_bounded_in_time_and_memory() {
+    let sshd = Sshd::start(&["ForceCommand /bin/sh $D/device $D/kind"]).await;
+    std::fs::write(sshd.path("device"), DEVICE).unwrap();
+    let behave = |kind: &str| std::fs::write(sshd.path("kind"), kind).unwrap();
+    let ssh = sessions(sshd.target(), 2);
+    let waits = Waits::up_to(PATIENCE);
+    let second = Duration::from_secs(1);
+    let bounded = |what: &str, began: u64, before: u64| {
+        let took = clock::tick_ms() - began;
+        assert!(took < 20_000, "{took} ms: {what}");
+        let grown = rss_kib().saturating_sub(before);
+        assert!(grown < 32 * 1024, "{grown} KiB more: {what}");
+    };
+    for (kind, limit) in [("banner", PATIENCE), ("hello", second)] {
+        behave(kind);
+        let (began, before) = (clock::tick_ms(), rss_kib());
+        let failure = ssh.lease(&waits, limit).await.unwrap_err();
+        bounded(kind, began, before);
+        assert_eq!(
+            (failure.scope, failure.class, failure.parks),
+            (Scope::Nas, FailureClass::Transport, false),
+            "{kind}: {failure}"
+        );
+    }
+    for (kind, limit, code) in [
+        ("flood", PATIENCE, 254),
+        ("binary", PATIENCE, 254),
+        ("drip", second, 143),
+    ] {
+        behave(kind);
+        let mut leased = ssh.lease(&waits, PATIENCE).await.unwrap();
+        let (began, before) = (clock::tick_ms(), rss_kib());
+        let failure = leased.run("show x", &[], limit).await.unwrap_err();
+        bounded(kind, began, before);
+        assert_eq!(
+            (failure.scope, failure.class, failure.code),
+            (Scope::Event, FailureClass::Unknown, code),
+            "{kind}: {failure}"
+        );
+        assert!(
+            ssh.give_back(leased).is_some(),
+            "{kind}: such a session is not used again"
+        );
+    }
+    // None of this cost the connection, nor a place on it.
+    behave("well");
+    let mut leased = ssh.lease(&waits, PATIENCE).await.unwrap();
+    let said = leased.run("show x", &[], PATIENCE).await.unwrap();
+    assert_eq!(said.text, "got show x");
+    assert_eq!(ssh.give_back(leased), None);
+    assert_eq!(sshd.logins(), 1);
 }

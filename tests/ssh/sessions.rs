@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nas_event_daemon::attempt::{FailureClass, Scope};
-use nas_event_daemon::driver::ssh::{Command, Output, Ssh};
+use nas_event_daemon::driver::ssh::{Command, Limits, Output, Ssh};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinSet;
 
 use crate::lab::daemon::{PATIENCE, wait_for};
-use crate::lab::sshd::{Sshd, User, sessions};
-use crate::rude::rss_kib;
+use crate::lab::rss_kib;
+use crate::lab::sshd::{Sshd, User, limits, sessions};
 
 pub(crate) fn command(line: &str) -> Command {
     Command {
@@ -196,6 +196,26 @@ async fn a_server_killed_in_mid_command_leaves_an_unknown_outcome() {
     assert!(!failure.parks && failure.code == 254, "{failure}");
     sshd.up().await;
     assert_eq!(ran(&ssh, "echo up").await.stdout, "up\n");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_and_the_next_command_logs_in_anew() {
+    let sshd = Sshd::start(&[]).await;
+    let bounds = Limits {
+        linger: Duration::from_millis(100),
+        ..limits(2)
+    };
+    let ssh = Ssh::new(sshd.target(), bounds, Arc::new(|_| {}));
+    // A command that runs for longer is no idleness.
+    assert_eq!(ran(&ssh, "sleep 0.5; echo end").await.stdout, "end\n");
+    let closed = wait_for(async || (ssh.report().open == 0).then_some(())).await;
+    assert!(closed.is_some(), "{:?}", ssh.report());
+    let gone = wait_for(async || sshd.log().contains("Received disconnect").then_some(())).await;
+    assert!(gone.is_some(), "{}", sshd.log());
+    assert_eq!(ssh.report().last_error, "", "this is no trouble");
+    let next = ran(&ssh, "echo back").await;
+    assert_eq!((next.stdout.as_str(), next.new_session), ("back\n", true));
+    assert_eq!((ssh.report().logins, sshd.logins()), (2, 2));
 }
 
 #[tokio::test]

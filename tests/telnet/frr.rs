@@ -12,6 +12,7 @@ use crate::lab::vty::{ENABLE, Frr, PASSWORD};
 
 on_each_store!(
     an_event_changes_a_route,
+    a_late_user_del_leaves_the_new_holder_alone,
     a_wrong_password_parks_the_nas,
     the_tools_speak_to_the_router,
 );
@@ -93,7 +94,7 @@ async fn an_event_changes_a_route(kind: Kind) {
         .rows(&format!("select answer from events_done where id = {info}"))
         .await;
     assert!(
-        answer[0][0].contains("ip route 10.0.0.10/32 blackhole"),
+        answer[0][0].contains("ip route 10.0.0.10/32 blackhole tag 10"),
         "{answer:?}"
     );
     flags(1, 0).await;
@@ -128,9 +129,79 @@ async fn an_event_changes_a_route(kind: Kind) {
         "{status}"
     );
     let log = lab.account_log(10).join("\n");
-    let pasteable = "send_telnet_cmd --nas 1 'configure terminal' ';' 'ip route 10.0.0.10/32 blackhole' ';' end";
+    let pasteable = "send_telnet_cmd --nas 1 'configure terminal' ';' 'ip route 10.0.0.10/32 blackhole tag 10' ';' end";
     assert!(log.contains(pasteable), "{log}");
     assert!(!log.contains(PASSWORD) && !log.contains(ENABLE), "{log}");
+}
+
+/// The address goes from one account to another, and the first one's `user_del` comes last: the
+/// routes of the new holder stay. An account number that begins like another is another's.
+async fn a_late_user_del_leaves_the_new_holder_alone(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let frr = Frr::start().await;
+    nas_of(&lab, &frr, 5, PASSWORD).await;
+    lab.accounts(1, [10, 101]).await;
+    lab.sql(
+        "update users set accept = 0, addresses = '[\"10.0.0.10\", \"2001:db8:1::/56\"]' where id = 10;
+         update users set accept = 0, addresses = '[\"10.0.0.10\"]' where id = 101",
+    )
+    .await;
+    let _daemon = lab.start().await;
+    let done = ("done".to_owned(), "done".to_owned());
+    let go = async |body: serde_json::Value| {
+        let user = body["user_id"].as_i64().unwrap();
+        let id = lab.post(body).await[0];
+        assert_eq!(lab.ended(id).await, done, "{:?}", lab.account_log(user));
+    };
+    let config = async || -> Vec<String> {
+        let output = program(env!("CARGO_BIN_EXE_nas_event_daemon"))
+            .arg0("send_telnet_cmd")
+            .args(["--nas", "1", "show running-config | include route "])
+            .env("NED_CONFIG", lab.path("ned.toml"))
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(str::to_owned).collect()
+    };
+    go(json!({"cmd": "user_add", "user_id": 10})).await;
+    go(json!({"cmd": "user_add", "user_id": 101})).await;
+    let theirs = [
+        "ip route 10.0.0.10/32 blackhole tag 101",
+        "ip route 10.0.0.10/32 10.90.0.2 tag 101 200",
+    ];
+    let all = config().await;
+    assert!(
+        all.len() == 4 && theirs.iter().all(|l| all.iter().any(|line| line == l)),
+        "{all:#?}"
+    );
+    for cmd in ["user_del", "user_del", "user_accept"] {
+        let old =
+            json!({"addresses": ["10.0.0.10", "2001:db8:1::/56"], "accept": 1, "redirect": 0});
+        go(json!({"cmd": cmd, "user_id": 10, "params": old})).await;
+        assert_eq!(config().await, theirs, "{cmd}");
+    }
+    // A route from before there were tags is removed as ever.
+    let bare = [
+        "configure terminal",
+        ";",
+        "ip route 10.0.0.10/32 blackhole",
+        ";",
+        "end",
+    ];
+    let typed = program(env!("CARGO_BIN_EXE_nas_event_daemon"))
+        .arg0("send_telnet_cmd")
+        .args(["--nas", "1"])
+        .args(bare)
+        .env("NED_CONFIG", lab.path("ned.toml"))
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    assert!(typed.status.success(), "{typed:?}");
+    go(json!({"cmd": "user_del", "user_id": 101})).await;
+    assert_eq!(config().await, [""; 0]);
 }
 
 async fn a_wrong_password_parks_the_nas(kind: Kind) {
@@ -191,13 +262,10 @@ async fn the_tools_speak_to_the_router(kind: Kind) {
     ];
     let (code, out, err) = by("send_telnet_cmd", &conf).await;
     assert_eq!((code, out.as_str()), (Some(0), ""), "{err}");
-    // The pager is gone through, for there is no `terminal length 0` here.
+    // No pager: FRR pages only for a client that has told its window. `peers` has one.
     let (code, out, err) = by("send_telnet_cmd", &["--nas", "1", "show", "running-config"]).await;
     assert_eq!(code, Some(0), "{err}");
-    assert!(
-        out.contains("ip route 10.77.0.1/32 blackhole") && !out.contains("More"),
-        "{out}"
-    );
+    assert!(out.contains("ip route 10.77.0.1/32 blackhole"), "{out}");
     let (code, _, err) = by("send_telnet_cmd", &["--nas", "1", "ip", "rout"]).await;
     assert_eq!(code, Some(249), "{err}");
     assert!(err.starts_with("ERROR: UnknownParameter"), "{err}");

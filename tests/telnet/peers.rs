@@ -7,9 +7,10 @@ use nas_event_daemon::driver::leases::Rules;
 use nas_event_daemon::driver::telnet::{Limits, Target, Telnet};
 use nas_event_daemon::driver::waits::Waits;
 
-use crate::lab::daemon::{own_port, wait_for};
+use crate::lab::daemon::{Lab, own_port, wait_for};
+use crate::lab::db::Kind;
 use crate::lab::sshd::run;
-use crate::lab::vty::Group;
+use crate::lab::vty::{ASKING, Group, asks_and_refuses};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -113,6 +114,54 @@ async fn busybox_with_a_bare_shell() {
     let _server = Group::start(&["busybox", "telnetd", "-F", "-b", &at, "-l", "/bin/sh"]);
     up(port).await;
     talks(&telnet(port, "", "")).await;
+}
+
+/// more(1) pages, and script(1) keeps what it showed: that there was a pager is seen there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pager_is_paged_to_its_end() {
+    let (port, _kept) = own_port();
+    let at = format!("127.0.0.1:{port}");
+    let _server = Group::start(&["busybox", "telnetd", "-F", "-b", &at, "-l", "/bin/sh"]);
+    up(port).await;
+    let dir = tempfile::tempdir().unwrap();
+    let shown = dir.path().join("shown");
+    let telnet = telnet(port, "", "");
+    let mut leased = telnet.lease(&Waits::up_to(LONG), LONG).await.unwrap();
+    let line = format!("script -qc 'seq 1 200 | more' {}", shown.display());
+    let answer = leased.run(&line, &[], LONG).await.unwrap();
+    let numbers: Vec<String> = (1..=200).map(|n: u32| n.to_string()).collect();
+    assert_eq!(answer.text.lines().collect::<Vec<_>>(), numbers);
+    let shown = std::fs::read_to_string(shown).unwrap();
+    let pages = shown.matches("--More--").count();
+    assert!(pages > 3, "{pages} pages: {shown}");
+    // And nothing is left of it.
+    let answer = leased.run("echo well", &[], LONG).await.unwrap();
+    assert_eq!((answer.text.as_str(), answer.home), ("well", true));
+}
+
+/// From an event to a question of the device, and to its refusal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheme_answers_questions_and_names_refusals() {
+    let (port, _kept) = own_port();
+    let at = format!("127.0.0.1:{port}");
+    let _server = Group::start(&["busybox", "telnetd", "-F", "-b", &at, "-l", "/bin/sh"]);
+    up(port).await;
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    lab.native("Asking", &format!("driver = \"telnet\"\n{ASKING}"));
+    let columns = [
+        ("telnet_port", port.to_string()),
+        ("vars", format!("'{{\"dir\": {:?}}}'", lab.root())),
+    ];
+    lab.nas(1, "Asking", 5, &columns).await;
+    lab.secret(1, "", "").await;
+    lab.accounts(1, [10]).await;
+    let daemon = lab.start().await;
+    asks_and_refuses(&lab).await;
+    // Whoever pastes the line is asked as well.
+    let log = lab.account_log(10).join("\n");
+    let pasteable = r"> send_telnet_cmd --nas 1 --expect '\[confirm\]$' ";
+    assert!(log.contains(pasteable), "{log}");
+    daemon.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,9 +6,12 @@ use std::time::Duration;
 use nas_event_daemon::attempt::FailureClass;
 use nas_event_daemon::driver::dialogue::{Credentials, Manners};
 use nas_event_daemon::driver::telnet::{Command, Target, Telnet};
+use nas_event_daemon::driver::waits::Waits;
 use nas_event_daemon::sim::telnet::{Faults, Options, Sim};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use crate::lab::daemon::Lab;
+use crate::lab::db::Kind;
 use crate::lab::sshd::program;
 use crate::peers::limits;
 
@@ -141,6 +144,76 @@ async fn its_faults_are_told_apart() {
         ..Options::default()
     };
     assert!(Sim::start(nowhere).await.is_err());
+}
+
+/// A device with two lines and many events for it: with `spare` of them kept free for people, a
+/// person gets in meanwhile, and no event suffers.
+async fn a_person_comes_while_many_events_wait(spare: u64) {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    let busy = Faults {
+        session_limit: Some(2),
+        latency_ms: 100,
+        ..Faults::default()
+    };
+    let sim = started(busy.clone()).await;
+    lab.native(
+        "Vty",
+        "driver = \"telnet\"\n[[on.user_drop]]\nexec = [\"show version\"]\n",
+    );
+    let columns = [
+        ("telnet_port", sim.addr().port().to_string()),
+        ("max_sessions", "2".to_owned()),
+        ("vars", format!("'{{\"spare_sessions\": {spare}}}'")),
+    ];
+    lab.nas(1, "Vty", 100, &columns).await;
+    lab.secret(1, "ned", "servicemode").await;
+    lab.accounts(1, 10..90).await;
+    let daemon = lab.start().await;
+    let events: Vec<String> = (10..90)
+        .map(|user| format!("('user_drop', {user})"))
+        .collect();
+    let events = events.join(", ");
+    lab.sql(&format!(
+        "insert into events_stack_compact (cmd, user_id) values {events}"
+    ))
+    .await;
+    let full = sim.wait_until(|seen| seen.logins == 2 - spare && seen.lines > 0);
+    tokio::time::timeout(LONG, full).await.unwrap();
+    let person = client(&sim);
+    let limit = if spare > 0 {
+        LONG
+    } else {
+        Duration::from_millis(1_500)
+    };
+    let came = person.lease(&Waits::up_to(LONG), limit).await;
+    if spare > 0 {
+        let said = came.unwrap().run("show version", &[], LONG).await.unwrap();
+        assert_eq!(said.text, "Simulated router, version 1");
+        assert_eq!(sim.seen().sessions_refused, 0);
+    } else {
+        // Without it the lines are all in use: what the person gets is owed to the setting.
+        assert!(came.unwrap_err().text.contains("no place"));
+        assert!(sim.seen().sessions_refused > 0);
+    }
+    assert!(lab.waiting().await > 0, "many events still wait");
+    sim.set_faults(Faults {
+        latency_ms: 0,
+        ..busy
+    });
+    lab.drained().await;
+    let done = "select count(*) from events_done where result = 'done' and attempts = 1";
+    assert_eq!(lab.number(done).await, 80, "{:#?}", lab.daemon_log());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_is_kept_free_lets_a_person_in() {
+    a_person_comes_while_many_events_wait(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_line_kept_free_a_person_stays_outside() {
+    a_person_comes_while_many_events_wait(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,9 +27,9 @@ use tokio::time::timeout;
 
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
-use crate::driver::Reply;
 use crate::driver::tls::{self, Trust};
 use crate::driver::waits::Waits;
+use crate::driver::{Counted, Reply};
 
 pub use request::{Auth, JSON_MAX, METHODS, Request};
 
@@ -214,22 +214,6 @@ impl Http {
     fn reached(&self, failure: Option<&Failure>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last = failure.map(ToString::to_string);
-    }
-}
-
-/// Counts one request for as long as it lasts.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

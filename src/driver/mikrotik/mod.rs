@@ -27,7 +27,7 @@ use crate::driver::tls;
 use crate::nas::NasId;
 use crate::shell;
 
-pub use session::{REPLY_MAX, ROWS_MAX};
+pub use session::{REPLY_MAX, ROWS_MAX, WORD_COST};
 
 /// How often a command that was not sent moves on to another connection.
 const MOVES: usize = 3;
@@ -128,6 +128,14 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// An idle connection is closed after this time.
     pub linger: Duration,
+    /// Logins in a minute, at least 1; as many as there may be connections may come at once after
+    /// a pause.
+    pub logins_per_minute: usize,
+}
+
+/// A setting of TLS that cannot be obeyed.
+pub(crate) fn over_tls(why: &str) -> String {
+    format!("RouterOS API over TLS: {why}")
 }
 
 /// Numbers for status pages.
@@ -137,6 +145,8 @@ pub struct Report {
     pub connections: usize,
     /// Commands that wait for their answer.
     pub in_flight: usize,
+    /// Commands that wait for a connection, or for a place on one.
+    pub waiting: usize,
 }
 
 /// The pooled sessions of one NAS. Dropping it closes them.
@@ -160,7 +170,7 @@ impl Mikrotik {
     pub fn over_tls(target: Target, limits: Limits, settings: &tls::Settings) -> Self {
         match Tls::new(settings, &target.host) {
             Ok(tls) => Self::with(target, limits, Some(tls)),
-            Err(why) => Self::broken(target, limits, &why),
+            Err(why) => Self::broken(target, limits, Failure::setting(over_tls(&why))),
         }
     }
 
@@ -174,14 +184,7 @@ impl Mikrotik {
     }
 
     /// One whose settings cannot be obeyed: its events must not die of it.
-    pub(crate) fn broken(target: Target, limits: Limits, why: &str) -> Self {
-        let failure = Failure {
-            scope: Scope::Nas,
-            class: FailureClass::Permanent,
-            code: Failure::CODE_PERMANENT,
-            text: format!("RouterOS API over TLS: {why}"),
-            parks: true,
-        };
+    pub(crate) fn broken(target: Target, limits: Limits, failure: Failure) -> Self {
         Self {
             broken: Some(failure),
             ..Self::with(target, limits, None)

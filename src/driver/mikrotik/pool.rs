@@ -1,6 +1,7 @@
 //! The connections of one NAS: few, opened when needed, one at a time, and not again at once
 //! after a failure. Everybody who waits for a connection shares the outcome of the one try.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use crate::driver::mikrotik::login::{self, Refusal};
 use crate::driver::mikrotik::session::{Session, Slot};
 use crate::driver::mikrotik::stream::{Stream, Tls};
 use crate::driver::mikrotik::{Limits, Report, Target};
-use crate::driver::timed;
+use crate::driver::rate::Bucket;
+use crate::driver::{Counted, timed};
 
 /// Commands in flight that are few: RouterOS works on one connection's commands side by side,
 /// so another login pays only beyond this.
@@ -34,6 +36,8 @@ pub(crate) struct Pool {
     limits: Limits,
     tls: Option<Tls>,
     state: Mutex<State>,
+    logins: Mutex<Bucket>,
+    waiting: AtomicUsize,
     changed: Arc<Notify>,
 }
 
@@ -51,15 +55,25 @@ struct State {
     streak: u32,
     again_at: u64,
     grow_at: u64,
+    /// Tick at which the bound on logins lets the one go that is under way.
+    login_at: u64,
 }
 
 impl Pool {
     pub(crate) fn new(target: Target, limits: Limits, tls: Option<Tls>) -> Self {
+        let many = |n: usize| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
+        let logins = Bucket::new(
+            many(limits.logins_per_minute.max(1)) / 60.0,
+            many(limits.connections),
+            clock::tick_ms(),
+        );
         Self {
             target,
             limits,
             tls,
             state: Mutex::default(),
+            logins: Mutex::new(logins),
+            waiting: AtomicUsize::new(0),
             changed: Arc::new(Notify::new()),
         }
     }
@@ -108,6 +122,7 @@ impl Pool {
                     }));
                 }
             }
+            let _counted = Counted::new(&self.waiting);
             changed.await;
         }
     }
@@ -129,9 +144,15 @@ impl Pool {
             "no free place on its connections"
         };
         let ms = limit.as_millis();
-        Failure::transport(format!(
-            "RouterOS API at {host}:{port}: {why} within {ms} ms"
-        ))
+        let mut text = format!("RouterOS API at {host}:{port}: {why} within {ms} ms");
+        let held = state.login_at.saturating_sub(clock::tick_ms());
+        if held > 0 {
+            text.push_str(&format!(
+                "; the next login may go in {held} ms (logins_per_minute in nas.vars is {})",
+                self.limits.logins_per_minute
+            ));
+        }
+        Failure::transport(text)
     }
 
     /// Connections opened so far.
@@ -151,6 +172,7 @@ impl Pool {
         Report {
             connections: state.sessions.iter().filter(|s| !s.is_closed()).count(),
             in_flight: state.sessions.iter().map(|s| s.in_flight()).sum(),
+            waiting: self.waiting.load(Ordering::Relaxed),
         }
     }
 
@@ -168,6 +190,7 @@ impl Pool {
     async fn open(self: Arc<Self>) {
         let mut pauses = LOGIN_PAUSES_MS.into_iter();
         loop {
+            self.login_turn().await;
             let opening = login::open(&self.target, &self.limits, self.tls.as_ref());
             match timed("mikrotik", opening).await {
                 Ok((stream, decoder)) => {
@@ -205,6 +228,19 @@ impl Pool {
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
             }
+        }
+    }
+
+    /// Waits until the bound on logins lets the next one go.
+    async fn login_turn(&self) {
+        let now = clock::tick_ms();
+        let wait = {
+            let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+            logins.take(now)
+        };
+        if wait > 0 {
+            self.state().login_at = now.saturating_add(wait);
+            tokio::time::sleep(Duration::from_millis(wait)).await;
         }
     }
 

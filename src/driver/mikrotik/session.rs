@@ -21,8 +21,11 @@ pub(crate) const IN_FLIGHT_MAX: usize = 128;
 const OUTGOING: usize = 2 * IN_FLIGHT_MAX;
 /// Rows of one reply; who asks for more should ask with a query.
 pub const ROWS_MAX: usize = 100_000;
-/// Bytes of one reply.
+/// Bytes of one reply, with [`WORD_COST`] for each of its words.
 pub const REPLY_MAX: usize = 64 * 1024 * 1024;
+/// What it takes to keep a property beside its bytes: without it a reply of empty properties would
+/// take twenty times the memory that its bytes say.
+pub const WORD_COST: usize = 48;
 /// Bytes read at once, and bytes written at once.
 const CHUNK: usize = 64 * 1024;
 /// A `/cancel` that is not answered in this time, ms, means a connection that gets no further
@@ -185,7 +188,7 @@ impl Session {
             loop {
                 match decoder.next() {
                     Ok(Some(sentence)) => {
-                        let size = sentence.iter().map(Vec::len).sum();
+                        let size = sentence.iter().map(|word| word.len() + WORD_COST).sum();
                         if let Some(why) = self.take(Answer::read(&sentence), size) {
                             return why;
                         }

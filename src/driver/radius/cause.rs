@@ -106,19 +106,37 @@ mod tests {
 
     #[test]
     fn every_cause_has_its_scope_and_class() {
-        for (cause, scope, class, parks) in [
-            (Some(401), Scope::Event, FailureClass::Permanent, false),
-            (Some(402), Scope::Event, FailureClass::Permanent, false),
-            (Some(403), Scope::Nas, FailureClass::Permanent, true),
-            (Some(404), Scope::Event, FailureClass::Permanent, false),
-            (Some(501), Scope::Event, FailureClass::Permanent, false),
-            (Some(503), Scope::Event, FailureClass::Refused, false),
-            (Some(504), Scope::Event, FailureClass::Refused, false),
-            (Some(506), Scope::Nas, FailureClass::Refused, false),
+        let (event, nas) = (Scope::Event, Scope::Nas);
+        let (later, never) = (FailureClass::Refused, FailureClass::Permanent);
+        let known = [
+            (Some(201), event, later, false),
+            (Some(202), event, never, false),
+            (Some(401), event, never, false),
+            (Some(402), event, never, false),
+            (Some(403), nas, never, true),
+            (Some(404), event, never, false),
+            (Some(405), event, never, false),
+            (Some(406), event, never, false),
+            (Some(407), event, never, false),
+            (Some(501), event, never, false),
+            (Some(502), event, later, false),
+            (Some(503), event, later, false),
+            (Some(504), event, later, false),
+            (Some(505), event, later, false),
+            (Some(506), nas, later, false),
+            (Some(507), event, later, false),
+            (Some(508), event, never, false),
+            (Some(509), event, never, false),
+            (Some(601), event, never, false),
+        ];
+        let numbers: Vec<_> = CAUSES.iter().map(|(number, ..)| Some(*number)).collect();
+        assert_eq!(known.map(|(cause, ..)| cause).to_vec(), numbers);
+        let unknown = [
             // The exit code of a Linux router's shell, 200 and the code.
-            (Some(203), Scope::Event, FailureClass::Refused, false),
-            (None, Scope::Event, FailureClass::Refused, false),
-        ] {
+            (Some(203), event, later, false),
+            (None, event, later, false),
+        ];
+        for (cause, scope, class, parks) in known.into_iter().chain(unknown) {
             let failure = failure(Code::CoaNak, cause, "");
             let got = (failure.scope, failure.class, failure.parks);
             assert_eq!(got, (scope, class, parks), "{cause:?}");

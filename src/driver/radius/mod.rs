@@ -17,7 +17,7 @@ pub mod value;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use self::packet::{Code, EVENT_TIMESTAMP, MESSAGE_AUTHENTICATOR, PROXY_STATE};
 use self::socket::{Heard, Line, Numbers};
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
-use crate::driver::{Reply, Row};
+use crate::driver::{Counted, Reply, Row};
 
 pub use self::exchange::Ignored;
 pub use self::request::{Kind, Request, pasteable};
@@ -69,6 +69,8 @@ pub struct Report {
     pub sockets: usize,
     /// Requests that wait for an answer.
     pub waiting: usize,
+    /// Requests that wait until another of their session is answered, or for an identifier.
+    pub queued: usize,
     /// Genuine answers so far.
     pub answers: u64,
     /// Copies sent beyond the first.
@@ -96,6 +98,7 @@ pub struct Radius {
     numbers: Arc<Numbers>,
     /// Sessions with a request that waits.
     busy: Mutex<HashMap<Vec<u8>, Arc<tokio::sync::Mutex<()>>>>,
+    queued: AtomicUsize,
     /// Settings with which nothing can be sent.
     broken: Option<Failure>,
     last: Mutex<Option<String>>,
@@ -117,6 +120,7 @@ impl Radius {
             tasks: Mutex::default(),
             numbers: Arc::default(),
             busy: Mutex::default(),
+            queued: AtomicUsize::new(0),
             broken,
             last: Mutex::default(),
         }
@@ -159,7 +163,10 @@ impl Radius {
         }
         let until = clock::tick_ms().saturating_add(millis(deadline));
         let left = || Duration::from_millis(until.saturating_sub(clock::tick_ms()));
-        let Ok(_turn) = timeout(left(), self.turn(&request.session)).await else {
+        let queued = Counted::new(&self.queued);
+        let turn = timeout(left(), self.turn(&request.session)).await;
+        drop(queued);
+        let Ok(_turn) = turn else {
             return Err(Failure {
                 class: FailureClass::Refused,
                 ..Failure::timeout("an earlier request for the same session is not answered yet")
@@ -167,8 +174,10 @@ impl Radius {
         };
         let mut why = String::new();
         for _ in 0..MOVES {
-            let line = timeout(left(), self.line());
-            let (asks, id, opened) = match line.await {
+            let queued = Counted::new(&self.queued);
+            let line = timeout(left(), self.line()).await;
+            drop(queued);
+            let (asks, id, opened) = match line {
                 Ok(Ok(line)) => line,
                 Ok(Err(reason)) => return Err(Failure::transport(reason)),
                 Err(_) => {
@@ -324,6 +333,7 @@ impl Radius {
         Report {
             sockets,
             waiting: self.numbers.waiting.load(Ordering::Relaxed),
+            queued: self.queued.load(Ordering::Relaxed),
             answers: count(&self.numbers.answers),
             copies: count(&self.numbers.copies),
             ignored: Ignored {

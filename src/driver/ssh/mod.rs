@@ -167,7 +167,7 @@ pub struct Report {
     pub open: usize,
     /// Channels in use.
     pub leased: usize,
-    /// Callers that wait for a channel.
+    /// Callers that wait for a channel or a terminal.
     pub waiting: usize,
     /// Channels allowed now; below the limit while the server refuses more.
     pub window: usize,
@@ -311,9 +311,15 @@ impl Ssh {
         self.pool.trust()
     }
 
-    /// Connections and channels now.
+    /// Connections and channels now. A terminal that waits for its next attempt has a channel, and
+    /// is not in use.
     pub fn report(&self) -> Report {
-        self.pool.report()
+        let (report, terminals) = (self.pool.report(), self.dialogues.seen());
+        Report {
+            leased: report.leased.saturating_sub(terminals.idle),
+            waiting: report.waiting + terminals.waiting,
+            ..report
+        }
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -339,11 +339,7 @@ impl Pool {
             let retired = connection.retired.load(Ordering::Acquire);
             if unused && (retired || idle >= linger) {
                 connection.retire("idle");
-                let goodbye =
-                    connection
-                        .handle
-                        .disconnect(russh::Disconnect::ByApplication, "", "en");
-                let _ = timeout(GOODBYE, goodbye).await;
+                let _ = timeout(GOODBYE, self.take_leave(connection)).await;
                 break;
             }
             let look = linger.saturating_sub(idle).clamp(10, MINUTE_MS);
@@ -360,6 +356,22 @@ impl Pool {
         }
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// Says goodbye, and waits until it has been said: what is queued only is lost when the
+    /// socket is shut down.
+    async fn take_leave(&self, connection: &Connection) {
+        let reason = russh::Disconnect::ByApplication;
+        let queued = connection.handle.disconnect(reason, "", "en").await;
+        while queued.is_ok() {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if connection.is_closed() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     fn failed(&self, failure: Failure) {

@@ -40,7 +40,7 @@ pub(super) async fn telnet(
     abort: Vec<String>,
 ) -> Result<Told, Halt> {
     let mut told = Told::default();
-    note_lines(walk, &lines);
+    note_lines(walk, &lines, &exec.expect);
     if walk.sessions().is_none() {
         return Ok(told);
     }
@@ -69,7 +69,7 @@ pub(super) async fn telnet(
         let lost = walk.telnet.is_none();
         if lost || (failure.is_some() && !step.go_on) {
             if n > 0 && !lost && !abort.is_empty() {
-                note_lines(walk, &abort);
+                note_lines(walk, &abort, &[]);
                 for line in &abort {
                     if say(walk, line, &[]).await.is_err() {
                         break;
@@ -146,10 +146,10 @@ async fn say(
 }
 
 /// All lines as one command that a person can repeat.
-fn note_lines(walk: &mut Walk<'_>, lines: &[String]) {
+fn note_lines(walk: &mut Walk<'_>, lines: &[String], expect: &[fancy_regex::Regex]) {
     let command = Command {
         lines: lines.to_vec(),
-        expect: Vec::new(),
+        expect: expect.iter().map(|like| like.as_str().to_owned()).collect(),
     };
     let shown = command.pasteable(walk.scope.job().nas.id);
     walk.note_command(shown);

@@ -226,6 +226,11 @@ impl NativeScheme {
         self.driver.as_str()
     }
 
+    /// Its lines are a dialogue in a terminal over SSH.
+    pub fn is_terminal(&self) -> bool {
+        self.driver == DriverName::Ssh && self.plain
+    }
+
     /// How `nas` wants to be spoken to on its command line: `[vars]` under `nas.vars`.
     pub fn manners(&self, nas: &Nas) -> Result<Manners, String> {
         let job = Job {
@@ -264,7 +269,7 @@ impl NativeScheme {
         let Some(steps) = self.steps(&job.cmd) else {
             return Ok(None);
         };
-        let mut transcript = Transcript::new(job.secret.texts(), Box::new(|_| {}));
+        let mut transcript = Transcript::new(job.secrets(), Box::new(|_| {}));
         Walk::new(self, job, &mut transcript, Via::Silent)
             .run(steps)
             .await

@@ -32,22 +32,34 @@ fn shown(line: &str) -> String {
     format!("send_telnet_cmd --nas 1 'configure terminal' ';' '{line}' ';' end")
 }
 
+/// Before anything is removed its owner is looked up.
+const LOOK: &str = "send_telnet_cmd --nas 1 \
+    'show running-config | include route (0|10.88.0.15/32|2001:db8:1::/56)'";
+
 #[tokio::test]
 async fn both_families_are_blocked_and_opened_when_no_flag_blocks() {
-    for (cmd, accept, redirect, no) in [
-        ("user_drop", 0, 0, ""),
-        ("user_redirect", 1, 1, ""),
-        ("user_accept", 1, 0, "no "),
-        ("user_redirect_cancel", 1, 0, "no "),
+    for (cmd, accept, redirect, gone) in [
+        ("user_drop", 0, 0, false),
+        ("user_redirect", 1, 1, false),
+        ("user_accept", 1, 0, true),
+        ("user_redirect_cancel", 1, 0, true),
     ] {
         let mut account = account();
         account["accept"] = json!(accept);
         account["redirect"] = json!(redirect);
         let lines = sent(cmd, &account, &json!({})).await.unwrap();
-        let want = [
-            shown(&format!("{no}ip route 10.88.0.15/32 blackhole")),
-            shown(&format!("{no}ipv6 route 2001:db8:1::/56 blackhole")),
-        ];
+        let want = if gone {
+            vec![
+                LOOK.to_owned(),
+                shown("no ip route 10.88.0.15/32 blackhole"),
+                shown("no ipv6 route 2001:db8:1::/56 blackhole"),
+            ]
+        } else {
+            vec![
+                shown("ip route 10.88.0.15/32 blackhole tag 1424"),
+                shown("ipv6 route 2001:db8:1::/56 blackhole tag 1424"),
+            ]
+        };
         assert_eq!(lines, want, "{cmd}");
     }
     // The other reason still holds.
@@ -68,11 +80,12 @@ async fn an_account_is_added_as_its_flags_say_and_removed_whole() {
     let via = json!({"via": "10.90.0.2"});
     let lines = sent("user_add", &account, &via).await.unwrap();
     assert_eq!(lines.len(), 3, "{lines:?}");
-    assert!(lines.contains(&shown("ip route 10.88.0.15/32 10.90.0.2 200")));
+    assert!(lines.contains(&shown("ip route 10.88.0.15/32 10.90.0.2 tag 1424 200")));
     let lines = sent("user_del", &account, &via).await.unwrap();
-    assert_eq!(lines.len(), 1 + 2, "{lines:?}");
+    assert_eq!(lines.len(), 1 + 1 + 2, "{lines:?}");
+    assert_eq!(lines[0], LOOK);
     assert!(
-        lines.iter().all(|line| line.contains("'no ip")),
+        lines[1..].iter().all(|line| line.contains("'no ip")),
         "{lines:?}"
     );
     account["accept"] = json!(1);

@@ -56,6 +56,33 @@ async fn each_event_is_one_transaction_for_both_families() {
     }
 }
 
+/// The whole account, speed included; an account number that tc has no class for is no reason to
+/// leave the rest.
+#[tokio::test]
+async fn user_del_is_one_transaction_and_asks_whose_the_address_is() {
+    let mut account = account();
+    for (user, parts) in [(1424, 1 + 7 + 1), (70_000, 1 + 7)] {
+        account["user_id"] = json!(user);
+        let lines = sent("user_del", &account, &json!({})).await.unwrap();
+        let nft: Vec<_> = lines.iter().filter(|l| l.contains("'nft -f -'")).collect();
+        assert_eq!(nft.len(), 1, "{lines:?}");
+        assert_eq!(
+            lines.len() - 1,
+            if user == 1424 { 2 } else { 0 },
+            "{lines:?}"
+        );
+        let batch = batch(nft[0]);
+        assert_eq!(batch.len(), 2 + 2 * 2 * parts, "{batch:?}");
+        let holder = format!("holder4 {{ 10.88.0.15 : {user} }}");
+        assert_eq!(batch[2], format!("add element inet crb {holder}"));
+        assert_eq!(batch[3], format!("delete element inet crb {holder}"));
+    }
+    account["addresses"] = json!([]);
+    account["ip"] = json!("");
+    let lines = sent("user_del", &account, &json!({})).await.unwrap();
+    assert_eq!(lines, [""; 0]);
+}
+
 #[tokio::test]
 async fn a_rate_is_a_class_first_and_the_way_there_then() {
     let lines = sent("user_rate_set", &account(), &json!({"dev_down": "bond0"}))

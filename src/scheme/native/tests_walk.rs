@@ -99,6 +99,37 @@ async fn the_deadline_is_kept() {
     assert!(table.lock().unwrap().log.is_empty());
 }
 
+/// The device gets its time before the look; where nothing is sent nobody waits.
+#[tokio::test(start_paused = true)]
+async fn a_pause_is_waited_for_before_its_step() {
+    let scheme = steps(
+        "",
+        "[[on.user_add]]\ncall = \"/first\"\nfail = \"continue\"\n\
+         [[on.user_add]]\neach = \"a in addresses\"\nread = \"/rows\"\npause = \"1500ms\"\n",
+    );
+    let table = Mutex::new(Table::default());
+    let job = job("user_add", &account());
+    let walk = run(&scheme, &job, &table);
+    tokio::pin!(walk);
+    // Each of the two repetitions waits for itself: looked at after 1,400, 1,600 and 2,900 ms.
+    for (ms, reads) in [(1_400, 0), (200, 1), (1_300, 1)] {
+        let early = tokio::time::timeout(Duration::from_millis(ms), &mut walk).await;
+        assert!(early.is_err(), "{early:?}");
+        let sent = table.lock().unwrap().sentences();
+        assert_eq!(sent.len(), 1 + reads, "{sent:?}");
+    }
+    let ended = tokio::time::timeout(Duration::from_millis(200), walk).await;
+    let (report, sent) = ended.unwrap();
+    assert_eq!(
+        (report.verdict, sent.len()),
+        (Verdict::Done, 1 + 2),
+        "{sent:?}"
+    );
+    let dry = scheme.render_dry(&job);
+    let dry = tokio::time::timeout(Duration::from_millis(1), dry).await;
+    assert!(dry.is_ok(), "a dry run waits");
+}
+
 #[tokio::test]
 async fn observe_and_record_send_nothing_and_show_everything() {
     let exec = silent(at("oss/core/Mikrotik-Simple"));

@@ -3,7 +3,9 @@
 //! A session is a set of attributes and of active services. A CoA-Request replaces the
 //! attributes that it brings; the service commands of Cisco ISG (`subscriber:command=…` in
 //! `Cisco-AVPair`) and Junos (`ERX-Service-Activate`, `ERX-Service-Deactivate`) change the
-//! services; `Service-Type` Authenticate-Only or Authorize-Only asks for a new authorization.
+//! services; `Service-Type` Authenticate-Only or Authorize-Only asks for a new authorization. A
+//! session may know questions: a CoA-Request that brings one of its texts in any attribute is
+//! answered with the text beside it, and changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +27,8 @@ const UNSUPPORTED: u32 = 401;
 const SERVICES: &str = "services";
 /// Key of the count of new authorizations in JSON.
 const AUTHORIZED: &str = "authorizations";
+/// Key of the questions and their answers in JSON.
+const ANSWERS: &str = "answers";
 
 /// One session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,6 +39,8 @@ pub struct Session {
     pub services: BTreeSet<String>,
     /// New authorizations that were asked for.
     pub authorizations: u64,
+    /// Question → what the `Reply-Message` of its ACK says.
+    pub answers: BTreeMap<String, String>,
 }
 
 /// What a NAS answers.
@@ -171,6 +177,12 @@ impl Sessions {
 fn session(map: &Map<String, Value>) -> Result<Session, String> {
     let mut session = Session::default();
     for (name, value) in map {
+        if let (ANSWERS, Value::Object(said)) = (name.as_str(), value) {
+            for (question, answer) in said {
+                session.answers.insert(question.clone(), text(answer)?);
+            }
+            continue;
+        }
         let list = match value {
             Value::Array(items) => items.iter().map(text).collect::<Result<Vec<_>, _>>()?,
             one => vec![text(one)?],
@@ -209,6 +221,9 @@ fn shown(session: &Session) -> Value {
     if session.authorizations > 0 {
         map.insert(AUTHORIZED.to_owned(), json!(session.authorizations));
     }
+    if !session.answers.is_empty() {
+        map.insert(ANSWERS.to_owned(), json!(session.answers));
+    }
     Value::Object(map)
 }
 
@@ -235,8 +250,16 @@ fn pairs<'r>(request: &'r [(String, String)], key: &'r str) -> impl Iterator<Ite
 }
 
 fn change(session: &mut Session, request: &[(String, String)]) -> Verdict {
-    let before = session.clone();
+    let answers = request
+        .iter()
+        .filter_map(|(_, text)| session.answers.get(text));
+    let answers = answers.map(|said| ("Reply-Message".to_owned(), said.clone()));
     let mut verdict = Verdict::ack(false);
+    verdict.attributes = answers.collect();
+    if !verdict.attributes.is_empty() {
+        return verdict;
+    }
+    let before = session.clone();
     let services: Vec<&str> = pairs(request, "subscriber:service-name=").collect();
     for command in commands(request) {
         match command {
@@ -352,6 +375,29 @@ mod tests {
         let words = [("User-Name", "ivanov"), ("Framed-IP-Address", "10.88.0.15")];
         assert!(ask(&mut s, Code::DisconnectRequest, &words).ack);
         assert_eq!(s.list().len(), 1);
+    }
+
+    #[test]
+    fn a_question_is_answered_and_changes_nothing() {
+        let mut s = Sessions::default();
+        let one = json!({"User-Name": "ivanov", "answers": {"how fast?": "10 Mbit/s"}});
+        let state = json!({ "sessions": [one] });
+        s.load(&state).unwrap();
+        let words = [("User-Name", "ivanov"), ("Filter-Id", "how fast?")];
+        let said = ask(&mut s, Code::CoaRequest, &words);
+        assert!(said.ack && !said.changed);
+        assert_eq!(
+            said.attributes,
+            [("Reply-Message".to_owned(), "10 Mbit/s".to_owned())]
+        );
+        assert_eq!(s.dump(), state);
+        let words = [("User-Name", "ivanov"), ("Filter-Id", "how slow?")];
+        let said = ask(&mut s, Code::CoaRequest, &words);
+        assert!(said.changed && said.attributes.is_empty());
+        assert!(
+            s.load(&json!({"sessions": [{"answers": {"x": []}}]}))
+                .is_err()
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -38,6 +39,11 @@ pub struct Options {
     pub banner: String,
     /// Rows of a page, until `terminal length 0`; 0 = no pager.
     pub page: usize,
+    /// What lines are answered beside the router's own commands, and before them: the first
+    /// expression that fits counts.
+    pub answers: Vec<(Regex, String)>,
+    /// Lines that it does not know are answered with nothing, instead of "Invalid input".
+    pub lenient: bool,
     /// Every line after the login is appended here before it is answered.
     pub journal: Option<PathBuf>,
     /// Behaviour from the start on.
@@ -55,6 +61,8 @@ impl Default for Options {
             enable_password: String::new(),
             banner: "\r\nUser Access Verification\r\n\r\n".to_owned(),
             page: 24,
+            answers: Vec::new(),
+            lenient: false,
             journal: None,
             faults: Faults::default(),
         }
@@ -136,6 +144,11 @@ impl Sim {
     pub fn config(&self) -> Vec<String> {
         locked(&self.state.config).clone()
     }
+
+    /// Replaces the running configuration.
+    pub fn load(&self, lines: &[&str]) {
+        *locked(&self.state.config) = lines.iter().map(|line| (*line).to_owned()).collect();
+    }
 }
 
 async fn accept(state: Arc<State>, listener: TcpListener) {
@@ -144,6 +157,8 @@ async fn accept(state: Arc<State>, listener: TcpListener) {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
                 if let Ok((stream, _)) = accepted {
+                    // Echo and answer are small: each would wait for the other's ACK.
+                    let _ = stream.set_nodelay(true);
                     state.see(|seen| seen.connections += 1);
                     connections.spawn(talk::serve(Arc::clone(&state), stream));
                 }

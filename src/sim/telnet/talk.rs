@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use regex::Regex;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -152,16 +153,29 @@ impl Talk {
 
     /// `false`: it was told to close.
     async fn command(&mut self, line: &str) -> Result<bool, Gone> {
+        let mut answers = self.state.options.answers.iter();
+        if let Some((_, said)) = answers.find(|(like, _)| like.is_match(line)) {
+            let said: String = said.lines().map(|row| format!("{row}\r\n")).collect();
+            self.put(&said).await?;
+            return Ok(true);
+        }
         let words: Vec<&str> = line.split_whitespace().collect();
         match (self.mode, words.as_slice()) {
             (Mode::Config, ["end" | "exit"]) => self.mode = Mode::Privileged,
             (_, ["exit" | "quit" | "logout"]) => return Ok(false),
             (Mode::Config, ["no", rest @ ..]) if !rest.is_empty() => {
-                let gone = rest.join(" ");
+                let gone = untagged(rest);
                 let before = locked(&self.state.config).len();
-                locked(&self.state.config).retain(|kept| *kept != gone);
+                locked(&self.state.config).retain(|kept| without_tag(kept) != gone);
                 if before == locked(&self.state.config).len() {
-                    self.put("% No such line\r\n").await?;
+                    let route = matches!(rest, ["ip" | "ipv6", "route", ..]);
+                    // As FRR says it.
+                    self.put(if route {
+                        "% Refusing to remove a non-existent route\r\n"
+                    } else {
+                        "% No such line\r\n"
+                    })
+                    .await?;
                 }
             }
             (
@@ -174,8 +188,10 @@ impl Talk {
             ) => {
                 let kept = words.join(" ");
                 let mut config = locked(&self.state.config);
-                if !config.contains(&kept) {
-                    config.push(kept);
+                let same = |line: &&mut String| without_tag(line) == untagged(&words);
+                match config.iter_mut().find(same) {
+                    Some(line) => *line = kept,
+                    None => config.push(kept),
                 }
             }
             (Mode::User, ["enable"]) => {
@@ -200,10 +216,22 @@ impl Talk {
                 let config = locked(&self.state.config).clone();
                 self.pages(&config).await?;
             }
+            (Mode::Privileged, ["show", "running-config", "|", "include", ..]) => {
+                let (_, like) = line.split_once("include ").unwrap_or_default();
+                match Regex::new(like) {
+                    Ok(like) => {
+                        let mut config = locked(&self.state.config).clone();
+                        config.retain(|line| like.is_match(line));
+                        self.pages(&config).await?;
+                    }
+                    Err(_) => self.put("% Bad regexp\r\n").await?,
+                }
+            }
             (Mode::Privileged, ["clear", "subscriber", who]) => {
                 self.put(&format!("Clear {who}? [confirm]")).await?;
                 self.line(true).await?;
             }
+            _ if self.state.options.lenient => {}
             _ => {
                 let mark = "            ^\r\n% Invalid input detected at '^' marker.\r\n\r\n";
                 self.put(mark).await?;
@@ -287,4 +315,19 @@ impl Talk {
     async fn raw(&mut self, bytes: &[u8]) -> Result<(), Gone> {
         self.stream.write_all(bytes).await.map_err(|_| Gone)
     }
+}
+
+/// A configuration line by which it is known: the tag of a route says nothing of which it is.
+fn untagged(words: &[&str]) -> String {
+    let tag = match words {
+        ["ip" | "ipv6", "route", ..] => words.iter().position(|word| *word == "tag"),
+        _ => None,
+    };
+    let kept = words.iter().enumerate();
+    let kept = kept.filter(|(n, _)| tag.is_none_or(|tag| *n != tag && *n != tag + 1));
+    kept.map(|(_, word)| *word).collect::<Vec<_>>().join(" ")
+}
+
+fn without_tag(line: &str) -> String {
+    untagged(&line.split_whitespace().collect::<Vec<_>>())
 }
