@@ -175,6 +175,29 @@ fn a_newcomer_can_follow_the_readme_and_the_docs() {
     ] {
         assert!(said.contains(expected), "{expected:?} is not in {said}");
     }
+    // The three schemes that docs/schemes.md builds are clean after each step, show what they
+    // would send, and do on simulated devices what their examples say.
+    let steps = page("docs/schemes.md")
+        .matches("scheme lint Street-")
+        .count();
+    let clean = said
+        .lines()
+        .filter(|line| line.contains("/Street-") && line.ends_with(": ok"));
+    assert!(steps > 8, "only {steps} steps are checked");
+    assert_eq!(clean.count(), steps, "{said}");
+    for rendered in [
+        "redirect.json: ok, 4 events, not paid, asked about, paid, kicked",
+        "redirect.json: ok, 6 events, a new speed takes the place of the old one",
+        "redirect.json: ok, 5 events, both families at once",
+        "/ip/firewall/address-list/add list=negbal address=10.88.0.15 comment=street_1424",
+        "/queue/simple/add name=street_1424 target=10.88.0.15/32 max-limit=20000000/20000000",
+        "send_radius_cmd --nas 1 disconnect Cisco-Account-Info=S10.88.0.15",
+        "Cisco-AVPair=subscriber:service-name=L4REDIRECT",
+        "'nft -f -' <<< 'add element inet street negbal4 { 10.88.0.15 }'",
+        "classid 1:590 htb rate 20000kbit",
+    ] {
+        assert!(said.contains(rendered), "{rendered:?} is not in {said}");
+    }
 }
 
 #[test]

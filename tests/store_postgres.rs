@@ -4,12 +4,10 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::indexing_slicing,
     reason = "a failed step fails the test"
 )]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nas_event_daemon::attempt::DoneResult;
 use nas_event_daemon::event::{CompactEvent, EventId, Waiting};
@@ -18,12 +16,10 @@ use nas_event_daemon::store::{
     After, Error, Posted, Settle, SettleTo, Store, Turn, WhereIs, connect,
 };
 use sqlx::{Connection, PgConnection, Row};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 
 mod lab;
 use lab::db::{Db, Kind};
+use lab::lossy::Lossy;
 
 async fn filled() -> Db {
     let db = Db::new(Kind::Postgres).await;
@@ -66,66 +62,6 @@ fn done(id: EventId) -> Settle {
     }
 }
 
-/// A line to the server that, when armed, passes the next COMMIT on and swallows its answer.
-struct Lossy {
-    url: String,
-    armed: Arc<AtomicBool>,
-    _tasks: JoinSet<()>,
-}
-
-impl Lossy {
-    async fn before(url: &str) -> Self {
-        let (rest, database) = url.rsplit_once('/').unwrap();
-        let (user, server) = rest.rsplit_once('@').unwrap();
-        let server = server.to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let armed = Arc::new(AtomicBool::new(false));
-        let mut tasks = JoinSet::new();
-        let seen = armed.clone();
-        tasks.spawn(async move {
-            let mut lines = JoinSet::new();
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(&server).await.unwrap();
-                lines.spawn(carry(client, server, seen.clone()));
-            }
-        });
-        Self {
-            url: format!("{user}@127.0.0.1:{port}/{database}"),
-            armed,
-            _tasks: tasks,
-        }
-    }
-}
-
-async fn carry(mut client: TcpStream, mut server: TcpStream, armed: Arc<AtomicBool>) {
-    let mut asked = vec![0; 64 * 1024];
-    let mut answered = vec![0; 64 * 1024];
-    loop {
-        tokio::select! {
-            n = client.read(&mut asked) => {
-                let Ok(n @ 1..) = n else { return };
-                let lost = asked[..n].windows(6).any(|w| w == b"COMMIT")
-                    && armed.swap(false, Ordering::SeqCst);
-                if server.write_all(&asked[..n]).await.is_err() {
-                    return;
-                }
-                if lost {
-                    // The server has committed once its answer is here; the client never sees it.
-                    let _answer = server.read(&mut answered).await;
-                    return;
-                }
-            }
-            n = server.read(&mut answered) => {
-                let Ok(n @ 1..) = n else { return };
-                if client.write_all(&answered[..n]).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_whose_commit_got_no_answer_is_read_back() {
     let db = filled().await;
@@ -149,7 +85,7 @@ async fn a_turn_whose_commit_got_no_answer_is_read_back() {
         starts: vec![ids[1]],
         ..Turn::default()
     };
-    line.armed.store(true, Ordering::SeqCst);
+    line.arm();
     let lost = store.turn(&both).await;
     assert!(matches!(lost, Err(Error::Sql { .. })), "{lost:?}");
     // It did happen.
@@ -177,7 +113,7 @@ async fn an_expansion_whose_commit_got_no_answer_is_handed_over_later() {
     let line = Lossy::before(&db.url).await;
     let store = connect(&line.url).await.unwrap();
     let ids = posted(&store, &[1, 2, 3]).await;
-    line.armed.store(true, Ordering::SeqCst);
+    line.arm();
     assert!(store.expand(10, &[]).await.is_err());
     let moved: Vec<Waiting> = store.expand(10, &[]).await.unwrap().moved;
     assert_eq!(moved.iter().map(|w| w.id).collect::<Vec<_>>(), ids);
@@ -376,6 +312,40 @@ async fn secrets_are_not_reached_by_detours() {
             matches!(answer, Err(Error::Refused(_))),
             "{statement}: {answer:?}"
         );
+    }
+    // Who may change things may not read them either, nor run what is put together only then.
+    let body = "execute 'create table stolen as select * from nas_' || 'secret'";
+    for statement in [
+        "select * from nas_secret".to_owned(),
+        format!("do $$ begin {body}; end $$"),
+        format!("/**/ do $$ begin {body}; end $$"),
+        format!("create function f() returns void language plpgsql as $$ begin {body}; end $$"),
+        "create or replace function f() returns text language sql as E'select password from nas_\\x73ecret'".to_owned(),
+        "prepare p as select 1".to_owned(),
+        "execute p".to_owned(),
+        "call f()".to_owned(),
+        "copy users to stdout".to_owned(),
+        "select ts_rewrite('a'::tsquery, 'select password::tsquery, login::tsquery from nas_' || 'secret')".to_owned(),
+    ] {
+        let answer = db.store.sql(&statement, true).await;
+        assert!(
+            matches!(answer, Err(Error::Refused(_))),
+            "{statement}: {answer:?}"
+        );
+    }
+    // Two commands that look like one where only quotes without escapes are known.
+    let two = format!("select E'\\''; do $$ begin {body}; end $$; --'");
+    assert!(db.store.sql(&two, true).await.is_err(), "{two}");
+    let stolen = "select count(*) from pg_class where relname = 'stolen'";
+    let stolen = db.store.sql(stolen, false).await.unwrap();
+    assert_eq!(stolen.rows, vec![vec![Some("0".to_owned())]]);
+    for statement in [
+        "create table notes (id bigint, text text)",
+        "insert into notes values (1, 'do')",
+        "commit",
+        "drop table notes",
+    ] {
+        db.store.sql(statement, true).await.unwrap();
     }
     let answer = db
         .store

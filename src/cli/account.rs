@@ -32,9 +32,6 @@ pub enum Verb {
     Resync {
         /// users.id
         user: i64,
-        /// Say what would be posted
-        #[arg(long)]
-        dry_run: bool,
     },
 }
 
@@ -86,14 +83,14 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     match verb {
         Verb::Show { user } => show(console, store.as_ref(), user).await,
         Verb::Log(args) => {
-            let abonent = abonent(store.as_ref(), args.user).await?.unwrap_or(0);
-            let name = format!("abonents/{abonent}/event_{}.log", args.user);
-            logs::shown(console, &config.paths.log.join(name), &args.look).await
+            let abonent = abonent(store.as_ref(), args.user).await?;
+            let path = logs::of_account(&config, abonent, args.user);
+            logs::shown(console, &path, &args.look).await
         }
         Verb::History(args) => history(console, store.as_ref(), args).await,
-        Verb::Resync { user, dry_run } => {
+        Verb::Resync { user } => {
             let whom = resync::Whom::Account(UserId(user));
-            resync::resync(console, &config, store, whom, None, dry_run).await
+            resync::resync(console, &config, store, whom, None).await
         }
     }
 }

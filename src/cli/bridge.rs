@@ -11,6 +11,7 @@ use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, PART_FAILED, rem
 use super::table::Table;
 use crate::bridge::map::Map;
 use crate::bridge::{Error, Moved};
+use crate::daemon::process::forbid_core_dumps;
 use crate::daemon::shutdown::Signals;
 
 /// Longest pause after a failure.
@@ -25,13 +26,12 @@ pub struct Bridge {
     /// Take what waits now, then end; a failure ends it, too
     #[arg(long)]
     once: bool,
-    /// Show the first rows as they would be taken; change nothing
-    #[arg(long, conflicts_with = "once")]
-    dry_run: bool,
 }
 
 /// Runs the bridge.
 pub async fn bridge(console: &Console, args: Bridge) -> Outcome {
+    // It holds the passwords of two databases.
+    forbid_core_dumps();
     let map = Map::load(&args.map).map_err(|reason| {
         Failed::config(format!("{reason}\nhint: docs/migrate.md, \"The bridge\""))
     })?;
@@ -41,7 +41,7 @@ pub async fn bridge(console: &Console, args: Bridge) -> Outcome {
     let mut signals =
         Signals::catch().map_err(|e| Failed::new(FAILED, format!("cannot catch signals: {e}")))?;
     let mut bridge = crate::bridge::Bridge::new(map, store).map_err(failed)?;
-    if args.dry_run {
+    if console.dry_run {
         return look(console, &bridge).await;
     }
     let mut pause = every;

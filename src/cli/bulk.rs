@@ -14,6 +14,8 @@ use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, PART_FAILED, USA
 use super::progress::Progress;
 use super::request::{Request, encoded};
 use super::table::Table;
+use crate::clock;
+use crate::config::parse_duration;
 use crate::intake::access::hex;
 use crate::store::audit_rows;
 
@@ -26,6 +28,8 @@ const KEY_MAX: usize = 150;
 /// How often one part is sent, and the pause between: about ten minutes of a full stack.
 const TRIES_MAX: u32 = 120;
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// With `--rate` or `--spread` a part is sent this often, or when its one line is due.
+const BEAT: Duration = Duration::from_millis(100);
 
 /// From where.
 #[derive(Debug, Args)]
@@ -43,14 +47,17 @@ pub struct Bulk {
     #[arg(long, value_name = "NAME")]
     batch: Option<String>,
     /// Post nothing; say how many events go to which NAS, how long that takes, and what the guard says
-    #[arg(long, conflicts_with = "dry_run")]
+    #[arg(long)]
     plan: bool,
     /// A name of this upload: sent again with the same one, nothing is stored twice (24 hours)
     #[arg(long, value_name = "KEY", value_parser = key)]
     key: Option<String>,
-    /// Count and check the lines, post nothing
-    #[arg(long)]
-    dry_run: bool,
+    /// Events per second; default: as fast as the daemon takes them
+    #[arg(long, value_name = "N", conflicts_with = "spread", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: Option<u32>,
+    /// All of them evenly within this time, for example 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    spread: Option<Duration>,
 }
 
 /// Forms of a file.
@@ -186,7 +193,7 @@ pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
     let text = read(&args.file)?;
     let form = args.format.unwrap_or_else(|| form_of(&text));
     let (header, lines) = lines(&text, form, args.cmd.as_deref())?;
-    if args.dry_run {
+    if console.dry_run {
         console.record(&[("events", json!(lines.len()))]);
         remark("dry run: nothing was posted; each line is checked when it is");
         return Ok(DONE);
@@ -203,7 +210,12 @@ pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
     let (mut accepted, mut rejected) = (0, 0);
     let mut table = Table::new(&["line", "error"]);
     let bar = Progress::of("posting", lines.len() as u64);
-    for (index, part) in lines.chunks(PART).enumerate() {
+    let pace = Pace::of(args.rate, args.spread, lines.len());
+    let began = clock::tick_ms();
+    for (index, part) in lines.chunks(pace.part).enumerate() {
+        let passed = clock::tick_ms().saturating_sub(began);
+        let due = pace.due_ms((index * pace.part) as u64);
+        tokio::time::sleep(Duration::from_millis(due.saturating_sub(passed))).await;
         let mut body = header.clone().map(|h| h + "\n").unwrap_or_default();
         body.push_str(&part.join("\n"));
         let path = match &batch {
@@ -218,7 +230,7 @@ pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
         }
         accepted += number("accepted");
         rejected += number("rejected_total");
-        let before = index * PART;
+        let before = index * pace.part;
         for wrong in value
             .get("rejected")
             .and_then(Value::as_array)
@@ -243,6 +255,39 @@ pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
         return Ok(PART_FAILED);
     }
     Ok(DONE)
+}
+
+/// How fast lines are sent.
+#[derive(Debug, PartialEq, Eq)]
+struct Pace {
+    /// Lines of one part.
+    part: usize,
+    /// Time of a thousand lines, ms; 0 = no waiting.
+    thousand_ms: u64,
+}
+
+impl Pace {
+    fn of(rate: Option<u32>, spread: Option<Duration>, lines: usize) -> Self {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let thousand_ms = match (rate, spread) {
+            (Some(rate), _) => 1_000_000_u64.checked_div(u64::from(rate)),
+            (None, Some(time)) => ms(time).saturating_mul(1_000).checked_div(lines as u64),
+            (None, None) => None,
+        };
+        let thousand_ms = thousand_ms.unwrap_or(0);
+        // So many fall into one beat; at least one goes with each.
+        let part = ms(BEAT).saturating_mul(1_000).checked_div(thousand_ms);
+        let part = part.and_then(|part| usize::try_from(part).ok());
+        Self {
+            part: part.unwrap_or(PART).clamp(1, PART),
+            thousand_ms,
+        }
+    }
+
+    /// When the line after so many is due, ms since the first.
+    fn due_ms(&self, sent: u64) -> u64 {
+        sent.saturating_mul(self.thousand_ms) / 1_000
+    }
 }
 
 fn read(file: &str) -> Result<String, Failed> {
@@ -357,6 +402,26 @@ pub async fn audit(console: &Console, args: Audit) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_keep_their_pace() {
+        let second = Some(Duration::from_secs(1));
+        let at_once = Pace::of(None, None, 5);
+        assert_eq!((at_once.part, at_once.due_ms(1_000_000)), (PART, 0));
+        let rate = Pace::of(Some(50), None, 1_000);
+        assert_eq!((rate.part, rate.due_ms(50)), (5, 1_000));
+        let slow = Pace::of(Some(1), None, 1_000);
+        assert_eq!((slow.part, slow.due_ms(3)), (1, 3_000));
+        let fast = Pace::of(Some(100_000), None, 1_000_000);
+        assert_eq!((fast.part, fast.due_ms(1_000_000)), (10_000, 10_000));
+        let few = Pace::of(None, second, 4);
+        assert_eq!((few.part, few.due_ms(3)), (1, 750));
+        let many = Pace::of(None, Some(Duration::from_secs(7_200)), 72_000);
+        assert_eq!((many.part, many.due_ms(36_000)), (1, 3_600_000));
+        // More than there is a beat for goes at once.
+        let none = Pace::of(None, Some(Duration::ZERO), 10);
+        assert_eq!((none.part, none.due_ms(9)), (PART, 0));
+    }
 
     #[test]
     fn the_form_is_seen_and_ids_become_events() {

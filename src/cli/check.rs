@@ -22,6 +22,9 @@ pub struct Check {
     /// Age of the oldest waiting event from which on it is critical, seconds
     #[arg(long, default_value_t = 600, value_name = "S")]
     age: i64,
+    /// Waiting events per account from which on it is critical, if they are more than --warn
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    per_account: i64,
 }
 
 /// What the line is made of.
@@ -36,6 +39,8 @@ struct Numbers {
     nases: usize,
     open: Vec<String>,
     skipped: usize,
+    /// None: the billing does not say.
+    accounts: Option<i64>,
 }
 
 /// Prints the line.
@@ -100,13 +105,22 @@ fn numbers(status: &Value) -> Numbers {
             .map(|nas| format!("{} {}", text(nas, "name"), text(nas, "breaker")))
             .collect(),
         skipped: list("skipped").len(),
+        accounts: status.get("accounts").and_then(Value::as_i64),
     }
 }
 
 fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
     let mut critical = Vec::new();
     let mut warning = Vec::new();
-    if n.waiting >= levels.crit {
+    let each =
+        |accounts: &i64| *accounts > 0 && n.waiting >= accounts.saturating_mul(levels.per_account);
+    let much = n.accounts.filter(|_| n.waiting >= levels.warn).filter(each);
+    if let Some(accounts) = much {
+        critical.push(format!(
+            "{} events wait, {} or more for each of {accounts} accounts",
+            n.waiting, levels.per_account
+        ));
+    } else if n.waiting >= levels.crit {
         critical.push(format!("{} events wait", n.waiting));
     } else if n.waiting >= levels.warn {
         warning.push(format!("{} events wait", n.waiting));
@@ -141,7 +155,7 @@ fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
     // A bar would begin the numbers.
     let said = said.join("; ").replace('|', "/");
     let text = format!(
-        "{word} - {said} | waiting={};{};{};0 oldest={}s;;{};0 dead={};;;0 not_obeying={};;1;0 not_served={};1;;0",
+        "{word} - {said} | waiting={};{};{};0 oldest={}s;;{};0 dead={};;;0 not_obeying={};;1;0 not_served={};1;;0 accounts={}",
         n.waiting,
         levels.warn,
         levels.crit,
@@ -149,7 +163,10 @@ fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
         levels.age,
         n.dead,
         n.open.len(),
-        n.skipped
+        n.skipped,
+        // `U`: not known.
+        n.accounts
+            .map_or_else(|| "U".to_owned(), |n| format!("{n};;;0")),
     );
     (code, text)
 }
@@ -164,6 +181,7 @@ mod tests {
             warn: 200,
             crit: 1000,
             age: 600,
+            per_account: 5,
         };
         let of = |n: Numbers| judged(&n, &levels);
         let (code, text) = of(Numbers::default());
@@ -180,6 +198,22 @@ mod tests {
         assert_eq!(of(waiting(199)).0, 0);
         assert_eq!(of(waiting(200)).0, 1);
         assert_eq!(of(waiting(1000)).0, 2);
+        // Five per account are much only where they are more than usual.
+        let both = |accounts, waiting| Numbers {
+            waiting,
+            accounts: Some(accounts),
+            ..Numbers::default()
+        };
+        assert_eq!(of(both(10, 199)).0, 0);
+        assert_eq!(of(both(100, 499)).0, 1);
+        let (code, text) = of(both(100, 500));
+        assert_eq!(code, 2);
+        assert!(
+            text.starts_with("CRITICAL - 500 events wait, 5 or more for each of 100 accounts |"),
+            "{text}"
+        );
+        assert!(text.ends_with(" accounts=100;;;0"), "{text}");
+        assert_eq!(of(both(0, 500)).0, 1, "nobody is counted");
         let limited = Numbers {
             limited: true,
             ..Numbers::default()
@@ -210,5 +244,31 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.matches('|').count(), 1);
+    }
+
+    #[test]
+    fn an_old_event_and_a_nas_that_does_not_obey_are_critical() {
+        let levels = Check {
+            warn: 200,
+            crit: 1000,
+            age: 600,
+            per_account: 5,
+        };
+        let of = |status: Value| judged(&numbers(&status), &levels);
+        assert_eq!(of(serde_json::json!({ "oldest_s": 599 })).0, 0);
+        let (code, text) = of(serde_json::json!({ "oldest_s": 600 }));
+        assert_eq!(code, 2);
+        assert!(text.contains("waits for 600 s") && text.contains("oldest=600s;;600;0"));
+        for state in ["open", "half-open", "parked"] {
+            let (code, text) = of(serde_json::json!({ "dispatch": { "nases": [
+                { "name": "a", "breaker": "closed" }, { "name": "b", "breaker": state }
+            ] } }));
+            assert_eq!(code, 2, "{text}");
+            assert!(
+                text.contains(&format!("not obeying: b {state} |")),
+                "{text}"
+            );
+            assert!(text.contains("not_obeying=1;;1;0"), "{text}");
+        }
     }
 }

@@ -117,7 +117,7 @@ pub async fn from_database(
 ) -> Result<(Nas, NasSecret), exit::Failed> {
     let console = Console {
         file: config,
-        output: None,
+        ..Console::default()
     };
     let config = console.config()?;
     let store = console.store(&config).await?;
@@ -251,7 +251,7 @@ fn places(config: Option<PathBuf>) -> Vec<PathBuf> {
     }
     let console = Console {
         file: config,
-        output: None,
+        ..Console::default()
     };
     if let Ok(config) = console.config() {
         places.push(config.paths.run.join(SOCKET));

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use clap::Subcommand;
+use serde_json::json;
 
 use super::exit::{BAD_CONFIG, DONE, Failed, NOT_REACHABLE, Outcome, remark, say, say_all};
-use super::table::one_line;
+use super::table::{Table, one_line};
 use super::{Console, reference, sqlite_file};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::daemon;
+use crate::daemon::alarms;
 use crate::nas::{BadNas, Mode};
 use crate::store::{self, Error, shown_url};
 
@@ -18,7 +20,11 @@ pub enum Verb {
     /// Check the file, the database, the billing's tables and the scheme of every NAS.
     Check,
     /// Print the configuration that is in force, as TOML.
-    Show,
+    Show {
+        /// Each key with its value and where that comes from: environment, file or default
+        #[arg(long)]
+        origin: bool,
+    },
     /// Print a file with every key at its default.
     Default,
     /// Print the page that explains every key.
@@ -36,11 +42,12 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             say_all(&reference::page());
             return Ok(DONE);
         }
-        Verb::Check | Verb::Show => {}
+        Verb::Check | Verb::Show { .. } => {}
     }
     let config = console.config()?;
     match verb {
-        Verb::Show => {
+        Verb::Show { origin: true } => origins(console, &config),
+        Verb::Show { origin: false } => {
             say_all(&shown(&config)?);
             Ok(DONE)
         }
@@ -53,12 +60,47 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
 pub(super) fn shown(config: &Config) -> Result<String, Failed> {
     let mut config = config.clone();
     config.database.url = shown_url(&config.database.url);
+    config.alarm.webhook = alarms::shown(&config.alarm.webhook);
     toml::to_string(&config).map_err(|e| {
         Failed::new(
             super::exit::BUG,
             format!("the configuration is no TOML: {e}"),
         )
     })
+}
+
+/// Prints every key, its value, and who set it.
+fn origins(console: &Console, config: &Config) -> Outcome {
+    let file = console.file.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    // Both were read before without a fault.
+    let written: toml::Table = toml::from_str(&text).unwrap_or_default();
+    let in_force: toml::Table = toml::from_str(&shown(config)?).unwrap_or_default();
+    let mut table = Table::new(&["key", "value", "origin"]);
+    for (section, keys) in &in_force {
+        for (key, value) in keys.as_table().into_iter().flatten() {
+            let variable = format!("NED_{section}__{key}").to_ascii_uppercase();
+            let in_file = written.get(section).and_then(|keys| keys.get(key));
+            let origin = if std::env::var_os(&variable).is_some() {
+                variable
+            } else if in_file.is_some() {
+                file.display().to_string()
+            } else {
+                "default".to_owned()
+            };
+            let value = match value {
+                toml::Value::String(text) => json!(text),
+                other => json!(other.to_string()),
+            };
+            table.push(vec![
+                json!(format!("{section}.{key}")),
+                value,
+                json!(origin),
+            ]);
+        }
+    }
+    console.list(&table);
+    Ok(DONE)
 }
 
 async fn check(console: &Console, config: &Config) -> Outcome {
@@ -125,6 +167,7 @@ mod tests {
     fn what_is_shown_can_be_read_again() {
         let mut config = Config::default();
         config.database.url = "postgres://ned:s3cret@db/billing".to_owned();
+        config.alarm.webhook = "https://chat.example/services/s3cret".to_owned();
         config.dispatch.poll_interval = std::time::Duration::from_millis(7);
         let text = shown(&config).unwrap();
         assert!(!text.contains("s3cret"), "{text}");

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::exit::{FAILED, Failed, NOT_FOUND, NOT_REACHABLE, REFUSED, USAGE};
 use crate::config::Config;
 use crate::driver::tls;
+use crate::intake::refusals;
 
 /// For the connection; a local socket connects at once or never.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -159,9 +160,8 @@ pub fn refusal(status: StatusCode, text: &str) -> Failed {
         _ => FAILED,
     };
     let failed = Failed::new(code, said);
-    match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => failed.numbered(403),
-        StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS => failed.numbered(404),
-        _ => failed,
+    match part("/error/code").and_then(refusals::number) {
+        Some(number) => failed.numbered(number),
+        None => failed,
     }
 }

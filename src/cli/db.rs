@@ -59,6 +59,10 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             let config = console.config()?;
             let store = console.store(&config).await?;
             idle(&config, Some(store.as_ref())).await?;
+            if console.dry_run {
+                remark("dry run: what waits would be marked as possibly done already");
+                return Ok(DONE);
+            }
             agreed(yes, "mark everything that waits as possibly done already?")?;
             let waiting = store.restored().await?;
             store.audit(&who(), "db_restored", "").await?;
@@ -115,6 +119,14 @@ async fn restore(console: &Console, args: &Restore) -> Outcome {
         idle(&config, Some(store.as_ref())).await?;
     } else {
         idle(&config, None).await?;
+    }
+    if console.dry_run {
+        console.record(&[
+            ("file", json!(args.file.display().to_string())),
+            ("database", json!(place.display().to_string())),
+        ]);
+        remark("dry run: the copy is whole and no daemon runs; nothing was changed");
+        return Ok(DONE);
     }
     agreed(
         args.yes,

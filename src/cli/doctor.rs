@@ -374,12 +374,18 @@ async fn nases(
                     format!("{} {}: {reason}", nas.id, nas.name),
                     "correct nas.oss_path or the scheme: scheme lint",
                 ),
-                Ok(_) if of(nas.id, "breaker") == "open" => found.fail(
-                    "NAS",
-                    format!("{} {}: {}", nas.id, nas.name, of(nas.id, "reason")),
-                    &format!("nas_event_daemon nas test {}", nas.id),
-                ),
-                Ok(_) => found.ok("NAS", format!("{} {}", nas.id, nas.name)),
+                Ok(_) => match of(nas.id, "breaker").as_str() {
+                    // Empty: no daemon runs, and nobody knows.
+                    "" | "closed" => found.ok("NAS", format!("{} {}", nas.id, nas.name)),
+                    state => {
+                        let reason = of(nas.id, "reason");
+                        found.fail(
+                            "NAS",
+                            format!("{} {} does not obey ({state}): {reason}", nas.id, nas.name),
+                            &format!("nas_event_daemon nas test {}", nas.id),
+                        );
+                    }
+                },
             },
         }
     }

@@ -6,11 +6,12 @@ use clap::Args;
 
 use super::exit::{BAD_CONFIG, BUG, DONE, Failed, NOT_FOUND, NOT_REACHABLE, Outcome, PART_FAILED};
 use super::exit::{REFUSED, TIMED_OUT, UNHEALTHY, USAGE, say_all};
+use crate::intake::refusals;
 
 /// Which one.
 #[derive(Debug, Args)]
 pub struct Explain {
-    /// NED-0201 or 201; default: all
+    /// NED-0201, 201, or a word of the API like stack_full; default: all
     #[arg(value_parser = number)]
     number: Option<u16>,
 }
@@ -198,7 +199,7 @@ const PAGES: &[Page] = &[
         title: "The daemon takes no orders from you",
         exit: 6,
         what: "The user or the token has not the right for it.",
-        remedy: "Run it as root or as a member of the group `nas_event_daemon`, or take a token of a higher scope.",
+        remedy: "Call as root, as the daemon's user or as a member of the group `nas_event_daemon`, or take a token of a higher scope.",
     },
     Page {
         number: 404,
@@ -206,6 +207,20 @@ const PAGES: &[Page] = &[
         exit: 6,
         what: "It contradicts the present state, or there is too much at once.",
         remedy: "The text says what is in the way; wait, or change that.",
+    },
+    Page {
+        number: 405,
+        title: "The call is not understood",
+        exit: 2,
+        what: "A path, method, key or value is not one that the API knows, the body is too large or did not come in time, or more would be concerned than one call may.",
+        remedy: "Nothing was stored. The text says what is wrong; [api.md](api.md) and `/api/openapi.json` have the calls.",
+    },
+    Page {
+        number: 406,
+        title: "The call comes from another site",
+        exit: 6,
+        what: "A browser sends it for a page of another site (`Origin`), or to a name that may be somebody else's (`Host`).",
+        remedy: "Call the daemon by its address or by a name in `http.listen`, and from a program.",
     },
     Page {
         number: 500,
@@ -293,13 +308,16 @@ pub fn shown(number: u16) -> String {
     format!("NED-{number:04}")
 }
 
-/// Reads `NED-0201`, `ned-201` or `201`.
+/// Reads `NED-0201`, `ned-201`, `201`, or a word of the API.
 pub fn number(text: &str) -> Result<u16, String> {
+    if let Some(number) = refusals::number(text) {
+        return Ok(number);
+    }
     let upper = text.to_ascii_uppercase();
     let digits = upper.strip_prefix("NED-").unwrap_or(&upper);
     digits
         .parse()
-        .map_err(|_| "expected a number like NED-0201".to_owned())
+        .map_err(|_| "expected a number like NED-0201, or a word of the API".to_owned())
 }
 
 /// Prints a page, or all.
@@ -320,8 +338,15 @@ pub fn explain(args: &Explain) -> Outcome {
 }
 
 fn text(page: &Page) -> String {
+    let words: Vec<String> = refusals::of(page.number)
+        .map(|word| format!("`{word}`"))
+        .collect();
+    let words = match words.as_slice() {
+        [] => String::new(),
+        words => format!("\n\nIn answers of the API: {}.", words.join(", ")),
+    };
     format!(
-        "## {}\n\n**{}** (exit code {})\n\n{}\n\nWhat to do: {}\n",
+        "## {}\n\n**{}** (exit code {})\n\n{}{words}\n\nWhat to do: {}\n",
         shown(page.number),
         page.title,
         page.exit,
@@ -334,6 +359,7 @@ fn text(page: &Page) -> String {
 pub fn document() -> String {
     let mut out = "# Errors\n\n\
         Every failure of a command says what happened, where and why, and a number: `error[NED-0201]: …`.\n\
+        The API answers with the same numbers (`error.number`) beside a word for programs (`error.code`).\n\
         `nas_event_daemon explain NED-0201` (or `help NED-0201`) prints its page. Numbers keep their\n\
         meaning for ever. The exit code is coarser, see [operate.md](operate.md#exit-codes). The causes that\n\
         `why` names have words of their own: [operate.md](operate.md#the-command-line).\n".to_owned();
@@ -356,6 +382,10 @@ mod tests {
             let page = page.unwrap_or_else(|| panic!("{code} has no page"));
             assert!(page.exit == code || page.number == 1, "{code}");
         }
+        for (word, number) in refusals::WORDS {
+            let page = PAGES.iter().find(|page| page.number == *number);
+            assert!(page.is_some(), "{word} has no page");
+        }
         for page in PAGES {
             assert!(![143, 249, 254].contains(&page.exit));
             assert!(
@@ -371,6 +401,7 @@ mod tests {
         for text in ["NED-0201", "ned-201", "201"] {
             assert_eq!(number(text), Ok(201));
         }
+        assert_eq!(number("stack_full"), Ok(404));
         assert!(number("pause").is_err());
         assert_eq!(shown(3), "NED-0003");
     }

@@ -1,27 +1,24 @@
-//! `event …`: post one and follow it, look, retry what died, drop what shall not run.
+//! `event …`: post one and follow it, look at what is there, at one with all that was tried. What
+//! retries and drops is in [`event_end`].
 
-use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use reqwest::{Method, StatusCode};
+use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::ctl::{Ctl, refusal};
-use super::exit::{
-    DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, REFUSED, USAGE, remark, say,
-};
+use super::event_end::{self, Give, Retry, Which};
+use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, USAGE, remark, say};
 use super::post::{Inbox, checked};
 use super::request::Request;
-use super::table::Table;
-use super::{Console, bulk, follow, scheme, waiting, who};
+use super::table::{Format, Table};
+use super::{Console, bulk, follow, logs, scheme, waiting};
 use crate::clock;
-use crate::config::parse_duration;
+use crate::config::{Config, parse_duration};
 use crate::event::EventId;
-use crate::store::{EventRow, Filter, Store, WhereIs};
-
-/// Events looked at per page of a bulk retry; the store's own limit.
-const PAGE: usize = 1000;
+use crate::intake::attempts::{self, Attempt};
+use crate::nas::NasId;
+use crate::store::{EventRow, Store, WhereIs};
 
 /// Verbs of events.
 #[derive(Debug, Subcommand)]
@@ -32,8 +29,13 @@ pub enum Verb {
     Bulk(bulk::Bulk),
     /// List events, newest first.
     List(List),
-    /// Everything about one event, and why it waits.
+    /// Everything about one event: why it waits, and each attempt.
     Show {
+        /// Number of the event.
+        id: i64,
+    },
+    /// What was sent for one event, and what was answered, out of the logs.
+    Log {
         /// Number of the event.
         id: i64,
     },
@@ -74,9 +76,6 @@ pub struct Post {
     /// How long --follow waits
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     timeout: Duration,
-    /// Print the event, post nothing
-    #[arg(long)]
-    dry_run: bool,
 }
 
 /// Which events.
@@ -85,64 +84,14 @@ pub struct List {
     /// compact, ready, running, deferred, held, dead, done, all; default: all that wait
     #[arg(long)]
     state: Option<String>,
-    /// Only this NAS
-    #[arg(long, value_name = "ID")]
-    nas: Option<i64>,
-    /// Only this account
-    #[arg(long, value_name = "ID")]
-    user: Option<i64>,
-    /// Only this command
-    #[arg(long)]
-    cmd: Option<String>,
-    /// Only this bulk call
-    #[arg(long)]
-    batch: Option<String>,
+    #[command(flatten)]
+    which: Which,
     /// Only older ones than this event: the next page
     #[arg(long, value_name = "ID")]
     before: Option<i64>,
     /// At most this many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
-}
-
-/// Which dead events to post anew.
-#[derive(Debug, Args)]
-pub struct Retry {
-    /// Numbers of dead events
-    #[arg(conflicts_with_all = ["state", "nas", "user", "cmd", "batch"], required_unless_present = "state")]
-    ids: Vec<i64>,
-    /// All that match; only "dead" is possible
-    #[arg(long, value_parser = ["dead"])]
-    state: Option<String>,
-    /// Only of this NAS
-    #[arg(long, value_name = "ID", requires = "state")]
-    nas: Option<i64>,
-    /// Only of this account
-    #[arg(long, value_name = "ID", requires = "state")]
-    user: Option<i64>,
-    /// Only this command
-    #[arg(long, requires = "state")]
-    cmd: Option<String>,
-    /// Only of this bulk call
-    #[arg(long, requires = "state")]
-    batch: Option<String>,
-    /// Say what would be retried, post nothing
-    #[arg(long)]
-    dry_run: bool,
-}
-
-/// Which events to give up.
-#[derive(Debug, Args)]
-pub struct Give {
-    /// Numbers of events
-    #[arg(required = true)]
-    ids: Vec<i64>,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
-    /// Why; kept with the event
-    #[arg(long, default_value = "", value_name = "TEXT")]
-    reason: String,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -165,28 +114,21 @@ impl Verb {
                     .collect();
                 Request::post("/api/v1/events", &fields)
             }),
-            Self::List(args) => Some(Request::get("/api/v1/events").with(&[
-                ("state", args.state.clone()),
-                ("nas", text(&args.nas)),
-                ("user", text(&args.user)),
-                ("cmd", args.cmd.clone()),
-                ("batch", args.batch.clone()),
-                ("before", text(&args.before)),
-                ("limit", Some(args.limit.to_string())),
-            ])),
+            Self::List(args) if !args.which.is_only_here() => {
+                Some(Request::get("/api/v1/events").with(&[
+                    ("state", args.state.clone()),
+                    ("nas", text(&args.which.nas)),
+                    ("user", text(&args.which.user)),
+                    ("cmd", args.which.cmd.clone()),
+                    ("batch", args.which.batch.clone()),
+                    ("before", text(&args.before)),
+                    ("limit", Some(args.limit.to_string())),
+                ]))
+            }
             Self::Show { id } => Some(Request::get(format!("/api/v1/events/{id}"))),
-            Self::Retry(args) => match args.ids.as_slice() {
-                [id] => Some(Request::post(format!("/api/v1/events/{id}/retry"), &[])),
-                _ => None,
-            },
-            Self::Drop(args) => match args.ids.as_slice() {
-                [id] => Some(Request::post(
-                    format!("/api/v1/events/{id}/drop"),
-                    &[("why", json!(args.reason))],
-                )),
-                _ => None,
-            },
-            Self::Bulk(_) => None,
+            Self::Retry(args) => args.request(),
+            Self::Drop(args) => args.request(),
+            Self::List(_) | Self::Log { .. } | Self::Bulk(_) => None,
         })
     }
 }
@@ -198,15 +140,16 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Bulk(args) => bulk::bulk(console, args).await,
         Verb::List(args) => list(console, args).await,
         Verb::Show { id } => show(console, EventId(id)).await,
-        Verb::Retry(args) => retry(console, args).await,
-        Verb::Drop(args) => drop_events(console, args).await,
+        Verb::Log { id } => log(console, EventId(id)).await,
+        Verb::Retry(args) => event_end::retry(console, args).await,
+        Verb::Drop(args) => event_end::give_up(console, args).await,
     }
 }
 
 async fn post(console: &Console, args: Post) -> Outcome {
     let event = compact(&args)?;
     let config = console.config()?;
-    if args.dry_run {
+    if console.dry_run {
         let store = console.store(&config).await?;
         let cmds = scheme::own_cmds(&config, store.as_ref()).await?;
         checked(vec![event.clone()], &cmds)?;
@@ -268,20 +211,12 @@ const LIST: &[&str] = &[
 ];
 
 async fn list(console: &Console, args: List) -> Outcome {
-    let filter = Filter {
-        state: args.state,
-        nas: args.nas,
-        user: args.user,
-        cmd: args.cmd,
-        batch: args.batch,
-        before: args.before,
-        limit: usize::from(args.limit),
-    };
     let store = console.store(&console.config()?).await?;
-    let rows = store.events(&filter).await.map_err(|e| match e {
-        crate::store::Error::Refused(text) => Failed::new(USAGE, text),
-        other => other.into(),
-    })?;
+    let limit = usize::from(args.limit);
+    let rows = args
+        .which
+        .rows(store.as_ref(), args.state, args.before, limit);
+    let rows = rows.await?;
     let mut table = Table::new(LIST);
     for row in &rows {
         table.push(vec![
@@ -301,7 +236,7 @@ async fn list(console: &Console, args: List) -> Outcome {
         ]);
     }
     console.list(&table);
-    if rows.len() >= filter.limit
+    if rows.len() >= limit
         && let Some(last) = rows.last()
     {
         remark(format!("there may be more: --before {}", last.id));
@@ -314,7 +249,27 @@ pub fn time(ms: Option<i64>) -> Value {
     ms.map_or(Value::Null, |ms| Value::from(clock::local_text(ms)))
 }
 
-async fn find(store: &dyn Store, id: EventId) -> Result<EventRow, Failed> {
+/// Headings of [`brief`] where only events are listed.
+pub const BRIEF: &[&str; 6] = &["id", "state", "cmd", "user", "nas", "error"];
+
+/// What events are and what is wrong with them, in the order of [`BRIEF`].
+pub fn brief(headings: &'static [&'static str; 6], rows: &[EventRow]) -> Table {
+    let mut table = Table::new(headings);
+    for row in rows {
+        table.push(vec![
+            json!(row.id),
+            json!(row.state),
+            json!(row.cmd),
+            json!(row.user_id),
+            json!(row.nas_id),
+            json!(row.error),
+        ]);
+    }
+    table
+}
+
+/// One event, wherever it is.
+pub async fn find(store: &dyn Store, id: EventId) -> Result<EventRow, Failed> {
     store.event(id).await?.ok_or_else(|| {
         Failed::new(
             NOT_FOUND,
@@ -330,13 +285,21 @@ async fn show(console: &Console, id: EventId) -> Outcome {
     let store = console.store(&config).await?;
     let row = find(store.as_ref(), id).await?;
     let why = waiting::why(&config, store.as_ref(), &row).await?;
+    let attempts = match records(console, &config, &row).await {
+        Ok(records) => attempts::of_event(&records.join("\n"), id),
+        // Who may ask the database need not be who may read the logs.
+        Err(failed) => {
+            remark(failed.text);
+            Vec::new()
+        }
+    };
     let place = match row.place {
         WhereIs::Compact => "events_stack_compact",
         WhereIs::Stack => "events_stack",
         WhereIs::Dead => "events_dead",
         WhereIs::Done => "events_done",
     };
-    console.record(&[
+    let mut properties = vec![
         ("id", json!(row.id)),
         ("state", json!(row.state)),
         ("why", json!(why)),
@@ -359,192 +322,79 @@ async fn show(console: &Console, id: EventId) -> Outcome {
         ("scheme_hash", json!(row.scheme_hash)),
         ("answer", json!(row.answer)),
         ("params", json!(row.params)),
-    ]);
+    ];
+    match console.format() {
+        Format::Json | Format::Jsonl | Format::Csv => {
+            properties.push(("attempts", json!(attempts)));
+            console.record(&properties);
+        }
+        Format::Table | Format::Plain => {
+            console.record(&properties);
+            if !attempts.is_empty() {
+                say("");
+                console.list(&tried(&attempts));
+            }
+        }
+    }
     Ok(DONE)
 }
 
-async fn retry(console: &Console, args: Retry) -> Outcome {
-    let store = console.store(&console.config()?).await?;
-    let bulk = args.state.is_some();
-    let ids = if bulk {
-        matching(store.as_ref(), &args).await?
-    } else {
-        let mut ids = Vec::new();
-        for id in &args.ids {
-            ids.push(find(store.as_ref(), EventId(*id)).await?.id);
-        }
-        ids
-    };
-    if args.dry_run {
-        let mut table = Table::new(&["id"]);
-        ids.iter().for_each(|id| table.push(vec![json!(id)]));
-        console.list(&table);
-        remark(format!(
-            "dry run: {} dead events would be looked at",
-            ids.len()
-        ));
-        return Ok(DONE);
+fn tried(attempts: &[Attempt]) -> Table {
+    let mut table = Table::new(&["try", "started", "ended", "result", "code", "ms", "error"]);
+    for attempt in attempts {
+        table.push(vec![
+            json!(attempt.try_count),
+            json!(attempt.started),
+            json!(attempt.ended),
+            json!(attempt.result),
+            json!(attempt.code),
+            json!(attempt.ms),
+            json!(attempt.error),
+        ]);
     }
-    let mut table = Table::new(&["id", "retried_as"]);
-    let mut skipped = Vec::new();
-    for id in &ids {
-        match store.retry_dead(*id).await? {
-            Some(new) => {
-                let detail = format!("event={id} as={new}");
-                store.audit(&who(), "retry", &detail).await?;
-                table.push(vec![json!(id), json!(new)]);
-            }
-            None => skipped.push(*id),
-        }
-    }
-    console.list(&table);
-    let done = ids.len() - skipped.len();
-    if bulk {
-        remark(format!(
-            "{done} retried, {} skipped: their lane has a later event, waiting or done, which a retry would undo",
-            skipped.len()
-        ));
-        return Ok(DONE);
-    }
-    for id in &skipped {
-        remark(format!(
-            "event {id} was not retried: it is not dead, was retried already, or its account has a later event, waiting or done, which a retry would undo"
-        ));
-    }
-    Ok(match (skipped.len(), done) {
-        (0, _) => DONE,
-        (_, 0) => REFUSED,
-        _ => PART_FAILED,
-    })
+    table
 }
 
-/// The dead events that match, newest first: of two dead events of one lane the later one
-/// says what the account shall have, and a retry of the earlier one would then undo it.
-async fn matching(store: &dyn Store, args: &Retry) -> Result<Vec<EventId>, Failed> {
-    let mut filter = Filter {
-        state: Some("dead".to_owned()),
-        nas: args.nas,
-        user: args.user,
-        cmd: args.cmd.clone(),
-        batch: args.batch.clone(),
-        before: None,
-        limit: PAGE,
+/// What the log of an event's account, or of its NAS, says of it; nothing where there is none.
+async fn records(
+    console: &Console,
+    config: &Config,
+    row: &EventRow,
+) -> Result<Vec<String>, Failed> {
+    let path = match (row.user_id, row.nas_id) {
+        (Some(user), _) => Ok(logs::of_account(config, row.abonent_id, user)),
+        (None, Some(nas)) => logs::of_nas(console, config, NasId(nas)).await,
+        (None, None) => return Ok(Vec::new()),
     };
-    let mut ids = Vec::new();
-    loop {
-        let rows = store.events(&filter).await?;
-        filter.before = rows.last().map(|row| row.id.0);
-        let full = rows.len() >= PAGE;
-        let fresh = rows.iter().filter(|row| row.retried_as.is_none());
-        ids.extend(fresh.map(|row| row.id));
-        if !full {
-            return Ok(ids);
-        }
+    let grep = Regex::new(&format!(r"\]: event={} ", row.id))
+        .map_err(|e| Failed::new(FAILED, e.to_string()))?;
+    let look = logs::Look {
+        grep: Some(grep),
+        // Records have whole seconds.
+        since: Some(row.event_date_ms.saturating_sub(1_000)),
+        ..logs::Look::default()
+    };
+    match path.and_then(|path| logs::lines(&path, &look, usize::MAX)) {
+        Ok((lines, _)) => Ok(lines.into()),
+        Err(failed) if failed.code == NOT_FOUND => Ok(Vec::new()),
+        Err(failed) => Err(failed),
     }
 }
 
-async fn drop_events(console: &Console, args: Give) -> Outcome {
+async fn log(console: &Console, id: EventId) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
-    let mut rows = Vec::new();
-    for id in &args.ids {
-        rows.push(find(store.as_ref(), EventId(*id)).await?);
-    }
-    if !args.yes && !agreed(&rows)? {
-        remark("nothing was dropped");
-        return Ok(REFUSED);
-    }
-    let ctl = Ctl::new(&config)?;
-    let mut table = Table::new(&["id", "result"]);
-    let mut refused = 0;
-    let mut failed = None;
-    for row in &rows {
-        match dropped(&ctl, store.as_ref(), row.id, &args.reason).await {
-            Ok(true) => table.push(vec![json!(row.id), json!("dropped")]),
-            Ok(false) => {
-                refused += 1;
-                let state = store
-                    .event(row.id)
-                    .await?
-                    .map_or("gone".to_owned(), |row| row.state);
-                remark(format!(
-                    "event {} is {state}: only events that are neither running nor done can be dropped",
-                    row.id
-                ));
-            }
-            Err(error) => {
-                failed = Some((row.id, error));
-                break;
-            }
-        }
-    }
-    // What was dropped is told, also if the rest was not.
-    console.list(&table);
-    if let Some((id, error)) = failed {
+    let row = find(store.as_ref(), id).await?;
+    let records = records(console, &config, &row).await?;
+    if records.is_empty() {
         return Err(Failed::new(
-            error.code,
+            NOT_FOUND,
             format!(
-                "event {id} and those after it were not dropped: {}",
-                error.text
+                "no log tells of event {id}\nhint: a log begins with the first attempt; event show {id} says what it waits for"
             ),
-        ));
-    }
-    Ok(match refused {
-        0 => DONE,
-        n if n == rows.len() => REFUSED,
-        _ => PART_FAILED,
-    })
-}
-
-/// Drops one event. The daemon does it, if there is one: it knows which lane waits for the event.
-async fn dropped(ctl: &Ctl, store: &dyn Store, id: EventId, why: &str) -> Result<bool, Failed> {
-    let path = format!("/api/v1/events/{id}/drop");
-    match ctl
-        .raw(Method::POST, &path, Some(&json!({ "why": why })))
-        .await?
-    {
-        Some((status, _)) if status.is_success() => return Ok(true),
-        Some((StatusCode::CONFLICT, _)) => return Ok(false),
-        // Who may change the database need not be who runs the daemon.
-        Some((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) => remark(format!(
-            "the daemon takes no orders from this user: if event {id} was deferred, its lane goes on when it would have been due"
-        )),
-        Some((status, text)) => return Err(refusal(status, &text)),
-        None => {}
-    }
-    let reason = if why.is_empty() {
-        who()
-    } else {
-        format!("{}: {why}", who())
-    };
-    let gone = store.drop_event(id, &reason).await?;
-    if gone {
-        let detail = format!("event={id} why={why:?}");
-        store.audit(&who(), "drop", &detail).await?;
-    }
-    Ok(gone)
-}
-
-fn agreed(rows: &[EventRow]) -> Result<bool, Failed> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Failed::new(
-            USAGE,
-            "dropping is for good, and nobody can be asked here\nhint: say -y",
         )
-        .numbered(3));
+        .numbered(504));
     }
-    for row in rows {
-        remark(format!(
-            "{} {} user={:?} nas={:?} {}",
-            row.id, row.cmd, row.user_id, row.nas_id, row.state
-        ));
-    }
-    remark(format!("drop {} events for good? [y/N]", rows.len()));
-    let mut line = String::new();
-    stdin
-        .lock()
-        .read_line(&mut line)
-        .map_err(|e| Failed::new(FAILED, format!("cannot read the answer: {e}")))?;
-    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+    logs::print(console, records.iter().map(String::as_str));
+    Ok(DONE)
 }

@@ -123,9 +123,23 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     let store = store.as_ref();
     match verb {
         Verb::List => list(console, store).await,
+        Verb::Approve(which) | Verb::Deny(which) if console.dry_run => {
+            would(console, store, &which).await
+        }
         Verb::Approve(which) => approve(store, which).await,
         Verb::Deny(which) => deny(console, store, which).await,
-        Verb::Allow(args) => allow(store, args).await,
+        Verb::Allow(args) => allow(console, store, args).await,
+        Verb::Revoke { id } if console.dry_run => {
+            let orders = store.guard_orders().await?;
+            let is_it = |order: &GuardOrder| order.id == id && order.kind == OrderKind::Allow;
+            let known = orders.iter().any(is_it);
+            remark(if known {
+                format!("dry run: the announced batch {id} would be taken back")
+            } else {
+                format!("dry run: there is no announced batch {id}")
+            });
+            Ok(if known { DONE } else { NOT_FOUND })
+        }
         Verb::Revoke { id } => {
             if !store.remove_guard_order(id, OrderKind::Allow).await? {
                 let text = format!("there is no announced batch {id}\nhint: see guard list");
@@ -236,6 +250,27 @@ fn told(missing: &[i64], done: usize) -> Outcome {
     })
 }
 
+/// The events that would be approved or denied.
+async fn would(console: &Console, store: &dyn Store, which: &Which) -> Outcome {
+    let (held, missing) = chosen(store, which).await?;
+    let mut table = Table::new(&["id", "source", "cmd", "user", "nas"]);
+    for h in &held {
+        table.push(vec![
+            json!(h.row.id),
+            json!(h.source),
+            json!(h.row.cmd),
+            json!(h.row.user_id),
+            json!(h.row.nas_id),
+        ]);
+    }
+    console.list(&table);
+    remark(format!(
+        "dry run: {} held events are meant, nothing was changed",
+        held.len()
+    ));
+    told(&missing, held.len())
+}
+
 async fn approve(store: &dyn Store, which: Which) -> Outcome {
     let (held, missing) = chosen(store, &which).await?;
     let order = |event: Option<EventId>| GuardOrder {
@@ -294,7 +329,7 @@ async fn deny(console: &Console, store: &dyn Store, which: Which) -> Outcome {
     told(&missing, done)
 }
 
-async fn allow(store: &dyn Store, args: Allow) -> Outcome {
+async fn allow(console: &Console, store: &dyn Store, args: Allow) -> Outcome {
     if let Some(cmd) = &args.cmd {
         Cmd::parse(cmd).map_err(|text| Failed::new(USAGE, text))?;
     }
@@ -314,6 +349,10 @@ async fn allow(store: &dyn Store, args: Allow) -> Outcome {
         monthly: args.monthly,
         who: who(),
     };
+    if console.dry_run {
+        remark("dry run: nothing was announced");
+        return Ok(DONE);
+    }
     let id = store.add_guard_order(&order).await?;
     let detail = format!(
         "batch={id} source={:?} cmd={:?} max={}",

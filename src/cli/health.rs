@@ -8,20 +8,42 @@ use serde_json::{Value, json};
 
 use super::ctl::Ctl;
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, UNHEALTHY, remark, say};
-use super::table::{Format, one_line};
-use super::{Console, nas};
+use super::table::{Format, Table, one_line};
+use super::{Console, event, nas};
 use crate::config::Config;
+use crate::store::{Filter, Store};
 
 /// For one look; a daemon whose loops turn answers in milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Problems that `status` names; more do not fit a screen.
+const PROBLEMS: usize = 10;
 
-/// Asks `/healthz`, over the control socket, else over the first TCP address.
-pub async fn health(console: &Console) -> Outcome {
+/// What is asked; a deeper question has more reasons for a no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Stage {
+    /// Its loops turn. Never asks the database.
+    Live,
+    /// The database answers, too.
+    Ready,
+}
+
+impl Stage {
+    /// Where it is asked.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Live => "/healthz",
+            Self::Ready => "/readyz",
+        }
+    }
+}
+
+/// Asks over the control socket, else over the first TCP address.
+pub async fn health(console: &Console, stage: Stage) -> Outcome {
     let config = console.config()?;
     let ctl = Ctl::new(&config)?;
-    let (from, answer) = match ctl.raw(Method::GET, "/healthz", None).await? {
+    let (from, answer) = match ctl.raw(Method::GET, stage.path(), None).await? {
         Some(answer) => (ctl.socket(), answer),
-        None => match over_tcp(&config).await? {
+        None => match over_tcp(&config, stage).await? {
             Some(answer) => answer,
             None => {
                 return Err(Failed::new(
@@ -50,7 +72,7 @@ pub async fn health(console: &Console) -> Outcome {
 
 type Answered = (String, (reqwest::StatusCode, String));
 
-async fn over_tcp(config: &Config) -> Result<Option<Answered>, Failed> {
+async fn over_tcp(config: &Config, stage: Stage) -> Result<Option<Answered>, Failed> {
     let client = crate::driver::tls::plain_client()
         .timeout(TIMEOUT)
         .build()
@@ -65,7 +87,7 @@ async fn over_tcp(config: &Config) -> Result<Option<Answered>, Failed> {
                 SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
             });
         }
-        let url = format!("http://{address}/healthz");
+        let url = format!("http://{address}{}", stage.path());
         if let Ok(answer) = client.get(&url).send().await {
             let status = answer.status();
             return Ok(Some((
@@ -77,7 +99,26 @@ async fn over_tcp(config: &Config) -> Result<Option<Answered>, Failed> {
     Ok(None)
 }
 
-/// The stacks in numbers, then every NAS; from the daemon, else from the database.
+/// The events that died or were deferred last, the newest first.
+async fn problems(store: &dyn Store) -> Result<Table, Failed> {
+    let mut rows = Vec::new();
+    for state in ["dead", "deferred"] {
+        let filter = Filter {
+            state: Some(state.to_owned()),
+            limit: PROBLEMS,
+            ..Filter::default()
+        };
+        // What was retried is no problem any more.
+        let found = store.events(&filter).await?.into_iter();
+        rows.extend(found.filter(|row| row.retried_as.is_none()));
+    }
+    rows.sort_by_key(|row| std::cmp::Reverse(row.id));
+    rows.truncate(PROBLEMS);
+    let headings = &["event", "state", "cmd", "user", "nas", "error"];
+    Ok(event::brief(headings, &rows))
+}
+
+/// The stacks in numbers, every NAS, the last problems; from the daemon, else from the database.
 pub async fn status(console: &Console) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
@@ -121,21 +162,29 @@ pub async fn status(console: &Console) -> Outcome {
         ));
     }
     let nases = nas::listed(&config, store.as_ref(), live.as_ref()).await?;
+    let problems = problems(store.as_ref()).await?;
     match console.format() {
         Format::Json | Format::Jsonl => {
             // One document, so that a program reads it at once.
-            let rows = serde_json::from_str::<Value>(&nases.text(Format::Json));
+            let rows = |table: &Table| {
+                serde_json::from_str::<Value>(&table.text(Format::Json)).unwrap_or_default()
+            };
             let mut all: serde_json::Map<String, Value> = numbers
                 .into_iter()
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect();
-            all.insert("nas".to_owned(), rows.unwrap_or_default());
+            all.insert("nas".to_owned(), rows(&nases));
+            all.insert("problems".to_owned(), rows(&problems));
             say(Value::Object(all).to_string());
         }
         Format::Table | Format::Plain | Format::Csv => {
             console.record(&numbers);
             say("");
             console.list(&nases);
+            if !problems.is_empty() {
+                say("");
+                console.list(&problems);
+            }
         }
     }
     Ok(DONE)

@@ -45,9 +45,6 @@ pub struct From {
     /// import.toml: a foreign database and its columns (docs/migrate.md)
     #[arg(long, value_name = "FILE")]
     map: Option<PathBuf>,
-    /// Say what would be added and changed, and write nothing
-    #[arg(long)]
-    dry_run: bool,
 }
 
 /// Rows as texts; an empty one is none.
@@ -72,7 +69,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     let fillings = fillings(&verb, &given)?;
     let config = console.config()?;
     let store = console.store(&config).await?;
-    let filled = store.fill(&fillings, !from.dry_run).await?;
+    let filled = store.fill(&fillings, !console.dry_run).await?;
     let mut table = Table::new(COLUMNS);
     for (filling, did) in fillings.iter().zip(&filled) {
         table.push(vec![
@@ -85,7 +82,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         ]);
     }
     console.list(&table);
-    if from.dry_run {
+    if console.dry_run {
         remark("dry run: nothing was written");
         return Ok(DONE);
     }
@@ -360,7 +357,6 @@ mod tests {
         From {
             file: None,
             map: None,
-            dry_run: false,
         }
     }
 

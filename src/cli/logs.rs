@@ -2,8 +2,9 @@
 //! removing what nobody will read any more. Works on the files, with and without a daemon.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Seek};
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Seek};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -14,12 +15,12 @@ use super::exit::{
     DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, USAGE, remark, say, say_all,
 };
 use super::table::{Format, one_line};
-use super::{Console, account, guard, log_rows};
+use super::{Console, account, guard, log_rows, who};
 use crate::clock;
 use crate::config::{Config, parse_duration};
 pub use crate::intake::attempts::tail;
 use crate::logs;
-use crate::logs::read::TIME;
+use crate::logs::read::{self, TIME};
 use crate::nas::{NasId, log_file_names};
 
 /// Lines that are shown where nothing else is asked for.
@@ -37,6 +38,9 @@ const TROUBLE: &[&str] = &[
     " result=deferred ",
     "Skip nas ",
 ];
+
+/// Lines, and the log that they end in.
+type Lines = (VecDeque<String>, Option<BufReader<File>>);
 
 /// Which log, and which of its lines.
 #[derive(Debug, Args)]
@@ -72,9 +76,6 @@ enum Verb {
         /// For example 400d
         #[arg(long, value_name = "TIME", value_parser = parse_duration)]
         older_than: Duration,
-        /// Only count
-        #[arg(long)]
-        dry_run: bool,
     },
 }
 
@@ -118,7 +119,8 @@ impl Look {
     }
 }
 
-fn since(text: &str) -> Result<i64, String> {
+/// A moment: so long ago, a day, or a time of the server; wall ms.
+pub fn since(text: &str) -> Result<i64, String> {
     if let Ok(ago) = parse_duration(text) {
         let ms = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
         return Ok(clock::wall_ms().saturating_sub(ms));
@@ -136,37 +138,40 @@ pub async fn run(console: &Console, args: Logs) -> Outcome {
         None => shown(console, &dir.join("nas_event_daemon.log"), &args.look).await,
         Some(Verb::Daemon(look)) => shown(console, &dir.join("nas_event_daemon.log"), &look).await,
         Some(Verb::Nas { id, look }) => {
-            let name = name_of(console, &config, NasId(id)).await?;
-            let path = dir.join("nas_event_daemon").join(name);
+            let path = of_nas(console, &config, NasId(id)).await?;
             shown(console, &path, &look).await
         }
         Some(Verb::Account { user, look }) => {
             let store = console.store(&config).await?;
-            let abonent = account::abonent(store.as_ref(), user).await?.unwrap_or(0);
-            let name = format!("abonents/{abonent}/event_{user}.log");
-            shown(console, &dir.join(name), &look).await
+            let abonent = account::abonent(store.as_ref(), user).await?;
+            shown(console, &of_account(&config, abonent, user), &look).await
         }
-        Some(Verb::Prune {
-            older_than,
-            dry_run,
-        }) => prune(console, dir, older_than, dry_run),
+        Some(Verb::Prune { older_than }) => prune(console, &config, older_than).await,
     }
 }
 
-/// The file name of a NAS's log: names that look alike in the file system are told apart.
-async fn name_of(console: &Console, config: &Config, id: NasId) -> Result<String, Failed> {
+/// The log of an account; an unknown abonent is 0.
+pub fn of_account(config: &Config, abonent: Option<i64>, user: i64) -> PathBuf {
+    let abonent = abonent.unwrap_or(0);
+    let name = format!("abonents/{abonent}/event_{user}.log");
+    config.paths.log.join(name)
+}
+
+/// The log of a NAS: names that look alike in the file system are told apart.
+pub async fn of_nas(console: &Console, config: &Config, id: NasId) -> Result<PathBuf, Failed> {
     let rows = console.store(config).await?.nases().await?;
     let all = rows.iter().map(|row| match row {
         Ok(nas) => (nas.id, nas.name.as_str(), nas.ip.as_str()),
         Err(bad) => (bad.id, "", bad.ip.as_str()),
     });
-    log_file_names(all).remove(&id).ok_or_else(|| {
+    let name = log_file_names(all).remove(&id).ok_or_else(|| {
         Failed::new(
             NOT_FOUND,
             format!("there is no NAS {id}\nhint: nas list shows all"),
         )
         .numbered(301)
-    })
+    })?;
+    Ok(config.paths.log.join("nas_event_daemon").join(name))
 }
 
 /// Prints the last lines of a log that are wanted; with `follow` also what is written next, until
@@ -181,50 +186,106 @@ pub async fn shown(console: &Console, path: &Path, look: &Look) -> Outcome {
         ));
     }
     let most = look.lines.unwrap_or(if rows { LINES_MAX } else { LINES });
-    let missing = |e: std::io::Error| {
-        let code = if e.kind() == std::io::ErrorKind::NotFound {
-            NOT_FOUND
-        } else {
-            FAILED
-        };
-        Failed::new(
-            code,
-            format!(
-                "{} cannot be read: {e}\nhint: a log begins with its first event; read it as the daemon's user",
-                path.display()
-            ),
-        ).numbered(504)
+    let (last, log) = lines(path, look, most)?;
+    print(console, last.iter().map(String::as_str));
+    match log.filter(|_| look.follow) {
+        Some(log) => follow(path, log, look, format).await,
+        None => Ok(DONE),
+    }
+}
+
+/// Prints lines of a log, as they are or as rows.
+pub fn print<'a>(console: &Console, lines: impl Iterator<Item = &'a str>) {
+    let format = console.format();
+    if log_rows::is_rows(format) {
+        say_all(&log_rows::text(lines, format));
+    } else {
+        lines.for_each(|line| say(one_line(line)));
+    }
+}
+
+/// The last lines of a log that are wanted, at most `most`, also of what rotations have set aside;
+/// and the log itself, read so far, if it is there.
+pub fn lines(path: &Path, look: &Look, most: usize) -> Result<Lines, Failed> {
+    let most = most.clamp(1, LINES_MAX);
+    let older = read::rotated(path);
+    let (mut last, log) = match File::open(path) {
+        Ok(file) => {
+            let mut log = BufReader::new(file);
+            let last = wanted(&mut log, look, most).map_err(|e| missing(path, &e))?;
+            (last, Some(log))
+        }
+        // Rotated, and nothing was written since.
+        Err(e) if e.kind() == ErrorKind::NotFound && !older.is_empty() && !look.follow => {
+            (VecDeque::new(), None)
+        }
+        Err(e) => return Err(missing(path, &e)),
     };
-    let mut reader = BufReader::new(std::fs::File::open(path).map_err(missing)?);
+    for older in older {
+        if last.len() >= most || look.since.is_some_and(|since| older.until_ms < since) {
+            break;
+        }
+        let room = most.saturating_sub(last.len());
+        match read::open(&older.path).and_then(|log| wanted(log, look, room)) {
+            Ok(mut before) => {
+                before.append(&mut last);
+                last = before;
+            }
+            Err(e) => {
+                let path = older.path.display();
+                remark(format!("{path} is left out, it cannot be read: {e}"));
+            }
+        }
+    }
+    Ok((last, log))
+}
+
+fn wanted(mut log: impl BufRead, look: &Look, most: usize) -> std::io::Result<VecDeque<String>> {
     let wants = look.filter();
     let mut last = VecDeque::new();
     let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).map_err(missing)? > 0 {
+    while log.read_until(b'\n', &mut line)? > 0 {
         let text = String::from_utf8_lossy(&line).trim_end().to_owned();
         line.clear();
         if !wants(&text) {
             continue;
         }
-        if last.len() >= most.clamp(1, LINES_MAX) {
+        if last.len() >= most {
             last.pop_front();
         }
         last.push_back(text);
     }
-    if rows {
-        say_all(&log_rows::text(last.iter().map(String::as_str), format));
+    Ok(last)
+}
+
+fn missing(path: &Path, e: &std::io::Error) -> Failed {
+    let code = if e.kind() == ErrorKind::NotFound {
+        NOT_FOUND
     } else {
-        last.iter().for_each(|line| say(one_line(line)));
-    }
-    if !look.follow {
-        return Ok(DONE);
-    }
+        FAILED
+    };
+    Failed::new(
+        code,
+        format!(
+            "{} cannot be read: {e}\nhint: a log begins with its first event; read it as the daemon's user",
+            path.display()
+        ),
+    )
+    .numbered(504)
+}
+
+/// Prints what is written next, until it is interrupted.
+async fn follow(path: &Path, mut log: BufReader<File>, look: &Look, format: Format) -> Outcome {
+    let missing = |e: std::io::Error| missing(path, &e);
+    let wants = look.filter();
+    let mut line = Vec::new();
     let mut ours = inode(path);
     loop {
-        if reader.read_until(b'\n', &mut line).map_err(missing)? > 0 {
+        if log.read_until(b'\n', &mut line).map_err(missing)? > 0 {
             if line.ends_with(b"\n") {
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
                 line.clear();
-                if wants(&text) && rows {
+                if wants(&text) && log_rows::is_rows(format) {
                     say_all(&log_rows::more(&text, format));
                 } else if wants(&text) {
                     say(one_line(&text));
@@ -235,13 +296,13 @@ pub async fn shown(console: &Console, path: &Path, look: &Look) -> Outcome {
         let now = inode(path);
         if now.is_some() && now != ours {
             ours = now;
-            reader = BufReader::new(std::fs::File::open(path).map_err(missing)?);
+            log = BufReader::new(File::open(path).map_err(missing)?);
             continue;
         }
         // Cut to nothing by copytruncate.
-        let read = reader.stream_position().map_err(missing)?;
+        let read = log.stream_position().map_err(missing)?;
         if std::fs::metadata(path).is_ok_and(|meta| meta.len() < read) {
-            reader.rewind().map_err(missing)?;
+            log.rewind().map_err(missing)?;
             continue;
         }
         tokio::time::sleep(LOOK).await;
@@ -253,8 +314,9 @@ fn inode(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|meta| meta.ino())
 }
 
-fn prune(console: &Console, dir: &Path, older_than: Duration, dry_run: bool) -> Outcome {
-    let pruned = logs::prune(dir, older_than, dry_run).map_err(|e| {
+async fn prune(console: &Console, config: &Config, older_than: Duration) -> Outcome {
+    let dir = &config.paths.log;
+    let pruned = logs::prune(dir, older_than, console.dry_run).map_err(|e| {
         Failed::new(
             FAILED,
             format!(
@@ -269,14 +331,35 @@ fn prune(console: &Console, dir: &Path, older_than: Duration, dry_run: bool) -> 
         ("directories", json!(pruned.dirs)),
         ("failed", json!(pruned.failed)),
     ]);
-    if dry_run {
+    if console.dry_run {
         remark("dry run: nothing was removed");
+    } else if pruned.files + pruned.dirs > 0 {
+        let detail = format!(
+            "older_than={older_than:?} files={} bytes={} directories={}",
+            pruned.files, pruned.bytes, pruned.dirs
+        );
+        audited(console, config, &detail).await;
     }
     if let Some(first) = &pruned.first_failure {
         remark(format!("could not be removed: {first}"));
         return Ok(PART_FAILED);
     }
     Ok(DONE)
+}
+
+/// Without a database the logs are pruned all the same: a full disk may be why it is away.
+async fn audited(console: &Console, config: &Config, detail: &str) {
+    let written = async {
+        let store = console.store(config).await?;
+        store.audit(&who(), "logs_prune", detail).await?;
+        Ok::<(), Failed>(())
+    };
+    if let Err(failed) = written.await {
+        remark(format!(
+            "the logs were pruned, but the audit does not know of it: {}",
+            failed.text
+        ));
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod effects;
 pub mod errors;
 pub mod event;
+pub mod event_end;
 pub mod exit;
 pub mod follow;
 pub mod guard;
@@ -27,6 +28,7 @@ pub mod manual;
 pub mod migrate;
 pub mod nas;
 pub mod nas_diff;
+pub mod nas_pause;
 pub mod nas_test;
 pub mod post;
 pub mod progress;
@@ -89,6 +91,9 @@ pub struct Cli {
     /// Print the curl line that does the same, and do nothing
     #[arg(long, global = true)]
     show_request: bool,
+    /// Say what would be done, and change nothing
+    #[arg(long, global = true)]
+    dry_run: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -103,7 +108,11 @@ enum Verb {
     /// Numbers of the stacks and of every NAS.
     Status,
     /// Ask the daemon whether its loops turn: exit code 0 well, 4 not reached, 9 not well.
-    Health,
+    Health {
+        /// live: its loops turn; ready: it can work, the database answers
+        #[arg(value_enum, default_value_t = health::Stage::Live)]
+        stage: health::Stage,
+    },
     /// Events: post, look, retry, drop.
     #[command(subcommand)]
     Event(event::Verb),
@@ -160,13 +169,30 @@ enum Verb {
     Man(manual::Man),
     /// The page of an error's number.
     Explain(errors::Explain),
+    /// The description of the API (OpenAPI 3.1), as the daemon serves it.
+    Openapi,
     /// The version.
     Version,
 }
 
 /// Runs the command line; the result is the exit code (design §6).
 pub fn main() -> u8 {
-    let args: Vec<OsString> = std::env::args_os().collect();
+    survived(|| called(std::env::args_os().collect()))
+}
+
+/// The exit code of `work`; if it panics, the one of a bug.
+fn survived(work: impl FnOnce() -> u8) -> u8 {
+    // Nothing of what it held is used afterwards: the process ends with the code.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        exit::told(Err(Failed::new(
+            exit::BUG,
+            "a bug of this program: what happened, and where, stands above\n\
+             hint: please report it, with the file that doctor --bundle FILE writes",
+        )))
+    })
+}
+
+fn called(args: Vec<OsString>) -> u8 {
     let name = args
         .first()
         .and_then(|name| Path::new(name).file_name())
@@ -228,10 +254,11 @@ impl Verb {
     fn only_looks(&self) -> bool {
         match self {
             Self::Why(args) => !args.asks_the_device(),
-            Self::Status | Self::Health | Self::Audit(_) | Self::Stack(_) => true,
-            Self::Event(verb) => {
-                matches!(verb, event::Verb::List(_) | event::Verb::Show { .. })
-            }
+            Self::Status | Self::Health { .. } | Self::Audit(_) | Self::Stack(_) => true,
+            Self::Event(verb) => matches!(
+                verb,
+                event::Verb::List(_) | event::Verb::Show { .. } | event::Verb::Log { .. }
+            ),
             Self::Account(verb) => {
                 matches!(verb, account::Verb::Show { .. } | account::Verb::History(_))
             }
@@ -241,11 +268,46 @@ impl Verb {
         }
     }
 
+    /// Whether `--dry-run` means something: the verb says what it would do, or only looks anyway.
+    fn can_be_tried(&self) -> bool {
+        match self {
+            Self::Event(_)
+            | Self::Account(_)
+            | Self::Guard(_)
+            | Self::Bridge(_)
+            | Self::Import(_)
+            | Self::Logs(_)
+            | Self::Migrate(_)
+            | Self::Config(_)
+            | Self::Check(_)
+            | Self::Completions(_)
+            | Self::Explain(_)
+            | Self::Openapi
+            | Self::Version => true,
+            Self::Nas(verb) => !matches!(
+                verb,
+                nas::Verb::Test { .. } | nas::Verb::Reload | nas::Verb::Rekey(_)
+            ),
+            Self::Db(verb) => matches!(verb, db::Verb::Restore(_) | db::Verb::Restored { .. }),
+            Self::Scheme(verb) => !matches!(verb, scheme::Verb::New(_) | scheme::Verb::Test { .. }),
+            Self::Why(_) | Self::Status | Self::Health { .. } | Self::Audit(_) | Self::Stack(_) => {
+                self.only_looks()
+            }
+            Self::Run
+            | Self::Doctor(_)
+            | Self::Init(_)
+            | Self::Token(_)
+            | Self::Sim(_)
+            | Self::Demo(_)
+            | Self::Man(_) => false,
+        }
+    }
+
     /// The call of the API that does the same.
     fn request(&self) -> Result<Option<request::Request>, Failed> {
         Ok(match self {
             Self::Status => Some(request::Request::get("/api/v1/status")),
-            Self::Health => Some(request::Request::get("/healthz")),
+            Self::Health { stage } => Some(request::Request::get(stage.path())),
             Self::Event(verb) => verb.request()?,
             Self::Account(verb) => verb.request(),
             Self::Nas(verb) => verb.request(),
@@ -259,19 +321,23 @@ fn dispatch(cli: Cli) -> Outcome {
     let console = Console {
         file: cli.config,
         output: cli.output,
+        dry_run: cli.dry_run,
     };
-    if cli.show_request {
-        let request = match &cli.verb {
-            Some(verb) => verb.request()?,
-            None => None,
-        };
-        return request::show(&console.config()?, request);
+    let verb = cli.verb.unwrap_or(Verb::Run);
+    if cli.dry_run && !verb.can_be_tried() {
+        return Err(Failed::new(
+            USAGE,
+            "this verb has no --dry-run: nothing was done\nhint: help VERB says what it does",
+        ));
     }
-    match cli.verb.unwrap_or(Verb::Run) {
+    if cli.show_request {
+        return request::show(&console.config()?, verb.request()?);
+    }
+    match verb {
         Verb::Run => run::run(console.config()?),
         Verb::Why(args) => runtime()?.block_on(why::why(&console, args)),
         Verb::Status => runtime()?.block_on(health::status(&console)),
-        Verb::Health => runtime()?.block_on(health::health(&console)),
+        Verb::Health { stage } => runtime()?.block_on(health::health(&console, stage)),
         Verb::Event(verb) => runtime()?.block_on(event::run(&console, verb)),
         Verb::Account(verb) => runtime()?.block_on(account::run(&console, verb)),
         Verb::Audit(args) => runtime()?.block_on(bulk::audit(&console, args)),
@@ -294,6 +360,11 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Completions(args) => manual::completions(&args),
         Verb::Explain(args) => errors::explain(&args),
         Verb::Man(args) => manual::man(&args),
+        Verb::Openapi => {
+            let document = crate::intake::openapi::document();
+            exit::say(serde_json::to_string_pretty(&document).unwrap_or_default());
+            Ok(DONE)
+        }
         Verb::Version => {
             let version = Value::from(env!("CARGO_PKG_VERSION"));
             match console.output {
@@ -316,6 +387,8 @@ pub struct Console {
     pub file: Option<PathBuf>,
     /// `--output`.
     pub output: Option<Format>,
+    /// `--dry-run`.
+    pub dry_run: bool,
 }
 
 impl Console {
@@ -396,6 +469,12 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_panic_is_a_bug_and_has_its_code() {
+        assert_eq!(survived(|| 5), 5);
+        assert_eq!(survived(|| panic!("planted")), exit::BUG);
     }
 
     #[test]

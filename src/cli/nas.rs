@@ -1,17 +1,16 @@
 //! `nas …`: how each NAS stands, pausing it, its forks, testing it, setting it right.
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::ctl::Ctl;
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, REFUSED, remark};
+use super::nas_pause::{self, Drain, Pause, Resume};
 use super::request::Request;
 use super::table::Table;
 use super::{Console, nas_diff, nas_test, rekey, resync, who};
 use crate::clock;
-use crate::config::{Config, parse_duration};
+use crate::config::Config;
 use crate::daemon;
 use crate::dispatch::parent::Resolve;
 pub use crate::intake::waiting::paused_text;
@@ -29,24 +28,11 @@ pub enum Verb {
         id: i64,
     },
     /// Start nothing new on a NAS; running events finish, waiting ones stay ready.
-    Pause {
-        /// nas.id
-        id: i64,
-        /// For so long, for example 30m; else until resumed
-        #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
-        length: Option<Duration>,
-        /// Not now but at this time, server's time: "HH:MM" (the next), or "YYYY-MM-DD HH:MM"
-        #[arg(long, value_name = "TIME", value_parser = super::guard::coming)]
-        at: Option<i64>,
-        /// Why, for those who look later
-        #[arg(long, default_value = "", value_name = "TEXT")]
-        reason: String,
-    },
-    /// End a pause.
-    Resume {
-        /// nas.id
-        id: i64,
-    },
+    Pause(Pause),
+    /// End a pause, and try a NAS that does not obey at once.
+    Resume(Resume),
+    /// Pause a NAS and wait until nothing runs there any more.
+    Drain(Drain),
     /// Override nas.forks.
     Forks {
         /// nas.id
@@ -96,9 +82,6 @@ pub struct Resync {
     /// Events per second; default: as fast as the database takes them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: Option<u32>,
-    /// Say what would be posted
-    #[arg(long)]
-    dry_run: bool,
 }
 
 /// A number of forks, or none.
@@ -135,18 +118,9 @@ impl Verb {
         match self {
             Self::List => Some(Request::get("/api/v1/nas")),
             Self::Show { id } => Some(Request::get(path(id, ""))),
-            Self::Pause {
-                id,
-                length,
-                at: None,
-                reason,
-            } => {
-                let length = length.map(|l| format!("{}ms", l.as_millis()));
-                let fields = [("for", json!(length)), ("reason", json!(reason))];
-                Some(Request::post(path(id, "/pause"), &fields))
-            }
+            Self::Pause(args) => args.request(),
+            Self::Resume(args) => args.request(),
             Self::Reload => Some(Request::post("/api/v1/reload", &[])),
-            Self::Resume { id } => Some(Request::post(path(id, "/resume"), &[])),
             Self::Forks { id, forks } => {
                 let request = Request::post(path(id, "/forks"), &[("forks", json!(forks.0))]);
                 // null takes the override back, and must be said.
@@ -156,7 +130,7 @@ impl Verb {
                     request
                 })
             }
-            Self::Pause { .. }
+            Self::Drain(_)
             | Self::Test { .. }
             | Self::Rekey(_)
             | Self::Resync(_)
@@ -175,51 +149,14 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     match verb {
         Verb::List => list(console, &config, store.as_ref()).await,
         Verb::Show { id } => show(console, &config, store.as_ref(), NasId(id)).await,
-        Verb::Pause {
-            id,
-            length,
-            at,
-            reason,
-        } => {
-            let until = length.map_or(i64::MAX, |length| {
-                let ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
-                at.unwrap_or_else(clock::wall_ms).saturating_add(ms)
-            });
-            let detail = format!(
-                "nas={id} at={:?} for={length:?} reason={reason:?}",
-                at.map(clock::local_text)
-            );
-            let paused = NasChange::Pause {
-                from: at,
-                until,
-                reason,
-            };
-            change(
-                &config,
-                store.as_ref(),
-                NasId(id),
-                "nas_pause",
-                &detail,
-                paused,
-            )
-            .await
-        }
-        Verb::Resume { id } => {
-            let detail = format!("nas={id}");
-            change(
-                &config,
-                store.as_ref(),
-                NasId(id),
-                "nas_resume",
-                &detail,
-                NasChange::Resume,
-            )
-            .await
-        }
+        Verb::Pause(args) => nas_pause::pause(console, &config, store.as_ref(), &args).await,
+        Verb::Resume(args) => nas_pause::resume(console, &config, store.as_ref(), &args).await,
+        Verb::Drain(args) => nas_pause::drain(console, &config, store.as_ref(), &args).await,
         Verb::Forks { id, forks } => {
             let detail = format!("nas={id} forks={:?}", forks.0);
             let set = NasChange::Forks(forks.0);
             change(
+                console,
                 &config,
                 store.as_ref(),
                 NasId(id),
@@ -229,9 +166,13 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             )
             .await
         }
-        Verb::Activate { id } => set_mode(&config, store.as_ref(), id, Some(Mode::Active)).await,
-        Verb::Observe { id } => set_mode(&config, store.as_ref(), id, Some(Mode::Observe)).await,
-        Verb::Mode { id, mode } => set_mode(&config, store.as_ref(), id, mode.0).await,
+        Verb::Activate { id } => {
+            set_mode(console, &config, store.as_ref(), id, Some(Mode::Active)).await
+        }
+        Verb::Observe { id } => {
+            set_mode(console, &config, store.as_ref(), id, Some(Mode::Observe)).await
+        }
+        Verb::Mode { id, mode } => set_mode(console, &config, store.as_ref(), id, mode.0).await,
         Verb::Test { id } => nas_test::test(&config, store.as_ref(), NasId(id)).await,
         Verb::Diff(args) => nas_diff::diff(console, &config, store.as_ref(), args).await,
         Verb::Reload => {
@@ -242,7 +183,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Resync(args) => {
             let _ = find(store.as_ref(), NasId(args.id)).await?;
             let whom = resync::Whom::Nas(NasId(args.id));
-            resync::resync(console, &config, store, whom, args.rate, args.dry_run).await
+            resync::resync(console, &config, store, whom, args.rate).await
         }
     }
 }
@@ -271,7 +212,9 @@ fn id_of(row: &Result<Nas, BadNas>) -> NasId {
     }
 }
 
-async fn change(
+/// Changes what an operator sets of a NAS, and tells the daemon.
+pub(super) async fn change(
+    console: &Console,
     config: &Config,
     store: &dyn Store,
     id: NasId,
@@ -280,13 +223,25 @@ async fn change(
     change: NasChange,
 ) -> Outcome {
     let _ = find(store, id).await?;
+    if console.dry_run {
+        remark(format!(
+            "dry run: nothing was changed; it is: {what} {detail}"
+        ));
+        return Ok(DONE);
+    }
     store.change_nas(id, &change).await?;
     store.audit(&who(), what, detail).await?;
     poke(config).await;
     Ok(DONE)
 }
 
-async fn set_mode(config: &Config, store: &dyn Store, id: i64, mode: Option<Mode>) -> Outcome {
+async fn set_mode(
+    console: &Console,
+    config: &Config,
+    store: &dyn Store,
+    id: i64,
+    mode: Option<Mode>,
+) -> Outcome {
     let id = NasId(id);
     match find(store, id).await? {
         Ok(nas) if nas.mode == Mode::Off && mode.is_some() => {
@@ -311,6 +266,7 @@ async fn set_mode(config: &Config, store: &dyn Store, id: i64, mode: Option<Mode
     let word = mode.map_or("default", Mode::as_str);
     let detail = format!("nas={id} mode={word}");
     change(
+        console,
         config,
         store,
         id,
@@ -320,7 +276,9 @@ async fn set_mode(config: &Config, store: &dyn Store, id: i64, mode: Option<Mode
     )
     .await?;
     // What it comes to, for those who took an override back.
-    if let Ok(nas) = find(store, id).await? {
+    if !console.dry_run
+        && let Ok(nas) = find(store, id).await?
+    {
         remark(format!("NAS {id} is in the mode {}", nas.mode.as_str()));
     }
     Ok(DONE)
@@ -397,7 +355,8 @@ pub async fn listed(
     Ok(table)
 }
 
-fn live_of(live: &Value, id: NasId) -> Option<&Value> {
+/// What the daemon says of one NAS; none = it does not serve it.
+pub(super) fn live_of(live: &Value, id: NasId) -> Option<&Value> {
     let nases = live.pointer("/dispatch/nases").and_then(Value::as_array)?;
     nases
         .iter()

@@ -21,7 +21,7 @@ use crate::driver::sessions::Sessions;
 use crate::driver::waits::Waits;
 use crate::nas::{Mode, Nas, NasId, NasSecret};
 use crate::scheme::native::NativeScheme;
-use crate::store::Store;
+use crate::store::{Store, shown_url};
 
 /// What one command may take: the original's norm, 1000 events in 5 minutes.
 const NORM_MS: u64 = 300;
@@ -300,7 +300,7 @@ async fn http(nas: &Nas, secret: &NasSecret, told: &Told) -> Outcome {
         path: "/".to_owned(),
         ..Request::default()
     };
-    let url = nas.http_url.as_deref().unwrap_or_default();
+    let url = shown_url(nas.http_url.as_deref().unwrap_or_default());
     let what = format!("NAS {} {} ({url})", nas.id, one_line(&nas.name));
     let began = clock::tick_ms();
     let answered = device.talk(&look, LIMIT).await;

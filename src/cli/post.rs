@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::ctl::Ctl;
 use super::exit::{FAILED, Failed, USAGE, remark};
-use super::scheme;
+use super::{scheme, who};
 use crate::config::Config;
 use crate::event::{Cmd, EventId};
 use crate::intake::compact;
-use crate::store::{Posted, Store};
+use crate::store::{Post, Posted, Store};
 
 /// Where events of this call go.
 pub struct Inbox {
@@ -53,7 +53,20 @@ impl Inbox {
         }
         let cmds = self.direct.as_deref().unwrap_or_default();
         let events = checked(events, cmds)?;
-        match self.store.post(&events, None).await? {
+        let who = who();
+        let post = Post {
+            events: &events,
+            guard: None,
+            who: Some(&who),
+        };
+        let done = self.store.post_all(&[post]).await?.into_iter().next();
+        let lost = || {
+            Failed::new(
+                FAILED,
+                "the database does not say what became of the events",
+            )
+        };
+        match done.ok_or_else(lost)?? {
             Posted::New(ids) | Posted::Again(ids) => Ok(ids),
             Posted::Conflict => Err(Failed::new(FAILED, "the database knows a key of this call")),
         }

@@ -73,7 +73,6 @@ pub async fn resync(
     store: Arc<dyn Store>,
     whom: Whom,
     rate: Option<u32>,
-    dry_run: bool,
 ) -> Outcome {
     let (flags, name) = match whom {
         Whom::Nas(nas) => (
@@ -103,7 +102,7 @@ pub async fn resync(
         }
     }
     let total = events.len();
-    if !dry_run {
+    if !console.dry_run {
         let mut inbox = Inbox::new(config, Arc::clone(&store))?;
         post(&mut inbox, events, rate).await?;
         let detail = format!("batch={batch} accounts={} events={total}", flags.len());
@@ -114,7 +113,7 @@ pub async fn resync(
         table.push(vec![json!(cmd), json!(count)]);
     }
     console.list(&table);
-    remark(if dry_run {
+    remark(if console.dry_run {
         format!(
             "dry run: {total} events for {} accounts would be posted",
             flags.len()

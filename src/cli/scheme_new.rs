@@ -23,6 +23,10 @@ enum Kind {
     Mikrotik,
     /// scheme.toml for a NAS that takes RADIUS CoA
     Radius,
+    /// scheme.toml for commands over SSH
+    Ssh,
+    /// scheme.toml for a device's command line over telnet
+    Telnet,
     /// scheme.toml for an HTTP device
     Http,
     /// bin/session: bash
@@ -134,6 +138,11 @@ fn files(kind: Kind) -> Vec<(String, &'static str)> {
             ("scheme.toml".to_owned(), RADIUS),
             (example, RADIUS_EXAMPLE),
         ],
+        Kind::Ssh => vec![("scheme.toml".to_owned(), SSH), (example, SSH_EXAMPLE)],
+        Kind::Telnet => vec![
+            ("scheme.toml".to_owned(), TELNET),
+            (example, TELNET_EXAMPLE),
+        ],
         Kind::Http => vec![("scheme.toml".to_owned(), HTTP), (example, HTTP_EXAMPLE)],
         Kind::Session => vec![
             ("bin/session".to_owned(), SESSION),
@@ -236,6 +245,95 @@ const RADIUS_EXAMPLE: &str = r#"{
     {"cmd": "user_redirect_cancel", "user_id": 1424,
      "params": {"login": "ivanov", "acct_session_id": "81a00001"},
      "left": {"sessions": [{"Acct-Session-Id": "81a00001", "User-Name": "ivanov", "Filter-Id": "open"}]}}
+  ]
+}
+"#;
+
+const SSH: &str = r##"# Commands over SSH, each in a session of its own on the kept connection; each must be
+# idempotent, for an event may come twice. docs/schemes.md, "Commands over SSH", explains every
+# key; scheme vars shows the variables.
+
+driver = "ssh"
+description = "what it is for, in one line"
+
+[vars]
+table = "my"
+
+# One batch is one transaction of nft: all addresses of the account, IPv4 and IPv6, at once.
+[[on.user_redirect]]
+exec = ["nft -f -"]
+stdin = """
+{% for a in addresses %}add element inet {{ table }} negbal{{ a|fam }} { {{ a }} }
+{% endfor %}"""
+
+# nft refuses to delete what is not there: added first, it always is.
+[[on.user_redirect_cancel]]
+exec = ["nft -f -"]
+stdin = """
+{% for a in addresses %}add element inet {{ table }} negbal{{ a|fam }} { {{ a }} }
+delete element inet {{ table }} negbal{{ a|fam }} { {{ a }} }
+{% endfor %}"""
+
+# The exit status is the outcome, unless ok_on, retry_on or fail_on say otherwise.
+#[[on.user_rate_set_cancel]]
+#exec = ["tc class del dev lan0 classid 1:{{ user_id|hex }}"]
+#ok_on = ["No such file or directory"]
+
+# Answers of an operator's question.
+[[on.user_info]]
+each = "a in addresses"
+exec = ["nft get element inet {{ table }} negbal{{ a|fam }} { {{ a }} }"]
+save = "found"
+fail = "continue"
+[[on.user_info]]
+answer = "{% for f in found %}{{ 'no money' if f.code == 0 else 'open' }}\n{% endfor %}"
+"##;
+
+const SSH_EXAMPLE: &str = r#"{
+  "about": "a subscriber has not paid, then pays",
+  "answers": [{"like": "^nft get element ", "status": 1, "stderr": "No such file or directory"}],
+  "events": [
+    {"cmd": "user_redirect", "user_id": 1424, "params": {"addresses": ["10.88.0.15"]},
+     "left": {"commands": ["nft -f -\nadd element inet my negbal4 { 10.88.0.15 }"]}},
+    {"cmd": "user_redirect_cancel", "user_id": 1424, "params": {"addresses": ["10.88.0.15"]}},
+    {"cmd": "user_info", "user_id": 1424, "params": {"addresses": ["10.88.0.15"]}, "answer": "open"}
+  ]
+}
+"#;
+
+const TELNET: &str = r#"# Lines for a device's command line; each step must be idempotent, for an event may come twice.
+# docs/schemes.md, "Lines over telnet", explains every key; scheme vars shows the variables.
+
+driver = "telnet"
+description = "what it is for, in one line"
+
+# After the login; nas.vars overrides it for one NAS.
+[vars]
+setup = ["terminal length 0"]
+
+# A mode that was entered is left again: the next event finds the prompt of the login.
+[[on.user_drop]]
+each = "a in addresses"
+exec = ["configure terminal", "{{ 'ipv6' if a|fam == '6' else 'ip' }} route {{ a|net }} Null0", "end"]
+abort = ["end"]
+fail_on = ['(?m)^% ']
+
+# It is not there: that is what was wanted.
+[[on.user_accept]]
+each = "a in addresses"
+exec = ["configure terminal", "no {{ 'ipv6' if a|fam == '6' else 'ip' }} route {{ a|net }} Null0", "end"]
+abort = ["end"]
+ok_on = ['non-existent route', 'No matching route']
+fail_on = ['(?m)^% ?']
+"#;
+
+const TELNET_EXAMPLE: &str = r#"{
+  "about": "a subscriber is blocked and let in again",
+  "events": [
+    {"cmd": "user_drop", "user_id": 1424, "params": {"addresses": ["10.88.0.15", "2001:db8:15::/56"]},
+     "left": {"config": ["ip route 10.88.0.15/32 Null0", "ipv6 route 2001:db8:15::/56 Null0"]}},
+    {"cmd": "user_accept", "user_id": 1424, "params": {"addresses": ["10.88.0.15", "2001:db8:15::/56"]},
+     "left": {"config": []}}
   ]
 }
 "#;

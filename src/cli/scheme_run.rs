@@ -47,14 +47,11 @@ pub struct Run {
     /// NAS whose settings and vars are used; default: the event's or the account's
     #[arg(long, value_name = "ID")]
     nas: Option<i64>,
-    /// Send nothing: must be said
-    #[arg(long)]
-    dry_run: bool,
 }
 
 /// Prints the commands, one per line.
 pub async fn run(console: &Console, config: &Config, args: Run) -> Outcome {
-    if !args.dry_run {
+    if !console.dry_run {
         return Err(Failed::new(
             USAGE,
             "scheme run only renders: say --dry-run\nhint: event post --follow runs an event for real",

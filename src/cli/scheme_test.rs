@@ -1,6 +1,7 @@
 //! `scheme test NAME`: a scheme's own example events against the simulators, in the process.
 //! Each event runs twice, as it may after a crash: the second run must end alike and change
-//! nothing. Steps whose device has no simulator here are rendered only, which is said.
+//! nothing. A scheme that speaks to no device (`record`), or in a terminal over SSH, which has no
+//! simulator here, is rendered only, which is said.
 //!
 //! An example is a file `examples/*.json` of the scheme's directory:
 //!
@@ -9,16 +10,18 @@
 //! | `about` | what it shows, in one line |
 //! | `vars` | `nas.vars` |
 //! | `state` | what stands there before it begins: rows of the router, `{"/menu": [{…}]}`; sessions of RADIUS, `{"sessions": [{"User-Name": "…"}]}` |
+//! | `answers` | what the SSH server or the telnet router says: `[{"like": "REGEX", "stdout": "…", "stderr": "…", "status": 1}]`; what fits none is done, and answered with nothing |
 //! | `events` | each with `cmd`, `user_id`, `usluga_id`, `params`, and what is expected of it: |
 //! | … `sends` | the commands in the form of the log, in order |
 //! | … `answer` | a part of the answer |
 //! | … `ends` | `done` (default), `not_implemented`, `dead` or `later` |
-//! | … `left` | what stands on the device then: of each menu exactly so many rows with these properties; of an HTTP device the document or null; `sessions`, all of them |
+//! | … `left` | what stands on the device then: of each menu exactly so many rows with these properties; of an HTTP device the document or null; `sessions`, all of them; `config`, all lines of the telnet router; `commands`, those that reached the SSH server since the event began, each with its batch below it |
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use regex::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::task::JoinSet;
@@ -48,6 +51,12 @@ const EXAMPLE_MAX: u64 = 4 * 1024 * 1024;
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Sessions of the simulated RADIUS NAS in `state` and `left`.
 const SESSIONS: &str = "sessions";
+/// Before what is wrong with them.
+const ANSWERS: &str = "`answers` of the example: ";
+/// The running configuration of the simulated telnet router in `left`.
+const CONFIG: &str = "config";
+/// What the simulated SSH server was asked to run, in `left`: it keeps no state.
+const COMMANDS: &str = "commands";
 /// Number of the NAS in logged commands.
 const NAS: NasId = NasId(1);
 /// Account of the simulators.
@@ -64,7 +73,21 @@ struct Example {
     vars: Map<String, Value>,
     #[serde(default)]
     state: Map<String, Value>,
+    #[serde(default)]
+    answers: Vec<sim::ssh::Answer>,
     events: Vec<Event>,
+}
+
+impl Example {
+    /// What the telnet router answers beside its own commands.
+    fn lines(&self) -> Result<Vec<(Regex, String)>, Failed> {
+        let lines = self.answers.iter().map(|answer| {
+            let like = Regex::new(&answer.like);
+            let like = like.map_err(|e| Failed::config(format!("{ANSWERS}{e}")))?;
+            Ok((like, answer.stdout.clone()))
+        });
+        lines.collect()
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -170,9 +193,13 @@ struct Bench {
     router: sim::mikrotik::Sim,
     hook: sim::http::Sim,
     radius: sim::radius::Sim,
+    _ssh: sim::ssh::Sim,
+    telnet: sim::telnet::Sim,
+    /// What the SSH server was asked to run, one record a line.
+    journal: PathBuf,
     nas: Arc<Nas>,
     secret: Arc<NasSecret>,
-    /// The scheme's device has no simulator.
+    /// The scheme speaks to no device, or to one that has no simulator.
     rendered_only: bool,
     _run: tempfile::TempDir,
     _served: JoinSet<()>,
@@ -210,6 +237,28 @@ impl Bench {
         let hook = sim::http::Sim::start(sim::http::Options::default())
             .await
             .map_err(failed)?;
+        let run = tempfile::tempdir().map_err(failed)?;
+        let journal = run.path().join("ssh.journal");
+        let ssh = sim::ssh::Sim::start(sim::ssh::Options {
+            login: LOGIN.to_owned(),
+            password: PASSWORD.to_owned(),
+            answers: example.answers.clone(),
+            journal: Some(journal.clone()),
+            ..sim::ssh::Options::default()
+        });
+        let ssh = ssh
+            .await
+            .map_err(|e| Failed::config(format!("{ANSWERS}{e}")))?;
+        let telnet = sim::telnet::Sim::start(sim::telnet::Options {
+            login: LOGIN.to_owned(),
+            password: PASSWORD.to_owned(),
+            enable_password: PASSWORD.to_owned(),
+            answers: example.lines()?,
+            // Another maker's words are no mistake of the scheme.
+            lenient: true,
+            ..sim::telnet::Options::default()
+        });
+        let telnet = telnet.await.map_err(failed)?;
         let mut nas = stand_in(Some(dir.display().to_string()));
         nas.id = NAS;
         nas.ip = "127.0.0.1".to_owned();
@@ -217,15 +266,18 @@ impl Bench {
         nas.api_port = Some(router.addr().port());
         nas.http_url = Some(format!("http://{}", hook.addr()));
         nas.coa_port = Some(radius.addr().port());
+        nas.ssh_port = Some(ssh.addr().port());
+        nas.ssh_host_key = Some(ssh.host_key());
+        nas.telnet_port = Some(telnet.addr().port());
         nas.vars = example.vars.clone();
         let secret = NasSecret {
             login: LOGIN.to_owned(),
             password: PASSWORD.to_owned(),
             coa_secret: PASSWORD.to_owned(),
+            enable_password: PASSWORD.to_owned(),
             ..NasSecret::default()
         };
         let sessions = Arc::new(Sessions::default());
-        let run = tempfile::tempdir().map_err(failed)?;
         let mut served = JoinSet::new();
         let mut rendered_only = false;
         let execute: Box<dyn Execute> = if dir.join("bin/session").is_file() {
@@ -238,7 +290,7 @@ impl Bench {
             Box::new(SessionScheme::session(dir, hash, beside).riding(Some(rides)))
         } else {
             let scheme = NativeScheme::load(dir).map_err(|findings| unusable(&findings))?;
-            rendered_only = !matches!(scheme.driver(), "mikrotik" | "http" | "radius");
+            rendered_only = scheme.driver() == "record" || scheme.is_terminal();
             if rendered_only {
                 nas.mode = Mode::Observe;
             }
@@ -249,6 +301,9 @@ impl Bench {
             router,
             hook,
             radius,
+            _ssh: ssh,
+            telnet,
+            journal,
             nas: Arc::new(nas),
             secret: Arc::new(secret),
             rendered_only,
@@ -268,9 +323,13 @@ impl Bench {
                     continue;
                 }
             };
+            let before = self.commands().len();
             let first = self.once(&job).await;
             let changes = self.changes();
-            self.judge(event, &first, &mut |why| wrong.push(format!("{at}: {why}")));
+            let commands = self.commands().split_off(before);
+            self.judge(event, &first, &commands, &mut |why| {
+                wrong.push(format!("{at}: {why}"));
+            });
             let second = self.once(&job).await;
             if ends(&second.verdict) != ends(&first.verdict) {
                 wrong.push(format!(
@@ -322,7 +381,7 @@ impl Bench {
     async fn once(&self, job: &Job) -> Did {
         let (sink, lines) = std::sync::mpsc::channel();
         let mut transcript = Transcript::new(
-            job.secret.texts(),
+            job.secrets(),
             Box::new(move |some| {
                 // Read below, as long as this lives.
                 let _ = sink.send(some);
@@ -343,15 +402,39 @@ impl Bench {
         }
     }
 
-    fn changes(&self) -> [u64; 3] {
-        [
+    /// What a second run must not change.
+    fn changes(&self) -> ([u64; 3], Vec<String>) {
+        let counts = [
             self.router.seen().changes,
             self.hook.seen().changes,
             self.radius.seen().changes,
-        ]
+        ];
+        (counts, self.telnet.config())
     }
 
-    fn judge(&self, event: &Event, did: &Did, complain: &mut dyn FnMut(String)) {
+    /// What the SSH server was asked to run so far: command lines, each with its batch below it.
+    fn commands(&self) -> Vec<String> {
+        let journal = std::fs::read_to_string(&self.journal).unwrap_or_default();
+        let records = journal.lines().filter_map(|line| {
+            let record: Value = serde_json::from_str(line).ok()?;
+            let text = |key: &str| record.get(key).and_then(Value::as_str).map(str::to_owned);
+            let (line, batch) = (text("line")?, text("stdin")?);
+            Some(if batch.is_empty() {
+                line
+            } else {
+                format!("{line}\n{}", batch.trim_end())
+            })
+        });
+        records.collect()
+    }
+
+    fn judge(
+        &self,
+        event: &Event,
+        did: &Did,
+        commands: &[String],
+        complain: &mut dyn FnMut(String),
+    ) {
         if ends(&did.verdict) != Some(event.ends) {
             complain(format!("ends otherwise: {}", shown(&did.verdict)));
         }
@@ -374,7 +457,7 @@ impl Bench {
         }
         if !self.rendered_only {
             for (place, wanted) in &event.left {
-                if let Some(why) = self.differs(place, wanted) {
+                if let Some(why) = self.differs(place, wanted, commands) {
                     complain(format!("{place}: {why}"));
                 }
             }
@@ -382,7 +465,15 @@ impl Bench {
     }
 
     /// What stands at one place of the device, if it is not what was wanted.
-    fn differs(&self, place: &str, wanted: &Value) -> Option<String> {
+    fn differs(&self, place: &str, wanted: &Value, commands: &[String]) -> Option<String> {
+        if place == CONFIG || place == COMMANDS {
+            let found = if place == CONFIG {
+                Value::from(self.telnet.config())
+            } else {
+                Value::from(commands)
+            };
+            return (found != *wanted).then(|| format!("are {found}"));
+        }
         if place == SESSIONS {
             let mut state = self.radius.dump();
             let found = state.get_mut(SESSIONS).map(Value::take);

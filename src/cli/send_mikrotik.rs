@@ -214,6 +214,8 @@ async fn sessions(args: &Args, command: &Command) -> Result<Arc<Mikrotik>, Refus
             connections: 1,
             connect_timeout: args.timeout.min(CONNECT_TIMEOUT),
             linger: args.timeout,
+            // One session: what paces its logins is the pause after a refusal.
+            logins_per_minute: 600,
         };
         if !over_tls {
             return Ok(Arc::new(Mikrotik::new(target, limits)));

@@ -231,7 +231,7 @@ async fn of_nas(args: &Args, command: &str) -> Result<(Arc<Radius>, Option<PathB
     let id = NasId(args.nas.unwrap_or_default());
     let console = Console {
         file: args.config.clone(),
-        output: None,
+        ..Console::default()
     };
     let read = async {
         let config = console.config()?;

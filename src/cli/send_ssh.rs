@@ -253,7 +253,7 @@ async fn on_nas(args: &Args, id: NasId, command: &Command) -> Result<Output, Ref
     let settings = |failed: Failed| Refusal::settings(failed, &command.line);
     let console = Console {
         file: args.config.clone(),
-        output: None,
+        ..Console::default()
     };
     let config = console.config().map_err(settings)?;
     let store = console.store(&config).await.map_err(settings)?;

@@ -206,7 +206,7 @@ fn typed(args: &Args) -> Telnet {
 async fn on_nas(args: &Args, id: NasId) -> Result<std::sync::Arc<Telnet>, Failed> {
     let console = Console {
         file: args.config.clone(),
-        output: None,
+        ..Console::default()
     };
     let config = console.config()?;
     let store = console.store(&config).await?;

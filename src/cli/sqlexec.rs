@@ -56,7 +56,7 @@ pub fn by_name(args: Vec<OsString>) -> Outcome {
     let parsed = Sqlexec::parse_from(args);
     let console = Console {
         file: parsed.config,
-        output: None,
+        ..Console::default()
     };
     runtime()?.block_on(run(&console, parsed.sql))
 }
@@ -83,7 +83,8 @@ pub async fn run(console: &Console, args: Sql) -> Outcome {
             list = on;
             continue;
         }
-        let answer = store.sql(&statement, args.write).await.map_err(refused)?;
+        let answer = store.sql(&statement, args.write).await;
+        let answer = answer.map_err(|error| refused(error, args.write))?;
         if args.write {
             // After it: a statement that was refused may hold the secret that it was refused for.
             store.audit(&who(), "sql", &statement).await?;
@@ -102,12 +103,14 @@ pub async fn run(console: &Console, args: Sql) -> Outcome {
 }
 
 /// As in the original, whatever is wrong with a statement is exit code 1.
-fn refused(error: Error) -> Failed {
+fn refused(error: Error, write: bool) -> Failed {
+    let hint = if write {
+        "the database's own prompt (psql, sqlite3) does it"
+    } else {
+        "--write lets statements change things"
+    };
     match error {
-        Error::Refused(text) => Failed::new(
-            FAILED,
-            format!("{text}\nhint: --write lets statements change things"),
-        ),
+        Error::Refused(text) => Failed::new(FAILED, format!("{text}\nhint: {hint}")),
         other => other.into(),
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::exit::{DONE, Outcome, say_all};
 use super::sqlexec::{Align, isql_table};
-use super::table::Table;
+use super::table::{Format, Table};
 use super::{Console, runtime};
 use crate::store::Counts;
 
@@ -35,7 +35,7 @@ pub enum By {
     Cmd,
 }
 
-/// The classic name takes no arguments of its own.
+/// The classic name takes no arguments; what it takes here is ours.
 #[derive(Debug, Parser)]
 #[command(
     name = "event_count.sh",
@@ -46,6 +46,12 @@ struct EventCount {
     /// Configuration file.
     #[arg(short, long, env = "NED_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// By NAS and state, not the two classic blocks
+    #[arg(long)]
+    by_nas: bool,
+    /// As rows, not as the two classic blocks
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    output: Option<Format>,
 }
 
 /// Its description, for the manual.
@@ -55,13 +61,15 @@ pub fn command() -> clap::Command {
 
 /// `event_count.sh`.
 pub fn event_count(args: Vec<OsString>) -> Outcome {
+    let asked = EventCount::parse_from(args);
     let console = Console {
-        file: EventCount::parse_from(args).config,
-        output: None,
+        file: asked.config,
+        output: asked.output,
+        ..Console::default()
     };
     let verb = Verb::Count {
-        by: None,
-        classic: true,
+        by: asked.by_nas.then_some(By::Nas),
+        classic: !asked.by_nas && asked.output.is_none(),
     };
     runtime()?.block_on(run(&console, verb))
 }

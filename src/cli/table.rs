@@ -43,6 +43,11 @@ impl Table {
         self.rows.push(row);
     }
 
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// The whole text, each line ended.
     pub fn text(&self, format: Format) -> String {
         match format {

@@ -38,6 +38,8 @@ pub struct Case {
     pub full_disk: Option<String>,
     /// Waiting and running events, oldest first.
     pub waiting: Vec<EventRow>,
+    /// The one of them that counts, the first on the account's NAS, and what it waits for.
+    pub first: Option<(EventRow, Facts)>,
     /// Dead ones that were not retried, newest first.
     pub dead: Vec<EventRow>,
     /// Done ones, newest first.
@@ -246,24 +248,17 @@ fn of_the_lane(case: &Case) -> Option<Verdict> {
             "correct what the error names; a new event for the account starts the waiting one at once",
         ));
     }
-    let first = case.waiting.first()?;
-    let text = waiting::sentence(first, &case.facts).unwrap_or_default();
-    let busy = case
-        .facts
-        .slots
-        .is_some_and(|(running, forks)| running >= forks);
-    Some(if busy {
-        say(
-            "forks_busy",
-            format!("event {} {}: {text}", first.id, first.cmd),
-            "wait, or raise nas forks if the NAS can do more at once",
-        )
+    let (first, facts) = case.first.as_ref()?;
+    let text = waiting::sentence(first, facts).unwrap_or_default();
+    let text = format!("event {} {}: {text}", first.id, first.cmd);
+    Some(if let Some((earlier, ..)) = &facts.crossed {
+        let next = format!("event show {earlier} says what that one waits for");
+        say("waiting", text, next)
+    } else if facts.are_forks_busy() {
+        let next = "wait, or raise nas forks if the NAS can do more at once";
+        say("forks_busy", text, next)
     } else {
-        say(
-            "waiting",
-            format!("event {} {}: {text}", first.id, first.cmd),
-            "wait a moment and ask again",
-        )
+        say("waiting", text, "wait a moment and ask again")
     })
 }
 

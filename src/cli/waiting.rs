@@ -4,8 +4,7 @@
 use super::ctl::Ctl;
 use super::exit::Failed;
 use crate::config::Config;
-use crate::intake::waiting;
-pub use crate::intake::waiting::{Facts, of_the_daemon, sentence};
+pub use crate::intake::waiting::{Facts, facts, of_the_daemon, sentence};
 use crate::store::{EventRow, Store, WhereIs};
 
 /// Gathers the facts and says why; none for an event that has ended well.
@@ -18,7 +17,7 @@ pub async fn why(
         WhereIs::Done | WhereIs::Dead => None,
         WhereIs::Compact | WhereIs::Stack => Ctl::new(config)?.get("/api/v1/status").await?,
     };
-    let facts = waiting::facts(store, row, live.as_ref()).await?;
+    let facts = facts(store, row, live.as_ref()).await?;
     Ok(sentence(row, &facts))
 }
 

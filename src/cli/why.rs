@@ -17,6 +17,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::daemon::process;
 use crate::event::{Class, Cmd, EventId};
+use crate::logs::line::OPENED;
 use crate::nas::{Mode, NasId};
 use crate::store::query::{Model, Query};
 use crate::store::{EventRow, Filter, Store, WhereIs};
@@ -75,6 +76,11 @@ pub async fn why(console: &Console, args: Why) -> Outcome {
         Some(id) => of_nas(&mut case, store.as_ref(), live.as_ref(), id).await?,
         None => "none".to_owned(),
     };
+    let here = case.waiting.iter().find(|row| row.nas_id == nas_id);
+    if let Some(row) = here.or(case.waiting.first()).cloned() {
+        let facts = waiting::facts(store.as_ref(), &row, live.as_ref()).await?;
+        case.first = Some((row, facts));
+    }
     let account = account(store.as_ref(), user).await?;
     let addresses = addresses(&account);
     if args.live && case.flags.is_some() && case.facts.daemon && case.nas_known {
@@ -360,15 +366,11 @@ fn last_command(
     abonent: Option<i64>,
     user: i64,
 ) -> (Option<String>, Option<String>) {
-    let folder = abonent.map_or_else(|| "0".to_owned(), |id| id.to_string());
-    let path = config
-        .paths
-        .log
-        .join(format!("abonents/{folder}/event_{user}.log"));
+    let path = super::logs::of_account(config, abonent, user);
     let text = super::logs::tail(&path, TAIL).unwrap_or_default();
     let last = |mark: &str| {
         let mut lines = text.lines().rev();
-        let line = lines.find(|line| line.contains(mark))?;
+        let line = lines.find(|line| line.contains(mark) && !line.ends_with(OPENED))?;
         Some(one_line(line))
     };
     (last(" > "), last(" < ").or_else(|| last(" end result=")))

@@ -4,11 +4,13 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 
+use nas_event_daemon::sim::mikrotik::Faults;
 use serde_json::{Value, json};
 
 use crate::lab::daemon::{Lab, wait_for};
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
+use crate::lab::sim::{LOGIN, Router};
 use crate::{RECORD, command, finished, named, ned};
 
 on_each_store!(
@@ -125,6 +127,17 @@ async fn a_restored_database_does_nothing_twice_that_the_copy_knew_done(kind: Ki
             .unwrap()
             .contains("before-restore")
     );
+    let set_aside = std::path::PathBuf::from(restored["before"].as_str().unwrap());
+    let asides = || {
+        let files = std::fs::read_dir(set_aside.parent().unwrap()).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.contains("before-restore")).count()
+    };
+    let before = asides();
+    ned(&lab, &["--dry-run", "db", "restore", &copy])
+        .await
+        .failed(0, &["dry run: the copy is whole"]);
+    assert!(before > 0 && asides() == before);
     let daemon = lab.start().await;
     lab.until("all is done again", async || {
         (ask("select count(*) from events_done").await == [400]).then_some(())
@@ -178,6 +191,12 @@ async fn the_doctor_finds_what_is_wrong_and_the_bundle_holds_no_secret(kind: Kin
     );
     lab.nas(7, "Bad", 2, &[]).await;
     lab.accounts(7, [70]).await;
+    let locked = Router::start(lab.root(), "locked", Faults::default());
+    let port = locked.sim.addr().port().to_string();
+    lab.nas(8, "Mikrotik-Simple", 2, &[("api_port", port)])
+        .await;
+    lab.secret(8, LOGIN, "wrong").await;
+    lab.accounts(8, [80]).await;
     lab.sql(
         "insert into nas_secret (nas_id, login, password, enable_password, coa_secret, ssh_key)
            values (7, 'canary-login', 'canary-password', 'canary-enable', 'canary-coa', 'canary-key');
@@ -192,8 +211,16 @@ async fn the_doctor_finds_what_is_wrong_and_the_bundle_holds_no_secret(kind: Kin
     assert!(said.out.contains("nobody listens on"), "{said:?}");
     let daemon = lab.start().await;
     post_many(&lab, 70..=70).await;
+    post_many(&lab, 80..=80).await;
     lab.until("it is dead", async || {
         (lab.number("select count(*) from events_dead").await == 1).then_some(())
+    })
+    .await;
+    lab.until("a refused login is a finding", async || {
+        let said = ned(&lab, &["doctor"]).await;
+        said.out
+            .contains("[FAIL] NAS: 8 bras8 does not obey (parked): ")
+            .then_some(())
     })
     .await;
     let said = ned(&lab, &["-o", "json", "doctor", "--bundle", &bundle]).await;
@@ -253,7 +280,7 @@ async fn the_doctor_finds_what_is_wrong_and_the_bundle_holds_no_secret(kind: Kin
         .await
         .failed(6, &["cannot be written"]);
 
-    lab.sql("delete from nas where id = 6").await;
+    lab.sql("delete from nas where id in (6, 8)").await;
     let id = lab.rows("select id from events_dead").await[0][0].clone();
     ned(&lab, &["event", "drop", &id, "-y"]).await.fine();
     let said = ned(&lab, &["doctor", "--nas", "5"]).await;
@@ -319,8 +346,14 @@ async fn an_announced_pause_begins_by_itself(kind: Kind) {
     lab.event(51, "user_add").await;
     let why = ned(&lab, &["-o", "json", "why", "51"]).await.json();
     assert_eq!(why["cause"], "nas_paused", "{why}");
-    ned(&lab, &["nas", "resume", "5"]).await.fine();
+    // And its end, without anybody: another pause, which is short, in place of this one.
+    ned(&lab, &["nas", "pause", "5", "--for", "300ms"])
+        .await
+        .fine();
     lab.drained().await;
+    let after = "select count(*) from events_done d, nas_state s
+                 where d.user_id = 51 and d.finished_at >= s.paused_until";
+    assert_eq!(lab.number(after).await, 1, "it ran within the pause");
     daemon.kill_9().await;
 }
 
@@ -394,6 +427,8 @@ async fn manual_completions_and_pages_of_errors_are_printed() {
         let text = said(&["completions", shell]).await.fine();
         assert!(text.contains("resync") && text.contains("ned"), "{shell}");
     }
+    let api: Value = serde_json::from_str(&said(&["openapi"]).await.fine()).unwrap();
+    assert!(api["paths"]["/api/v1/events"].is_object());
     let page = said(&["explain", "NED-0204"]).await.fine();
     assert!(page.contains("Another daemon owns the database"), "{page}");
     assert_eq!(said(&["help", "NED-0204"]).await.fine(), page);

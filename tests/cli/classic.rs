@@ -41,6 +41,16 @@ async fn both_stacks_are_counted_as_ever(kind: Kind) {
         full
     );
     assert_eq!(
+        named(&lab, "event_count.sh", &["--by-nas"], "")
+            .await
+            .fine(),
+        "5\tready\t3\n"
+    );
+    let rows = named(&lab, "event_count.sh", &["-o", "json"], "")
+        .await
+        .json();
+    assert_eq!(rows[0]["stack"], "compact");
+    assert_eq!(
         ned(&lab, &["stack", "count"]).await.fine(),
         "compact\t\t1\nmain\tb_negbal\t1\nmain\tuser_redirect\t2\ndead\t\t0\n"
     );

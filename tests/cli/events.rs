@@ -1,5 +1,6 @@
 //! `event …`: post, follow, look, retry, drop.
 
+use nas_event_daemon::clock;
 use serde_json::{Value, json};
 
 use crate::lab::daemon::Lab;
@@ -12,6 +13,7 @@ on_each_store!(
     without_a_daemon_events_go_to_the_database,
     dead_events_are_retried_unless_a_later_one_would_be_undone,
     what_waits_says_why,
+    what_ends_is_chosen_by_what_it_is,
     dropping_needs_a_yes,
     a_dropped_head_lets_its_lane_go_on,
     wrong_events_are_refused_with_a_hint,
@@ -38,8 +40,29 @@ async fn an_event_is_posted_followed_and_shown(kind: Kind) {
     assert_eq!(row["source"], "cli");
     assert_eq!(row["state"], "done");
     assert_eq!(row["why"], Value::Null);
+    let attempts = row["attempts"].as_array().unwrap();
+    assert!(
+        attempts.len() == 1 && attempts[0]["try"] == 1 && attempts[0]["result"] == "done",
+        "{row}"
+    );
+    let log = ned(&lab, &["event", "log", id]).await.fine();
+    assert!(
+        log.lines().next().unwrap().ends_with(" try=1 start"),
+        "{log}"
+    );
+    assert!(
+        log.lines().last().unwrap().contains("end result=done"),
+        "{log}"
+    );
+    let csv = ned(&lab, &["-o", "csv", "event", "log", id]).await.fine();
+    assert_eq!(csv.lines().count(), log.lines().count() + 1, "{csv}");
     let plain = ned(&lab, &["event", "show", id]).await.fine();
     assert!(plain.contains("table\tevents_done\n"), "{plain}");
+    let attempt = plain.lines().last().unwrap();
+    assert!(
+        attempt.starts_with("1\t20") && attempt.contains("\tdone\t0\t"),
+        "{plain}"
+    );
     ned(&lab, &["event", "show", "999999"])
         .await
         .failed(5, &["there is no event 999999", "hint:"]);
@@ -113,6 +136,10 @@ async fn without_a_daemon_events_go_to_the_database(kind: Kind) {
     assert_eq!(show["state"], "compact");
     assert_eq!(show["why"], "no daemon is running: it waits until one does");
     assert_eq!(show["params"], json!({"a": [1]}));
+    assert_eq!(show["attempts"], json!([]));
+    ned(&lab, &["event", "log", &id])
+        .await
+        .failed(5, &["no log tells of event", "hint:"]);
     let follow = [
         "event",
         "post",
@@ -170,7 +197,7 @@ async fn dead_events_are_retried_unless_a_later_one_would_be_undone(kind: Kind) 
         "event", "retry", "--state", "dead", "--nas", "5", "--cmd", "user_add",
     ];
     let dry = ned(&lab, &[&bulk[..], &["--dry-run"]].concat()).await;
-    dry.failed(0, &["3 dead events"]);
+    dry.failed(0, &["dry run: 3 dead events"]);
     assert_eq!(dry.fine().lines().count(), 3);
     let said = ned(&lab, &bulk).await;
     said.failed(0, &["2 retried, 1 skipped"]);
@@ -199,6 +226,74 @@ async fn dead_events_are_retried_unless_a_later_one_would_be_undone(kind: Kind) 
     assert!(one.starts_with(&format!("{new}\t")), "{one}");
     let shown = ned(&lab, &["event", "show", &new]).await.fine();
     assert!(shown.contains("posted anew as event"), "{shown}");
+    daemon.stop().await;
+}
+
+async fn what_ends_is_chosen_by_what_it_is(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let failing = "user_add() { exit 3; }\nuser_edit() { exit 4; }\n";
+    lab.session("Failing", failing);
+    lab.nas(5, "Failing", 2, &[]).await;
+    lab.accounts(5, 1..=4).await;
+    let daemon = lab.start().await;
+    for user in 1..=3 {
+        lab.event(user, "user_add").await;
+    }
+    lab.event(4, "user_edit").await;
+    let dead = "select count(*) from events_dead where retried_as is null";
+    let all_dead = async || {
+        lab.until("all are dead", async || {
+            (lab.waiting().await == 0 && lab.number(dead).await == 4).then_some(())
+        })
+        .await;
+    };
+    all_dead().await;
+    let list = ["event", "list", "--state", "dead"];
+    let count = async |more: &[&str]| {
+        let said = ned(&lab, &[&list[..], more].concat()).await;
+        said.fine().lines().count()
+    };
+    let abonent = crate::lab::daemon::abonent(2).to_string();
+    assert_eq!(count(&["--error", "code 3"]).await, 3);
+    assert_eq!(count(&["--error", "^nothing of it$"]).await, 0);
+    assert_eq!(count(&["--error", "code 3", "--limit", "2"]).await, 2);
+    assert_eq!(count(&["--abonent", &abonent]).await, 1);
+    assert_eq!(count(&["--since", "1h", "--cmd", "user_edit"]).await, 1);
+    assert_eq!(count(&["--since", "2999-01-01"]).await, 0);
+    ned(&lab, &[&list[..], &["--error", "("]].concat())
+        .await
+        .failed(2, &["--error"]);
+    let status = ned(&lab, &["-o", "json", "status"]).await.json();
+    assert_eq!(status["problems"].as_array().unwrap().len(), 4, "{status}");
+    assert!(
+        status["problems"][3]["error"]
+            .as_str()
+            .unwrap()
+            .contains("code 3")
+    );
+
+    let retry = ["event", "retry", "--state", "dead", "--error", "code 3"];
+    let began = clock::tick_ms();
+    let slow = [&retry[..], &["--spread", "600ms"]].concat();
+    ned(&lab, &slow).await.failed(0, &["3 retried, 0 skipped"]);
+    assert!(clock::tick_ms() - began >= 400, "all at once");
+    all_dead().await;
+    ned(&lab, &["event", "retry", "7", "--error", "x"])
+        .await
+        .failed(2, &["cannot be used with"]);
+
+    let drop = ["event", "drop", "--state", "dead", "--error", "code 3"];
+    let dry = [&drop[..], &["--dry-run"]].concat();
+    let said = ned(&lab, &dry).await;
+    said.failed(0, &["dry run: 3 events would be dropped"]);
+    assert_eq!(said.fine().lines().count(), 3);
+    ned(&lab, &drop).await.failed(2, &["say -y"]);
+    assert_eq!(lab.number(dead).await, 4);
+    let other = ["event", "drop", "--state", "deferred", "-y"];
+    ned(&lab, &other).await.failed(0, &["no event matches"]);
+    let said = ned(&lab, &[&drop[..], &["-y"]].concat()).await.fine();
+    assert!(said.lines().count() == 3 && said.lines().all(|l| l.ends_with("\tdropped")));
+    assert_eq!(lab.number(dead).await, 1);
     daemon.stop().await;
 }
 
@@ -253,6 +348,10 @@ async fn dropping_needs_a_yes(kind: Kind) {
     ned(&lab, &["event", "drop", &id])
         .await
         .failed(2, &["say -y"]);
+    let dry = ["--dry-run", "event", "drop", &id];
+    ned(&lab, &dry)
+        .await
+        .failed(0, &["dry run: 1 events would"]);
     assert_eq!(lab.waiting().await, 1);
     ned(&lab, &["event", "drop", "-y", "999999"])
         .await

@@ -13,6 +13,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod audit;
 mod bad;
 mod bulk;
 mod care;

@@ -8,14 +8,17 @@ use std::process::Stdio;
 use nas_event_daemon::sim::mikrotik::Faults;
 use serde_json::Value;
 
-use crate::lab::daemon::{Lab, PATIENCE};
+use crate::lab::daemon::{Lab, PATIENCE, own_port};
 use crate::lab::db::Kind;
+use crate::lab::journal::{gated, let_through, session};
 use crate::lab::on_each_store;
 use crate::lab::sim::Router;
 use crate::{RECORD, command};
 
 on_each_store!(
     the_metrics_are_what_the_rules_and_the_dashboard_ask_for,
+    a_network_in_trouble_is_seen,
+    settings_that_cannot_be_read_grow_old,
     the_service_manager_hears_of_progress,
 );
 
@@ -49,6 +52,12 @@ async fn peer(program: &str, args: &[&str], input: &str, well: bool) -> String {
 fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     std::fs::read_to_string(path).unwrap()
+}
+
+/// The value of a series.
+fn value(text: &str, series: &str) -> Option<f64> {
+    let of = |line: &str| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok();
+    text.lines().find_map(of)
 }
 
 /// Every name of ours in a text, without the suffixes of histograms.
@@ -86,19 +95,35 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
         .until("both NASes in the metrics", async || {
             let text = ask().await;
             let attempts = text.contains(
-                "nas_event_daemon_dispatch_attempts_total{nas_id=\"5\",result=\"done\"} 1",
+                "nas_event_daemon_dispatch_attempts_total{nas_id=\"5\",nas=\"bras5\",driver=\"record\",result=\"done\"} 1",
             );
-            let skipped = text.contains("nas_event_daemon_nas_served{nas_id=\"6\",nas=\"\"} 0");
+            let skipped =
+                text.contains("nas_event_daemon_nas_served{nas_id=\"6\",nas=\"bras6\"} 0");
             (attempts && skipped).then_some(text)
         })
         .await;
     for line in [
-        "nas_event_daemon_attempt_duration_seconds_bucket{nas_id=\"5\",le=\"0.3\"} 1",
+        "nas_event_daemon_attempt_duration_seconds_bucket{nas_id=\"5\",nas=\"bras5\",driver=\"record\",le=\"0.3\"} 1",
         "nas_event_daemon_forks_configured{nas_id=\"5\",nas=\"bras5\"} 2",
         "nas_event_daemon_breaker_state{nas_id=\"5\",nas=\"bras5\",state=\"closed\"} 1",
         "nas_event_daemon_breaker_state{nas_id=\"5\",nas=\"bras5\",state=\"open\"} 0",
-        "nas_event_daemon_nas_last_success_timestamp_seconds{nas_id=\"5\"}",
-        "nas_event_daemon_settings_age_seconds ",
+        "nas_event_daemon_nas_last_success_timestamp_seconds{nas_id=\"5\",nas=\"bras5\"}",
+        "nas_event_daemon_nas_not_served{nas_id=\"6\",nas=\"bras6\",reason=\"scheme\"} 1",
+        "nas_event_daemon_nas_not_served{nas_id=\"6\",nas=\"bras6\",reason=\"off\"} 0",
+        "nas_event_daemon_reload_last_success_timestamp_seconds ",
+        "nas_event_daemon_events_received_total{source=\"sql\",cmd=\"user_add\"} 1",
+        "nas_event_daemon_accounts 2",
+        "nas_event_daemon_loop_lag_seconds_count ",
+        "nas_event_daemon_db_pool_connections{state=\"idle\"} ",
+        "nas_event_daemon_build_info{version=\"",
+        // What may go wrong is counted before it does.
+        "nas_event_daemon_log_write_errors_total{kind=\"account\"} 0",
+        "nas_event_daemon_turn_errors_total 0",
+        "nas_event_daemon_expand_errors_total{reason=\"account\"} 0",
+        "nas_event_daemon_attempt_errors_total{nas_id=\"7\",nas=\"bras7\",class=\"transport\"} 0",
+        "nas_event_daemon_dead_events{nas_id=\"5\",nas=\"bras5\"} 0",
+        "nas_event_daemon_queue_oldest_age_seconds{nas_id=\"5\",nas=\"bras5\"} 0",
+        "nas_event_daemon_sessions_open{nas_id=\"7\",nas=\"bras7\",driver=\"mikrotik\"} 1",
         "nas_event_daemon_claim_batch_events_count",
         "nas_event_daemon_expand_duration_seconds_count",
         "nas_event_daemon_sse_clients 0",
@@ -134,20 +159,7 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
     let wrong = "# TYPE ned_wait_ms counter\nned_wait_ms 1\n";
     peer("promtool", &["check", "metrics"], wrong, false).await;
 
-    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus/alerts.yml");
-    peer(
-        "promtool",
-        &["check", "rules", rules.to_str().unwrap()],
-        "",
-        true,
-    )
-    .await;
-    // Some counters are there only once something went wrong.
-    let mut known = names(&text);
-    known.insert("nas_event_daemon_log_write_errors_total".to_owned());
-    known.insert("nas_event_daemon_turn_errors_total".to_owned());
-    known.insert("nas_event_daemon_attempt_errors_total".to_owned());
-    known.insert("nas_event_daemon_events_received_total".to_owned());
+    let known = names(&text);
     for name in [
         "packaging/prometheus/alerts.yml",
         "packaging/grafana/nas_event_daemon.json",
@@ -183,6 +195,189 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
             .contains("nas_id=\"7\"")
     );
     daemon.stop().await;
+}
+
+/// One NAS that works, one that is paused, one that nobody answers for, one that says no, one that
+/// is observed and one that is off.
+async fn a_network_in_trouble_is_seen(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"100ms\"").await;
+    let gate = lab.path("gate");
+    lab.session("Slow", &session(&lab.path("journal"), &gated(&gate)));
+    lab.session("No", "user_add() { exit 3; }\n");
+    let (port, _nobody) = own_port();
+    lab.nas(5, "Slow", 2, &[]).await;
+    lab.nas(6, RECORD, 2, &[]).await;
+    lab.nas(7, "Mikrotik-Simple", 2, &[("api_port", port.to_string())])
+        .await;
+    lab.secret(7, "ned", "servicemode").await;
+    lab.nas(8, "No", 2, &[]).await;
+    let observe = [("mode", "'observe'".to_owned())];
+    lab.nas(9, RECORD, 2, &observe).await;
+    lab.nas(10, RECORD, 2, &[("mode", "'off'".to_owned())])
+        .await;
+    for nas in 5..=8 {
+        lab.accounts(nas, [nas * 10]).await;
+    }
+    lab.sql("insert into nas_state (nas_id, paused_until) values (6, '2999-01-01 00:00:00')")
+        .await;
+    let daemon = lab.start().await;
+    lab.sql(
+        "insert into events_stack_compact (cmd, user_id, created_at) values
+           ('user_add', 50, '2020-01-01 00:00:00'), ('user_add', 60, '2020-01-01 00:00:00'),
+           ('user_add', 70, '2020-01-01 00:00:00'), ('user_add', 80, '2020-01-01 00:00:00'),
+           ('user_add', 4711, '2020-01-01 00:00:00')",
+    )
+    .await;
+    let mut log = lab.stream("/api/v1/logs/daemon?follow=true").await;
+    assert!(log.chunk().await.unwrap().is_some());
+    // Lines, and series that are above 0.
+    let shows = async |lines: &[&str], above: &[&str]| {
+        let mut missing = String::new();
+        let seen = crate::lab::daemon::wait_for(async || {
+            let text = lab.get("/metrics").await;
+            let not = |line: &&&str| !text.lines().any(|l| l.starts_with(**line));
+            let low = |series: &&&str| value(&text, series).is_none_or(|n| n <= 0.0);
+            let of = lines.iter().filter(not).chain(above.iter().filter(low));
+            missing = format!("{:?}", of.collect::<Vec<_>>());
+            (missing == "[]").then_some(text)
+        });
+        seen.await.unwrap_or_else(|| panic!("in vain: {missing}"))
+    };
+    let seen = [
+        "nas_event_daemon_forks_busy{nas_id=\"5\",nas=\"bras5\"} 1",
+        "nas_event_daemon_child_processes{kind=\"script\"} 1",
+        "nas_event_daemon_queue_events{nas_id=\"5\",nas=\"bras5\",state=\"running\"} 1",
+        "nas_event_daemon_queue_events{nas_id=\"6\",nas=\"bras6\",state=\"ready\"} 1",
+        "nas_event_daemon_nas_paused{nas_id=\"6\",nas=\"bras6\"} 1",
+        "nas_event_daemon_nas_paused{nas_id=\"5\",nas=\"bras5\"} 0",
+        "nas_event_daemon_breaker_state{nas_id=\"7\",nas=\"bras7\",state=\"open\"} 1",
+        "nas_event_daemon_breaker_state{nas_id=\"7\",nas=\"bras7\",state=\"closed\"} 0",
+        "nas_event_daemon_dispatch_attempts_total{nas_id=\"8\",nas=\"bras8\",driver=\"script\",result=\"dead\"} 1",
+        "nas_event_daemon_events_total{cmd=\"user_add\",result=\"dead\"} 1",
+        "nas_event_daemon_dead_events{nas_id=\"8\",nas=\"bras8\"} 1",
+        "nas_event_daemon_dead_events{nas_id=\"5\",nas=\"bras5\"} 0",
+        "nas_event_daemon_unexpandable_events 1",
+        "nas_event_daemon_events_received_total{source=\"sql\",cmd=\"user_add\"} 5",
+        "nas_event_daemon_nas_observe{nas_id=\"9\",nas=\"bras9\"} 1",
+        "nas_event_daemon_nas_observe{nas_id=\"5\",nas=\"bras5\"} 0",
+        "nas_event_daemon_nas_served{nas_id=\"10\",nas=\"bras10\"} 0",
+        "nas_event_daemon_nas_not_served{nas_id=\"10\",nas=\"bras10\",reason=\"off\"} 1",
+        "nas_event_daemon_sse_clients 1",
+    ];
+    let again_and_again = [
+        "nas_event_daemon_attempt_errors_total{nas_id=\"7\",nas=\"bras7\",class=\"transport\"}",
+        "nas_event_daemon_attempt_errors_total{nas_id=\"8\",nas=\"bras8\",class=\"exit\"}",
+        "nas_event_daemon_expand_errors_total{reason=\"account\"}",
+    ];
+    let text = shows(&seen, &again_and_again).await;
+    let age = |nas: &str| {
+        let name = "nas_event_daemon_queue_oldest_age_seconds";
+        value(
+            &text,
+            &format!("{name}{{nas_id=\"{nas}\",nas=\"bras{nas}\"}}"),
+        )
+        .unwrap()
+    };
+    for nas in ["5", "6", "7"] {
+        assert!(age(nas) > 1e8, "{nas}: {text}");
+    }
+    assert!(age("8") < 1.0, "{text}");
+    // All is well again.
+    drop(log);
+    let_through(&gate, "all");
+    lab.sql("update nas set mode = 'active' where id in (9, 10)")
+        .await;
+    lab.ned(&["nas", "resume", "6"]).await;
+    let well = [
+        "nas_event_daemon_forks_busy{nas_id=\"5\",nas=\"bras5\"} 0",
+        "nas_event_daemon_child_processes{kind=\"script\"} 0",
+        "nas_event_daemon_nas_paused{nas_id=\"6\",nas=\"bras6\"} 0",
+        "nas_event_daemon_queue_oldest_age_seconds{nas_id=\"6\",nas=\"bras6\"} 0",
+        "nas_event_daemon_dispatch_attempts_total{nas_id=\"5\",nas=\"bras5\",driver=\"script\",result=\"done\"} 1",
+        "nas_event_daemon_nas_observe{nas_id=\"9\",nas=\"bras9\"} 0",
+        "nas_event_daemon_nas_served{nas_id=\"10\",nas=\"bras10\"} 1",
+        "nas_event_daemon_nas_not_served{nas_id=\"10\",nas=\"bras10\",reason=\"off\"} 0",
+        "nas_event_daemon_sse_clients 0",
+    ];
+    shows(&well, &[]).await;
+    daemon.stop().await;
+}
+
+/// The loop turns and the doors answer, but what is in force is old: only that tells of it.
+async fn settings_that_cannot_be_read_grow_old(kind: Kind) {
+    let lab = Lab::new(kind, "settings_interval = \"100ms\"").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    let daemon = lab.start().await;
+    let read_at = async || {
+        let text = lab.get("/metrics").await;
+        let name = "nas_event_daemon_reload_last_success_timestamp_seconds";
+        value(&text, name).unwrap()
+    };
+    let newer_than = async |old: f64| {
+        let what = "the settings are read again";
+        lab.until(what, async || (read_at().await > old).then_some(()))
+            .await;
+    };
+    newer_than(read_at().await).await;
+    let log = lab.path("log/nas_event_daemon.log");
+    let refused = |times: usize| {
+        let text = std::fs::read_to_string(&log).unwrap();
+        let told = text.matches("NAS settings cannot be read").count();
+        (told >= times).then_some(told)
+    };
+    lab.sql("alter table nas rename to nas_away").await;
+    let told = lab.until("a refusal", async || refused(1)).await;
+    let old = read_at().await;
+    lab.until("three more", async || refused(told + 3)).await;
+    assert!((read_at().await - old).abs() < f64::EPSILON, "it stays");
+    assert!(lab.is_up().await, "a restart would not help");
+    lab.sql("alter table nas_away rename to nas").await;
+    newer_than(old).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn each_alarm_fires_on_what_it_is_made_for() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus");
+    let of = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    peer("promtool", &["check", "rules", &of("alerts.yml")], "", true).await;
+    let test = of("alerts_test.yml");
+    peer("promtool", &["test", "rules", &test], "", true).await;
+    let (rules, tests) = (
+        file("packaging/prometheus/alerts.yml"),
+        file("packaging/prometheus/alerts_test.yml"),
+    );
+    let alarms: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alarms.len() > 15, "{alarms:?}");
+    for alarm in &alarms {
+        let fires = format!("alertname: {alarm}\n        exp_alerts:");
+        assert!(tests.contains(&fires), "{alarm} is not seen to fire");
+        let silent = format!("alertname: {alarm} }}");
+        assert!(tests.contains(&silent), "{alarm} is not seen to be silent");
+    }
+    // A rule that is gone, or that one paused NAS mutes for all, is noticed.
+    let other = tempfile::tempdir().unwrap();
+    std::fs::write(other.path().join("alerts_test.yml"), &tests).unwrap();
+    let test = other.path().join("alerts_test.yml");
+    for (from, to) in [
+        (
+            "queue_oldest_age_seconds > 600",
+            "queue_oldest_age_seconds > 1e9",
+        ),
+        (
+            "unless on (instance, nas_id) nas_event_daemon_nas_paused == 1",
+            "unless on (instance) max by (instance) (nas_event_daemon_nas_paused) == 1",
+        ),
+    ] {
+        assert!(rules.contains(from), "{from}");
+        std::fs::write(other.path().join("alerts.yml"), rules.replace(from, to)).unwrap();
+        let args = ["test", "rules", test.to_str().unwrap()];
+        let said = peer("promtool", &args, "", false).await;
+        assert!(said.contains("NasEventQueueStuck"), "{said}");
+    }
 }
 
 async fn the_service_manager_hears_of_progress(kind: Kind) {

@@ -13,6 +13,8 @@ on_each_store!(
     a_nas_is_listed_paused_and_resumed,
     a_nas_is_tested_by_its_own_driver,
     a_resync_brings_the_router_to_the_flags,
+    a_nas_is_drained_before_somebody_works_on_it,
+    a_resumed_nas_is_tried_at_once,
 );
 
 async fn list(lab: &Lab) -> Vec<Value> {
@@ -36,6 +38,26 @@ async fn a_nas_is_listed_paused_and_resumed(kind: Kind) {
         "{rows:?}"
     );
     let daemon = lab.start().await;
+    // What would be done is said, and nothing is.
+    for would in [
+        &["nas", "pause", "5", "--reason", "works"][..],
+        &["nas", "drain", "5"],
+        &["nas", "forks", "5", "7"],
+        &["nas", "observe", "5"],
+    ] {
+        let dry = [would, &["--dry-run"]].concat();
+        ned(&lab, &dry)
+            .await
+            .failed(0, &["dry run: nothing was changed"]);
+    }
+    assert_eq!(lab.number("select count(*) from nas_state").await, 0);
+    ned(&lab, &["nas", "test", "5", "--dry-run"])
+        .await
+        .failed(2, &["has no --dry-run"]);
+    ned(&lab, &["nas", "pause", "5", "99"])
+        .await
+        .failed(5, &["there is no NAS 99"]);
+    assert_eq!(list(&lab).await[0]["note"], "", "half of an order");
     ned(
         &lab,
         &["nas", "pause", "5", "--for", "30m", "--reason", "works"],
@@ -232,5 +254,63 @@ async fn a_resync_brings_the_router_to_the_flags(kind: Kind) {
     ned(&lab, &["account", "resync", "99"])
         .await
         .failed(5, &["there is no account 99"]);
+    daemon.stop().await;
+}
+
+async fn a_nas_is_drained_before_somebody_works_on_it(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let gate = lab.path("go").display().to_string();
+    lab.session(
+        "Slow",
+        &format!("user_add() {{ until [ -e '{gate}' ]; do sleep 0.02; done; }}\n"),
+    );
+    lab.nas(5, "Slow", 2, &[]).await;
+    lab.accounts(5, [1, 2]).await;
+    let daemon = lab.start().await;
+    let first = lab.event(1, "user_add").await;
+    lab.until("it runs", async || {
+        (lab.scheduler().await?["running"] == 1).then_some(())
+    })
+    .await;
+    let drain = ["nas", "drain", "5", "--timeout", "300ms"];
+    ned(&lab, &drain)
+        .await
+        .failed(7, &["1 events still run on NAS 5", "--state running"]);
+    let second = lab.event(2, "user_add").await;
+    std::fs::write(&gate, "").unwrap();
+    ned(&lab, &["nas", "drain", "5"])
+        .await
+        .failed(0, &["nothing runs on NAS 5", "nas resume 5"]);
+    assert_eq!(lab.ended(first).await.0, "done");
+    let rows = lab.rows("select id, state from events_stack").await;
+    assert!(rows.is_empty() || rows == [[second.to_string(), "ready".to_owned()]]);
+    ned(&lab, &["nas", "resume", "5"]).await.fine();
+    assert_eq!(lab.ended(second).await.0, "done");
+    daemon.stop().await;
+}
+
+async fn a_resumed_nas_is_tried_at_once(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let refusing = Faults {
+        refuse_logins: true,
+        ..Faults::default()
+    };
+    let router = Router::start(lab.root(), "router", refusing);
+    router.serve_as(&lab, 5, "Mikrotik-Simple", 2).await;
+    lab.accounts(5, [1]).await;
+    let daemon = lab.start().await;
+    let id = lab.event(1, "user_add").await;
+    lab.until("it is parked", async || {
+        (list(&lab).await[0]["breaker"] == "parked").then_some(())
+    })
+    .await;
+    // Mended on the device: no settings change, and the next probe is minutes away.
+    router.sim.set_faults(Faults::default());
+    ned(&lab, &["nas", "resume", "5"]).await.fine();
+    assert_eq!(lab.ended(id).await.0, "done");
+    lab.until("it obeys", async || {
+        (list(&lab).await[0]["breaker"] == "closed").then_some(())
+    })
+    .await;
     daemon.stop().await;
 }

@@ -1,6 +1,7 @@
 //! What operators use all day: one account's state, history and log, many events at once, the
 //! audit, the line for the monitoring.
 
+use nas_event_daemon::clock;
 use serde_json::json;
 
 use crate::lab::daemon::Lab;
@@ -79,6 +80,27 @@ async fn an_account_is_shown_with_its_history_and_log(kind: Kind) {
         ends.len() == 4 && ends[0].contains(",50,user_add,1,end,,done,0,"),
         "{csv}"
     );
+    // A rotation sets aside what was; nothing of it is lost for who asks.
+    let file = lab
+        .path("log")
+        .join(crate::lab::daemon::account_log_name(50));
+    let aside = |end: &str| std::path::PathBuf::from(format!("{}{end}", file.display()));
+    std::fs::rename(&file, aside("-20260102-1767312000")).unwrap();
+    let all = ["-o", "csv", "account", "log", "50"];
+    assert_eq!(ned(&lab, &all).await.fine(), csv);
+    lab.event(50, "user_drop").await;
+    let now = lab
+        .until("the new log's record", async || {
+            let now = ned(&lab, &all).await.fine();
+            now.contains(",50,user_drop,1,end,,done,0,").then_some(now)
+        })
+        .await;
+    assert!(now.starts_with(&csv), "{now}");
+    let few = ned(&lab, &["account", "log", "50", "-n", "1"]).await.fine();
+    assert!(
+        few.lines().count() == 1 && few.contains("cmd=user_drop"),
+        "{few}"
+    );
     ned(&lab, &["-o", "json", "account", "log", "50", "-f"])
         .await
         .failed(2, &["-o jsonl"]);
@@ -126,6 +148,17 @@ async fn many_events_come_from_a_pipe(kind: Kind) {
         .number("select count(*) from events_done where batch_id = 'night'")
         .await;
     assert_eq!(done, 40);
+    // Evenly within a time: three pauses of 100 ms between four events.
+    let args = ["event", "bulk", "--cmd", "user_add", "--batch", "slow"];
+    let spread = [&args[..], &["--spread", "400ms"]].concat();
+    let began = clock::tick_ms();
+    named(&lab, "nas_event_daemon", &spread, "1\n2\n3\n4\n")
+        .await
+        .fine();
+    assert!(clock::tick_ms() - began >= 300, "all at once");
+    let posted = "select count(*) from events_done where batch_id = 'slow'";
+    lab.drained().await;
+    assert_eq!(lab.number(posted).await, 4);
     // Wrong lines are named and hurt no other.
     let lines = "user_id,cmd\n1,user_add\n2,user_dal\n3,user_add\n";
     let said = named(&lab, "nas_event_daemon", &["event", "bulk"], lines).await;
@@ -169,5 +202,14 @@ async fn the_monitoring_gets_one_line(kind: Kind) {
         .await;
     assert!(warned.starts_with("WARNING - 1 events wait | "), "{warned}");
     assert_eq!(warned.lines().count(), 1);
+    lab.until("it waits for a second", async || {
+        let said = ned(&lab, &["check", "--age", "1"]).await;
+        (said.code == 2 && said.out.starts_with("CRITICAL - the oldest waits for ")).then_some(())
+    })
+    .await;
+    // What cannot be asked is unknown, and says so on the line.
+    let said = ned(&lab, &["--config", "/nonexistent", "check"]).await;
+    assert_eq!(said.code, 3, "{said:?}");
+    assert!(said.out.starts_with("UNKNOWN - "), "{said:?}");
     daemon.stop().await;
 }

@@ -41,7 +41,7 @@ async fn shipped_schemes_pass_their_own_examples() {
 #[tokio::test]
 async fn a_new_scheme_is_clean_and_passes_its_example() {
     let lab = lab().await;
-    for kind in ["mikrotik", "radius", "http", "session"] {
+    for kind in ["mikrotik", "radius", "ssh", "telnet", "http", "session"] {
         let name = format!("My-{kind}");
         let made = ned(&lab, &["scheme", "new", &name, "--kind", kind]).await;
         assert_eq!(
@@ -208,7 +208,8 @@ async fn lint_finds_the_traps_of_bash_and_vars_the_names() {
         .failed(5, &["None-Such"]);
 }
 
-/// Where shellcheck is installed its errors are told; a stand-in answers in its format (json1).
+/// Where shellcheck is installed its errors are told: a stand-in answers in its format (json1), then
+/// the real one.
 #[tokio::test]
 async fn lint_tells_what_shellcheck_calls_an_error() {
     let lab = lab().await;
@@ -233,4 +234,12 @@ async fn lint_tells_what_shellcheck_calls_an_error() {
     assert!(found.out.contains(line), "{found:?}");
     let without = lint("/nonexistent".to_owned()).await;
     assert!(without.fine().contains(": ok"));
+    // The real one is of the same mind about our call and its answer.
+    let careless = "#!/bin/bash\nuser_add() {\n    printf '%s' $@\n}\n";
+    std::fs::write(lab.path("oss/local/Checked/bin/session"), careless).unwrap();
+    let real = lint("/usr/local/bin:/usr/bin:/bin".to_owned()).await;
+    assert!(
+        real.out.contains("bin/session:3: warning: ") && real.out.contains("; shellcheck SC2068"),
+        "scripts/test --install installs it: {real:?}"
+    );
 }

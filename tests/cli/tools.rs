@@ -1,7 +1,5 @@
 //! The smaller verbs: configuration, health, schemes, logs, tokens, the simulator.
 
-use std::time::Duration;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -38,6 +36,10 @@ async fn the_configuration_is_checked_and_shown(kind: Kind) {
     let shown = ned(&lab, &["config", "show"]).await.fine();
     assert!(shown.contains("max_tries = 4\n"), "{shown}");
     assert!(shown.contains("cross_nas_wait = \"30s\"\n"), "{shown}");
+    let origin = ned(&lab, &["config", "show", "--origin"]).await.fine();
+    let of = |line: String| assert!(origin.lines().any(|l| l == line), "{line}: {origin}");
+    of(format!("dispatch.max_tries\t4\t{file}"));
+    of("dispatch.cross_nas_wait\t30s\tdefault".to_owned());
     let again = lab.path("again.toml");
     std::fs::write(&again, &shown).unwrap();
     let again = again.display().to_string();
@@ -54,8 +56,13 @@ async fn health_is_told_by_the_exit_code(kind: Kind) {
     ned(&lab, &["health"])
         .await
         .failed(4, &["no daemon listens on", "hint:"]);
+    ned(&lab, &["health", "ready"])
+        .await
+        .failed(4, &["no daemon listens on"]);
     let daemon = lab.start().await;
     assert!(ned(&lab, &["health"]).await.fine().starts_with("ok "));
+    let ready = ["-o", "json", "health", "ready"];
+    assert!(ned(&lab, &ready).await.fine().starts_with("ok "));
     // By TCP, from a machine that has no control socket.
     let text = std::fs::read_to_string(lab.path("ned.toml")).unwrap();
     let elsewhere = lab.path("elsewhere.toml");
@@ -75,11 +82,11 @@ async fn an_unhealthy_daemon_is_told_by_9() {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut head = vec![0; 4096];
         let n = stream.read(&mut head).await.unwrap();
-        assert!(head[..n].starts_with(b"GET /healthz "));
+        assert!(head[..n].starts_with(b"GET /readyz "));
         let answer = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 5\r\nConnection: close\r\n\r\nstuck";
         stream.write_all(answer.as_bytes()).await.unwrap();
     };
-    let (said, ()) = tokio::join!(ned(&lab, &["health"]), answering);
+    let (said, ()) = tokio::join!(ned(&lab, &["health", "ready"]), answering);
     said.failed(9, &["503"]);
     assert_eq!(said.out, "unhealthy stuck\n");
 }
@@ -278,15 +285,7 @@ async fn a_token_opens_the_api(kind: Kind) {
 #[tokio::test]
 async fn old_account_logs_are_pruned() {
     let lab = Lab::new(Kind::Sqlite, "").await;
-    let dir = lab.path("log/abonents/1");
-    std::fs::create_dir_all(&dir).unwrap();
-    for (name, days) in [("event_1.log", 500), ("event_2.log", 1)] {
-        let file = std::fs::File::create(dir.join(name)).unwrap();
-        #[expect(clippy::disallowed_methods, reason = "the age of a file is the case")]
-        let now = std::time::SystemTime::now();
-        file.set_modified(now - Duration::from_secs(days * 86_400))
-            .unwrap();
-    }
+    let dir = super::audit::old_log(&lab);
     let prune = ["logs", "prune", "--older-than", "400d"];
     let dry = ned(&lab, &[&prune[..], &["--dry-run"]].concat()).await;
     dry.failed(0, &["nothing was removed"]);

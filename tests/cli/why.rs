@@ -52,7 +52,7 @@ async fn post(lab: &Lab, cmd: &str, user: i64) {
 }
 
 async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
-    let lab = Lab::new(kind, "script_timeout = \"120s\"").await;
+    let lab = Lab::new(kind, "script_timeout = \"120s\"\ncross_nas_wait = \"1h\"").await;
     lab.session("Failing", FAILING);
     let closed = crate::lab::daemon::own_port();
     let full = Router::start(
@@ -85,14 +85,14 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     lab.nas(16, "Failing", 2, &[("timeout_ms", "300".to_owned())])
         .await;
     for (nas, users) in [
-        (5, &[50, 51, 52, 53, 54, 55][..]),
+        (5, &[50, 51, 52, 53, 54, 55, 56][..]),
         (6, &[60]),
         (7, &[70]),
         (8, &[80]),
         (9, &[90]),
         (10, &[100]),
         (11, &[110, 111, 112, 113]),
-        (12, &[120, 121]),
+        (12, &[120, 121, 122]),
         (13, &[130]),
         (14, &[140]),
         (15, &[150]),
@@ -220,7 +220,31 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     );
     cause(&lab, 120, "running", &[]).await;
     post(&lab, "user_drop", 121).await;
-    cause(&lab, 121, "forks_busy", &[]).await;
+    let said = cause(&lab, 121, "forks_busy", &[]).await;
+    assert!(!said["verdict"].to_string().contains("urgent"), "{said}");
+    // A rate waits behind the cut of 121, whatever comes first.
+    post(&lab, "user_rate_set", 122).await;
+    let said = cause(&lab, 122, "forks_busy", &[]).await;
+    assert!(
+        said["verdict"]
+            .as_str()
+            .unwrap()
+            .contains("class go first: 1"),
+        "{said}"
+    );
+    // Moved from a NAS that is busy to one that is idle: the events keep their order.
+    lab.sql(
+        "insert into events_stack_compact (cmd, user_id, nas_id) values ('user_add', 56, 12);
+         insert into events_stack_compact (cmd, user_id, nas_id) values ('user_add', 56, 5)",
+    )
+    .await;
+    lab.until("the earlier event is named", async || {
+        let said = cause(&lab, 56, "waiting", &[]).await;
+        let text = said["verdict"].as_str().unwrap();
+        text.contains("on NAS 12, which is ready, goes first")
+            .then_some(())
+    })
+    .await;
     cause(&lab, 130, "observed", &[]).await;
     let said = cause(&lab, 140, "nas_paused", &[]).await;
     assert!(

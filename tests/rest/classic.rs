@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use axum::http::Request;
 use hyper::body::Frame;
-use nas_event_daemon::intake::access::Peer;
+use nas_event_daemon::intake::access::{Peer, Scope};
 use serde_json::json;
 
 use crate::fake::{House, LONG, house, rung};
@@ -196,6 +196,7 @@ fn from(peer: Peer, headers: &[(&str, &str)]) -> Request<Body> {
 async fn who_may_post_without_and_with_a_token() {
     let h = house(0);
     let tcp = |ip: &str| Peer::Tcp(format!("{ip}:4000").parse().unwrap());
+    let local = |uid, scope| Peer::Unix { uid, scope };
     let own = nix::unistd::geteuid().as_raw();
     let host = ("host", "127.0.0.1:8082");
     type Case<'a> = (Peer, &'a [(&'a str, &'a str)], u16);
@@ -239,11 +240,12 @@ async fn who_may_post_without_and_with_a_token() {
             &[("authorization", "bearer t-admin")],
             200,
         ),
-        (Peer::Unix { uid: own }, &[("host", "ctl")], 200),
-        (Peer::Unix { uid: 0 }, &[], 200),
-        (Peer::Unix { uid: own + 1 }, &[], 401),
+        (local(own, Some(Scope::Admin)), &[("host", "ctl")], 200),
+        (local(own + 1, Some(Scope::Operator)), &[], 200),
+        (local(own + 1, Some(Scope::Viewer)), &[], 403),
+        (local(own + 1, None), &[], 401),
         (
-            Peer::Unix { uid: own + 1 },
+            local(own + 1, None),
             &[("authorization", "Bearer t-operator")],
             200,
         ),

@@ -1,7 +1,7 @@
 //! A store in memory: what the doors ask of one, and switches for its failures.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -202,7 +202,11 @@ impl Store for Fake {
         no()
     }
     async fn owner(&self) -> Result<Option<Owner>> {
-        no()
+        self.works()?;
+        if self.stuck.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        Ok(None)
     }
     async fn still_own(&self, _: i64) -> Result<bool> {
         no()
@@ -230,9 +234,21 @@ impl Store for Fake {
         for post in posts {
             self.posting.fetch_add(1, Ordering::SeqCst);
             self.gate.acquire().await.unwrap().forget();
-            answers.push(Ok(self.put(post)));
+            let done = self.put(post);
+            if let (Some(who), Posted::New(ids)) = (post.who, &done) {
+                let cmd = post.events.first().map_or("", |e| e.cmd.as_str());
+                let detail = ids.iter().map(|id| format!("event={id} cmd={cmd}"));
+                let detail = detail.collect::<Vec<_>>().join("; ");
+                let row = (who.to_owned(), "post".to_owned(), detail);
+                self.audits.lock().unwrap().push(row);
+            }
+            answers.push(Ok(done));
         }
         Ok(answers)
+    }
+
+    async fn confirm_keys(&self, _: &[String]) -> Result<()> {
+        no()
     }
 
     async fn posted_before(&self, guard: &Idempotency) -> Result<Option<Posted>> {
@@ -447,6 +463,8 @@ pub(crate) struct House {
     pub(crate) wake: Arc<Notify>,
     /// The parent loop's bell.
     pub(crate) reload: Arc<Notify>,
+    /// When the parent loop turned last.
+    pub(crate) parent_tick: Arc<AtomicU64>,
 }
 
 /// Doors that are open from 10.1.2.0/24 and loopback; `high_water` 0 = no mark.
@@ -465,6 +483,7 @@ fn built(fake: Arc<Fake>, store: Arc<dyn Store>, high_water: usize) -> House {
     let wake = Arc::new(Notify::new());
     let reload = Arc::new(Notify::new());
     let (_, cmds) = watch::channel(vec![Cmd::parse("my_own").unwrap()]);
+    let parent_tick = Arc::new(AtomicU64::new(nas_event_daemon::clock::tick_ms()));
     let doors = Doors {
         store,
         http: Http {
@@ -476,12 +495,11 @@ fn built(fake: Arc<Fake>, store: Arc<dyn Store>, high_water: usize) -> House {
             ],
         },
         dropped: None,
+        resumed: None,
         wake: Arc::clone(&wake),
         reload: Arc::clone(&reload),
         cmds,
-        parent_tick: Arc::new(std::sync::atomic::AtomicU64::new(
-            nas_event_daemon::clock::tick_ms(),
-        )),
+        parent_tick: Arc::clone(&parent_tick),
         settings_interval: Duration::from_secs(60),
         metrics: Some(nas_event_daemon::intake::rest::install_metrics()),
         metrics_max_nas: 300,
@@ -497,6 +515,7 @@ fn built(fake: Arc<Fake>, store: Arc<dyn Store>, high_water: usize) -> House {
         router: router(doors),
         wake,
         reload,
+        parent_tick,
     }
 }
 

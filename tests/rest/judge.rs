@@ -1,7 +1,7 @@
 //! An independent judge of the API: schemathesis (PyPI, `scripts/install-peers`) reads the OpenAPI
 //! document from a running daemon, makes calls of it, well-formed and not, and holds every answer
-//! against it. A short form; `NED_JUDGE_SECONDS` makes it longer by hand, and
-//! `NED_JUDGE_REPORT` names a file for what it says.
+//! against it. A short form; `NED_JUDGE_SECONDS` makes it longer by hand, `NED_JUDGE_CASES` says how
+//! many calls it must have made at least, and `NED_JUDGE_REPORT` names a file for what it says.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -16,6 +16,8 @@ on_each_store!(no_call_breaks_the_document);
 /// What an answer is judged by. Whether a wrong call is refused is ours to say: JSON that a billing
 /// writes with numbers as texts is taken.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,response_headers_conformance";
+/// Calls that it makes at least in its short form, on a machine that is busy with other tests.
+const CASES_MIN: u64 = 300;
 /// Time for the judge to start and to end, beside its calls.
 const AROUND: Duration = Duration::from_secs(240);
 
@@ -48,6 +50,8 @@ async fn judged(lab: &Lab, document: &str, seconds: u64) -> (bool, String) {
         .args(["run", document, "--url", &lab.url("")])
         .args(["--checks", CHECKS, "--max-time", &seconds, "--no-color"])
         .args(["--phases", "examples,coverage,fuzzing", "--warnings", "off"])
+        // What it cannot make calls of is no fault of an answer.
+        .args(["--suppress-health-check", "filter_too_much"])
         .args(["-H", "Authorization: Bearer token-of-the-lab"])
         .env("PYTHONPATH", peers())
         .env("NO_COLOR", "1")
@@ -67,6 +71,26 @@ async fn judged(lab: &Lab, document: &str, seconds: u64) -> (bool, String) {
     (output.status.success(), text.into_owned())
 }
 
+/// How many calls it says to have made and judged.
+fn cases(said: &str) -> u64 {
+    let number = |part: &str| part.trim().split(' ').next()?.parse::<u64>().ok();
+    let counted = said
+        .lines()
+        .skip_while(|line| line.trim() != "Test cases:")
+        .nth(1)
+        .unwrap_or_else(|| panic!("the judge counts nothing: {said}"));
+    let of = |what: &str| {
+        let mut parts = counted.split(',');
+        parts.find(|part| part.contains(what)).and_then(number)
+    };
+    let made = of("generated").unwrap_or_else(|| panic!("{counted}"));
+    made - of("skipped").unwrap_or(0) - of("errored").unwrap_or(0)
+}
+
+fn setting(name: &str, usual: u64) -> u64 {
+    std::env::var(name).map_or(usual, |text| text.parse().unwrap())
+}
+
 async fn no_call_breaks_the_document(kind: Kind) {
     let lab = Lab::new(kind, "").await;
     lab.native(
@@ -80,14 +104,15 @@ async fn no_call_breaks_the_document(kind: Kind) {
     for user in 1..=5 {
         lab.event(user, "user_add").await;
     }
-    let seconds = std::env::var("NED_JUDGE_SECONDS");
-    let seconds = seconds.map_or(20, |text| text.parse().unwrap());
+    let seconds = setting("NED_JUDGE_SECONDS", 20);
     let (content, said) = judged(&lab, &lab.url("/api/openapi.json"), seconds).await;
     if let Ok(file) = std::env::var("NED_JUDGE_REPORT") {
         std::fs::write(file, &said).unwrap();
     }
     assert!(content, "{said}");
     assert!(lab.is_up().await, "{said}");
+    let (made, wanted) = (cases(&said), setting("NED_JUDGE_CASES", CASES_MIN));
+    assert!(made >= wanted, "{made} calls, {wanted} are wanted: {said}");
     // The judge bites: a document that promises another answer is not kept.
     let wrong = lab
         .get("/api/openapi.json")

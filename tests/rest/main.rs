@@ -2,6 +2,8 @@
 //! sockets' bounds over real connections on loopback.
 
 #[cfg(test)]
+mod billing;
+#[cfg(test)]
 mod classic;
 #[cfg(test)]
 mod fake;
@@ -10,6 +12,8 @@ mod judge;
 #[cfg(test)]
 #[path = "../lab/mod.rs"]
 mod lab;
+#[cfg(test)]
+mod liveness;
 #[cfg(test)]
 mod models;
 #[cfg(test)]

@@ -44,6 +44,12 @@ pub(crate) async fn house(kind: Kind) -> (Db, House) {
     db.store.expand(100, &[]).await.unwrap();
     db.sql("insert into events_stack_compact (cmd, user_id) values ('user_accept', 4)")
         .await;
+    let house = house_of(&db).await;
+    (db, house)
+}
+
+/// The doors over a database, with a token of each scope that is asked for here.
+pub(crate) async fn house_of(db: &Db) -> House {
     for scope in ["viewer", "operator"] {
         let token = Token {
             name: format!("crm-{scope}"),
@@ -52,8 +58,7 @@ pub(crate) async fn house(kind: Kind) -> (Db, House) {
         };
         db.store.add_token(&token).await.unwrap();
     }
-    let store = std::sync::Arc::clone(&db.store);
-    (db, house_on(store))
+    house_on(std::sync::Arc::clone(&db.store))
 }
 
 impl House {
@@ -63,7 +68,7 @@ impl House {
     }
 
     /// The result of a call that works.
-    async fn result(&self, model: &str, body: &str) -> Value {
+    pub(crate) async fn result(&self, model: &str, body: &str) -> Value {
         let answer = self.call(model, body).await;
         assert_eq!(answer.status, 200, "{body}: {}", answer.text);
         let mut json = answer.json();
@@ -72,7 +77,7 @@ impl House {
     }
 
     /// The error of one that does not.
-    async fn error(&self, model: &str, body: &str) -> String {
+    pub(crate) async fn error(&self, model: &str, body: &str) -> String {
         let answer = self.call(model, body).await;
         assert!(answer.status >= 400, "{body}: {}", answer.text);
         let json = answer.json();
@@ -80,7 +85,7 @@ impl House {
         json["error"].as_str().unwrap().to_owned()
     }
 
-    async fn pks(&self, model: &str, body: &str) -> Vec<i64> {
+    pub(crate) async fn pks(&self, model: &str, body: &str) -> Vec<i64> {
         let result = self.result(model, body).await;
         let each = result.as_array().unwrap().iter();
         each.map(|o| o["pk"].as_i64().unwrap()).collect()

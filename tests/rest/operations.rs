@@ -2,16 +2,20 @@
 //! accounts, batches, the audit.
 
 use nas_event_daemon::intake::crowd::SPREADS_MAX;
+use nas_event_daemon::store::audit_rows;
 use serde_json::{Value, json};
 
-use crate::lab::db::Kind;
+use crate::lab::daemon::wait_for;
+use crate::lab::db::{Db, Kind};
 use crate::lab::on_each_store;
 use crate::models::house;
 
 on_each_store!(
     many_events_are_counted_first_then_retried_or_dropped,
     so_many_retries_are_spread_at_once,
+    a_spread_retry_takes_its_time,
     accounts_batches_and_the_audit,
+    every_change_is_in_the_audit_and_no_other,
 );
 
 async fn many_events_are_counted_first_then_retried_or_dropped(kind: Kind) {
@@ -72,6 +76,19 @@ async fn many_events_are_counted_first_then_retried_or_dropped(kind: Kind) {
         )
         .await;
     assert_eq!(spread.status, 202);
+    let dry = h
+        .with(
+            "operator",
+            "POST",
+            "/api/v1/events/drop",
+            r#"{"state":"ready","user":1,"dry_run":true}"#,
+        )
+        .await;
+    assert_eq!(dry.json(), json!({"dry_run": true, "events": 2}));
+    let kept = db
+        .store
+        .sql("select count(*) from events_stack where user_id = 1", false);
+    assert_eq!(kept.await.unwrap().rows[0][0].as_deref(), Some("2"));
     let dropped = h
         .with(
             "operator",
@@ -115,6 +132,217 @@ async fn so_many_retries_are_spread_at_once(kind: Kind) {
         "{}",
         refused.text
     );
+}
+
+/// Events 200 to 202 of accounts 2 to 4 are dead, on these NASes.
+async fn three_dead(db: &Db, nases: [i64; 3]) {
+    for (n, nas) in (0..).zip(nases) {
+        let row = format!("{}, 'user_add', {}, {nas}", 200 + n, 2 + n);
+        db.sql(&format!(
+            "insert into events_dead (id, event_type, user_id, nas_id, class, event_date, reason)
+             values ({row}, 1, '2026-01-01 00:00:00', 'x')"
+        ))
+        .await;
+    }
+}
+
+async fn a_spread_retry_takes_its_time(kind: Kind) {
+    let (db, h) = house(kind).await;
+    three_dead(&db, [9, 9, 9]).await;
+    let body = r#"{"state":"dead","nas":9,"spread":"600ms"}"#;
+    let said = h
+        .with("operator", "POST", "/api/v1/events/retry", body)
+        .await;
+    assert_eq!(
+        (said.status, said.json()),
+        (202, json!({"events": 3, "spread_s": 0}))
+    );
+    let at = match kind {
+        Kind::Sqlite => "cast(round(unixepoch(created_at, 'subsec') * 1000) as integer)",
+        Kind::Postgres => "cast(extract(epoch from created_at) * 1000 as bigint)",
+    };
+    let text = format!(
+        "select retried_from, {at} from events_stack_compact where retried_from is not null order by id"
+    );
+    let rows = wait_for(async || {
+        let rows = db.store.sql(&text, false).await.unwrap().rows;
+        (rows.len() == 3).then_some(rows)
+    });
+    let rows = rows.await.expect("all three are retried");
+    let number =
+        |row: usize, column: usize| -> i64 { rows[row][column].as_ref().unwrap().parse().unwrap() };
+    let order: Vec<i64> = (0..3).map(|row| number(row, 0)).collect();
+    assert_eq!(order, [202, 201, 200], "the later ones first");
+    for row in 1..3 {
+        let pause = number(row, 1) - number(row - 1, 1);
+        assert!(pause >= 190, "{pause} ms: {rows:?}");
+    }
+    let left = "select count(*) from events_dead where retried_as is null";
+    let left = db.store.sql(left, false).await.unwrap();
+    assert_eq!(left.rows[0][0].as_deref(), Some("0"));
+}
+
+const COMPACT: &str = "/rest_api/v2/EventsStackCompact/";
+const STACK: &str = "/rest_api/v2/EventsStack/";
+
+/// Every call that changes something: path, body, its status, and the audit's word and parts of its
+/// detail.
+type Change = (
+    &'static str,
+    &'static str,
+    u16,
+    &'static str,
+    &'static [&'static str],
+);
+
+const CHANGES: &[Change] = &[
+    (
+        "/api/v1/events",
+        r#"{"cmd":"user_add","user_id":1}"#,
+        201,
+        "post",
+        &["event=", "cmd=user_add"],
+    ),
+    (
+        "/api/v1/events/bulk?batch_id=night",
+        "{\"cmd\":\"user_add\",\"user_id\":1}\n{\"cmd\":\"user_del\",\"user_id\":1}\n",
+        200,
+        "post",
+        &["events=", "n=2", "batch=\"night\""],
+    ),
+    (
+        COMPACT,
+        r#"method1=objects.create&arg1={"user_id":2,"cmd":"user_del"}"#,
+        200,
+        "post",
+        &["event=", "cmd=user_del"],
+    ),
+    (
+        COMPACT,
+        r#"method1=objects.get&arg1={"user_id":4}&method2=set&arg2={"cmd":"user_del"}&method3=save"#,
+        200,
+        "save",
+        &["event=6", "set=cmd"],
+    ),
+    (
+        STACK,
+        r#"method1=objects.filter&arg1={"user_id":3}&method2=delete"#,
+        200,
+        "drop",
+        &["model=EventsStack", "n=2", "events=3..4"],
+    ),
+    (
+        COMPACT,
+        r#"method1=objects.delete&arg1={"user_id":2}"#,
+        200,
+        "drop",
+        &["model=EventsStackCompact", "n=1"],
+    ),
+    (
+        "/api/v1/events/200/retry",
+        "",
+        201,
+        "retry",
+        &["event=200 as="],
+    ),
+    (
+        "/api/v1/events/201/drop",
+        r#"{"why":"moved away"}"#,
+        200,
+        "drop",
+        &["event=201", "moved away"],
+    ),
+    (
+        "/api/v1/events/retry",
+        r#"{"state":"dead","nas":6}"#,
+        200,
+        "retry_many",
+        &["n=1", "nas: Some(6)"],
+    ),
+    (
+        "/api/v1/events/drop",
+        r#"{"state":"ready","user":1,"why":"terminated"}"#,
+        200,
+        "drop_many",
+        &["n=2", "terminated", "user: Some(1)"],
+    ),
+    (
+        "/api/v1/nas/5/pause",
+        r#"{"reason":"firmware","for":"30m"}"#,
+        200,
+        "nas_pause",
+        &["nas=5", "30m", "firmware"],
+    ),
+    ("/api/v1/nas/5/resume", "", 200, "nas_resume", &["nas=5"]),
+    (
+        "/api/v1/nas/5/forks",
+        r#"{"forks":7}"#,
+        200,
+        "nas_forks",
+        &["nas=5", "7"],
+    ),
+    (
+        "/api/v1/nas/5/mode",
+        r#"{"mode":"observe"}"#,
+        200,
+        "nas_mode",
+        &["nas=5 mode=observe"],
+    ),
+    (
+        "/api/v1/nas/5/mode",
+        r#"{"mode":null}"#,
+        200,
+        "nas_mode",
+        &["nas=5 mode=default"],
+    ),
+    ("/api/v1/reload", "", 202, "reload", &[]),
+];
+
+/// Calls that look as if they changed something.
+const ONLY_COUNTED: &[(&str, &str)] = &[
+    ("/api/v1/events/retry", r#"{"state":"dead","dry_run":true}"#),
+    ("/api/v1/events/drop", r#"{"state":"ready","dry_run":true}"#),
+    (
+        "/api/v1/events?plan=true",
+        r#"{"cmd":"user_add","user_id":1}"#,
+    ),
+    (STACK, r#"method1=objects.filter&arg1={"user_id":1}"#),
+];
+
+async fn every_change_is_in_the_audit_and_no_other(kind: Kind) {
+    let (db, h) = house(kind).await;
+    three_dead(&db, [9, 6, 6]).await;
+    let mut known = 0;
+    let mut fresh = async || {
+        let mut rows = audit_rows(db.store.as_ref(), None, 100).await.unwrap();
+        rows.retain(|row| row.id > known);
+        known = rows.first().map_or(known, |row| row.id);
+        rows
+    };
+    for (path, body) in ONLY_COUNTED {
+        let said = h.with("operator", "POST", path, body).await;
+        assert_eq!(said.status, 200, "{path} {body}: {}", said.text);
+    }
+    assert!(fresh().await.is_empty());
+    for (path, body, status, what, parts) in CHANGES {
+        let refused = h.with("viewer", "POST", path, body).await;
+        assert_eq!(refused.status, 403, "{path} {body}: {}", refused.text);
+        assert!(fresh().await.is_empty(), "{path} {body} was refused");
+        let said = h.with("operator", "POST", path, body).await;
+        assert_eq!(said.status, *status, "{path} {body}: {}", said.text);
+        let rows = fresh().await;
+        let [row] = rows.as_slice() else {
+            panic!("{path} {body}: {rows:?}")
+        };
+        assert_eq!(
+            (row.who.as_str(), row.what.as_str()),
+            ("crm-operator", *what),
+            "{path} {body}"
+        );
+        for part in *parts {
+            assert!(row.detail.contains(part), "{path} {body}: {row:?}");
+        }
+    }
 }
 
 async fn accounts_batches_and_the_audit(kind: Kind) {

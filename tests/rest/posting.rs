@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use nas_event_daemon::store::WhereIs;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -126,6 +127,58 @@ async fn above_the_mark_those_who_paid_and_known_keys_are_served() {
         "{}",
         answer.text
     );
+}
+
+#[tokio::test]
+async fn a_bulk_call_stops_at_the_mark_and_is_sent_again_for_the_rest() {
+    let h = house(2_000);
+    let bulk = async |cmd: &str, events: i64| {
+        let line = |user| format!("{{\"cmd\":\"{cmd}\",\"user_id\":{user}}}\n");
+        let body: String = (1..=events).map(line).collect();
+        let headers = [
+            ("authorization", "Bearer t-operator"),
+            ("idempotency-key", cmd),
+        ];
+        h.open("/api/v1/events/bulk", &headers, &body).await
+    };
+    let counted = async || {
+        let status = h.with("viewer", "GET", "/api/v1/status", "").await;
+        assert_eq!(status.status, 200, "the stacks are counted now");
+    };
+    counted().await;
+    // Each thousand is a transaction: the third finds the mark reached.
+    let half = bulk("user_add", 2_500).await;
+    assert_eq!(half.status, 429, "{}", half.text);
+    assert_eq!(half.head["retry-after"], "5");
+    let said = half.json();
+    assert_eq!(said["accepted"], 2_000);
+    assert_eq!(
+        (&said["error"]["code"], &said["error"]["number"]),
+        (&json!("stack_full"), &json!("NED-0404"))
+    );
+    let hint = said["error"]["hint"].as_str().unwrap();
+    assert!(
+        hint.contains("2000 events of this call are stored; send it again"),
+        "{hint}"
+    );
+    let none = bulk("user_rate_set", 10).await;
+    assert_eq!((none.status, &none.json()["accepted"]), (429, &json!(0)));
+    assert_eq!(none.head["retry-after"], "5");
+    // Who paid gets through, in a bulk call as well.
+    let paid = bulk("user_redirect_cancel", 10).await;
+    assert_eq!((paid.status, &paid.json()["accepted"]), (200, &json!(10)));
+    assert_eq!(h.fake.events().len(), 2_010);
+    for id in 1..=2_010 {
+        h.fake.end(id, WhereIs::Done, None);
+    }
+    counted().await;
+    // Sent again with its key it stores only what was refused.
+    let rest = bulk("user_add", 2_500).await;
+    assert_eq!(
+        (rest.status, &rest.json()["accepted"]),
+        (200, &json!(2_500))
+    );
+    assert_eq!(h.fake.events().len(), 2_510);
 }
 
 async fn a_burst_is_acknowledged_exactly_once(kind: Kind) {

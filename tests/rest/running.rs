@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nas_event_daemon::intake::tails::STREAMS_MAX;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
@@ -18,6 +19,8 @@ on_each_store!(
     a_nas_is_tested_over_the_api,
     a_plan_says_what_a_call_would_do,
     an_alarm_rings_and_is_called_off,
+    guard_mark_and_database_ring_too,
+    so_many_logs_are_followed_at_once,
     a_thousand_slow_clients_delay_nobody,
 );
 
@@ -403,6 +406,93 @@ async fn an_alarm_rings_and_is_called_off(kind: Kind) {
     assert!(!other, "{got:?}");
     assert_eq!(got.lock().unwrap().len(), 2);
     assert!(!lab.daemon_log().concat().contains("geheim"));
+    daemon.stop().await;
+}
+
+async fn guard_mark_and_database_ring_too(kind: Kind) {
+    let (address, got, _tasks) = receiver().await;
+    let lab = Lab::new(kind, "").await;
+    lab.configure(
+        &format!(
+            "high_water = 40\n[alarm]\nwebhook = \"http://{address}/hook\"\nafter = \"100ms\""
+        ),
+        "guard = \"hold\"",
+    );
+    lab.native(
+        RECORD,
+        "driver = \"record\"\n[[on.user_redirect]]\ncall = \"/x\"\n",
+    );
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, 1..=70).await;
+    lab.sql("insert into nas_state (nas_id, paused_until) values (5, '2999-01-01 00:00:00')")
+        .await;
+    let daemon = lab.start().await;
+    let told = async |alarm: &str, state: &str| {
+        let what = format!("{alarm} is {state}");
+        let text = lab.until(&what, async || {
+            let got = got.lock().unwrap();
+            let found = got
+                .iter()
+                .find(|m| m["alarm"] == alarm && m["state"] == state);
+            found.map(|m| m["text"].as_str().unwrap().to_owned())
+        });
+        text.await
+    };
+    // More than the guard lets one source cut off, and more than the mark.
+    let cut: Vec<Value> = (1..=60)
+        .map(|user| json!({ "cmd": "user_redirect", "user_id": user }))
+        .collect();
+    lab.post(json!({ "events": cut })).await;
+    let text = told("guard", "raised").await;
+    assert!(
+        text.starts_with("the intent guard holds 10 events"),
+        "{text}"
+    );
+    let text = told("high_water", "raised").await;
+    assert!(text.contains("above http.high_water"), "{text}");
+    lab.ned(&["guard", "deny", "--source", "lab"]).await;
+    told("guard", "cleared").await;
+    let resume = lab.try_post("/api/v1/nas/5/resume", &json!({}), None).await;
+    assert_eq!(resume.unwrap().0, 200);
+    told("high_water", "cleared").await;
+    // A database that refuses what is asked of it, until it is as it was.
+    lab.sql("alter table owner rename to owner_away").await;
+    let text = told("database", "raised").await;
+    assert!(text.starts_with("the database does not answer: "), "{text}");
+    lab.sql("alter table owner_away rename to owner").await;
+    told("database", "cleared").await;
+    let rung: Vec<String> = got
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|m| m["alarm"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(rung.len(), 6, "each once up and once down: {rung:?}");
+    daemon.stop().await;
+}
+
+async fn so_many_logs_are_followed_at_once(kind: Kind) {
+    let (lab, daemon) = small_house(kind).await;
+    let follow = async || lab.stream("/api/v1/logs/daemon?follow=true&lines=0").await;
+    let mut followed = Vec::new();
+    for _ in 0..STREAMS_MAX {
+        let stream = follow().await;
+        assert_eq!(stream.status().as_u16(), 200);
+        followed.push(stream);
+    }
+    let refused = follow().await;
+    assert_eq!(refused.status().as_u16(), 429);
+    assert_eq!(refused.headers()["retry-after"], "5");
+    let refused = refused.text().await.unwrap();
+    assert!(refused.contains("too_many_tails"), "{refused}");
+    // A look without following takes no place, and a place that was left is free again.
+    let lines = json_of(&lab, "/api/v1/logs/daemon?lines=1").await;
+    assert!(lines["lines"].is_array(), "{lines}");
+    drop(followed.pop());
+    lab.until("the place is free", async || {
+        (follow().await.status().as_u16() == 200).then_some(())
+    })
+    .await;
     daemon.stop().await;
 }
 

@@ -3,8 +3,10 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
+use nas_event_daemon::intake::access::Locals;
 use nas_event_daemon::intake::serve::{Limits, bind_ctl, serve_ctl, serve_tcp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -231,28 +233,54 @@ async fn stopping_lets_an_open_request_end() {
     assert!(TcpStream::connect(s.address).await.is_err());
 }
 
+/// What `reload` gives by a control socket where `locals` may, and what the audit has of it.
+async fn reloaded(path: &Path, locals: Locals) -> (String, Vec<String>) {
+    let house = house(0);
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let listener = bind_ctl(path).unwrap();
+    let router = house.router.clone();
+    tasks.spawn(serve_ctl(listener, router, stop.clone(), locals));
+    let mut stream = UnixStream::connect(path).await.unwrap();
+    let ask = "POST /api/v1/reload HTTP/1.1\r\nHost: ctl\r\nContent-Length: 0\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let answer = answer(&mut stream).await;
+    stop.cancel();
+    tokio::time::timeout(LONG, tasks.join_next()).await.unwrap();
+    (answer, house.fake.audit_lines())
+}
+
 #[tokio::test]
 async fn the_control_socket_knows_its_peers() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ctl.sock");
-    let house = house(0);
-    let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
     let listener = bind_ctl(&path).unwrap();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
     assert_eq!(bind_ctl(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
-    tasks.spawn(serve_ctl(listener, house.router.clone(), stop.clone()));
-    let mut stream = UnixStream::connect(&path).await.unwrap();
-    let ask = "POST /api/v1/reload HTTP/1.1\r\nHost: ctl\r\nContent-Length: 0\r\n\r\n";
-    stream.write_all(ask.as_bytes()).await.unwrap();
-    assert!(answer(&mut stream).await.starts_with("HTTP/1.1 202"));
-    let uid = nix::unistd::geteuid();
-    assert_eq!(house.fake.audit_lines(), [format!("uid:{uid} reload ")]);
-    stop.cancel();
-    tokio::time::timeout(LONG, tasks.join_next()).await.unwrap();
     // A socket that nobody listens on is replaced.
-    drop(bind_ctl(&path).unwrap());
-    assert!(bind_ctl(&path).is_ok());
+    drop(listener);
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid().as_raw());
+    let (answer, audit) = reloaded(&path, Locals::of_this_machine()).await;
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+    assert_eq!(audit, [format!("uid:{uid} reload ")]);
+    let strangers = |group| Locals {
+        admins: Vec::new(),
+        group,
+    };
+    // A member of the group is named as the user that it is.
+    let (answer, audit) = reloaded(&path, strangers(Some(gid))).await;
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+    assert_eq!(audit, [format!("uid:{uid} reload ")]);
+    // Nobody is in that group.
+    for group in [None, Some(4_000_000_002)] {
+        let (answer, audit) = reloaded(&path, strangers(group)).await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+        assert!(
+            answer.contains("a member of the group nas_event_daemon"),
+            "{answer}"
+        );
+        assert_eq!(audit, Vec::<String>::new());
+    }
 }

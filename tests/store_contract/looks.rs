@@ -1,5 +1,7 @@
 //! What the contract says of the billing's tables, NAS rows, secrets and statements.
 
+use std::collections::BTreeMap;
+
 use nas_event_daemon::nas::{Mode, NasChange, NasState};
 use nas_event_daemon::store::{SqlAnswer, postgres, sqlite};
 
@@ -109,6 +111,13 @@ pub(super) async fn secrets_are_never_readable_by_statements(db: Db) {
             matches!(db.store.sql(statement, false).await, Err(Error::Refused(_))),
             "{statement}"
         );
+    }
+    for statement in [
+        "create table stolen as select * from nas_secret",
+        "pragma writable_schema = on",
+        "alter table nas_secret rename to open",
+    ] {
+        assert!(db.store.sql(statement, true).await.is_err(), "{statement}");
     }
     let answer = db
         .store
@@ -262,9 +271,7 @@ pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
         gone(now - year).await,
     ];
     assert_eq!(pieces, [2, 1, 0]);
-    let left = nas_event_daemon::store::audit_rows(store, None, 10)
-        .await
-        .unwrap();
+    let left = audit_rows(store, None, 10).await.unwrap();
     assert_eq!(left.len(), 2);
 }
 
@@ -373,4 +380,66 @@ pub(super) async fn an_event_on_its_way_is_always_found(db: Db) {
         };
         assert_eq!(moved.len(), 1);
     }
+}
+
+pub(super) async fn ways_in_and_numbers_of_each_nas(db: Db) {
+    fill(&db).await;
+    let from = |source: &str, cmd: &str, user| CompactEvent {
+        source: Some(source.to_owned()),
+        ..event(cmd, user)
+    };
+    db.sql("insert into events_stack_compact (cmd, user_id) values ('user_add', 1), ('user_add', 4711)")
+        .await;
+    posted(&db.store, &[from("cli", "user_del", 2)]).await;
+    // Events of a door: with the token's name, and a key of the producer.
+    posted(&db.store, &[from("shop", "user_add", 3)]).await;
+    for (source, key) in [("asr", "asr:7"), ("shop", "asr:8")] {
+        let guard = Idempotency {
+            key: key.to_owned(),
+            body_hash: "h".to_owned(),
+            lasting: false,
+        };
+        let rate = from(source, "user_rate_set", 4);
+        db.store.post(&[rate], Some(&guard)).await.unwrap();
+    }
+    let came = db.store.expand(100, &[]).await.unwrap().came;
+    let way = |way: &'static str, cmd: &str, rows: u64| ((way, cmd.to_owned()), rows);
+    let expected = BTreeMap::from([
+        way("bridge", "user_rate_set", 1),
+        way("cli", "user_del", 1),
+        way("sql", "user_add", 2),
+    ]);
+    assert_eq!(came, expected, "also what cannot be expanded");
+    db.sql("update events_stack_compact set next_expand_at = '2020-01-01 00:00:00'")
+        .await;
+    let again = db.store.expand(100, &[]).await.unwrap();
+    assert_eq!((again.failed.len(), again.came.len()), (1, 0), "once");
+    db.sql(
+        "insert into events_stack_compact (cmd, user_id, nas_id, created_at)
+              values ('user_redirect_cancel', 5, 2, '2020-01-01 00:00:00')",
+    )
+    .await;
+    let urgent = db.store.expand_urgent(100, &[]).await.unwrap();
+    let expected = BTreeMap::from([way("sql", "user_redirect_cancel", 1)]);
+    assert_eq!(urgent.came, expected);
+
+    let counts = db.store.counts().await.unwrap();
+    let [(1, young), (2, old)] = counts.oldest_by_nas.as_slice() else {
+        panic!("{counts:?}");
+    };
+    assert!(*young < 600 && *old > 100_000_000, "{counts:?}");
+    db.sql("update events_stack set state = 'held' where nas_id = 2")
+        .await;
+    db.sql(
+        "insert into events_dead (id, event_type, nas_id, event_date, reason, retried_as) values
+              (9001, 'user_add', 1, '2020-01-01 00:00:00', 'no', null),
+              (9002, 'user_add', 1, '2020-01-01 00:00:00', 'no', null),
+              (9003, 'user_add', null, '2020-01-01 00:00:00', 'no', null),
+              (9004, 'user_add', 2, '2020-01-01 00:00:00', 'no', 9005)",
+    )
+    .await;
+    let counts = db.store.counts().await.unwrap();
+    assert_eq!(counts.oldest_by_nas[1], (2, 0), "the guard holds it");
+    assert_eq!(counts.dead, 3);
+    assert_eq!(counts.dead_by_nas, [(None, 1), (Some(1), 2)]);
 }

@@ -15,7 +15,7 @@ use nas_event_daemon::event::{Class, Cmd, CompactEvent, EventId, UserId};
 use nas_event_daemon::nas::NasId;
 use nas_event_daemon::store::{
     After, Error, Filter, Idempotency, Post, Posted, Settle, SettleTo, Store, Turn, WhereIs,
-    connect,
+    audit_rows, connect,
 };
 use serde_json::json;
 
@@ -23,11 +23,13 @@ use serde_json::json;
 mod lab;
 
 mod expansion;
+mod keys;
 mod looks;
 mod posts;
 mod turns;
 
 use expansion::*;
+use keys::*;
 use looks::*;
 use posts::*;
 use turns::*;
@@ -51,6 +53,8 @@ macro_rules! on_both {
 on_both!(
     ids_never_repeat_and_posts_are_all_or_nothing,
     posts_share_a_transaction_and_nothing_else,
+    a_lasting_key_is_kept_until_it_is_confirmed,
+    a_key_is_known_for_a_day_and_then_forgotten,
     a_row_that_the_database_refuses_is_named_as_such,
     expansion_moves_with_the_same_id_and_canonical_params,
     own_params_overlay_and_bad_names_are_told,
@@ -84,6 +88,7 @@ on_both!(
     above_the_mark_payers_come_first_and_in_order,
     old_audit_rows_are_deleted_in_pieces,
     lists_of_a_crowded_database_are_read_by_index,
+    ways_in_and_numbers_of_each_nas,
     an_event_on_its_way_is_always_found,
 );
 

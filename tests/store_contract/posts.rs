@@ -7,6 +7,7 @@ pub(super) async fn ids_never_repeat_and_posts_are_all_or_nothing(db: Db) {
     let guard = Idempotency {
         key: "k1".into(),
         body_hash: "h".into(),
+        lasting: false,
     };
     let first = db
         .store
@@ -26,6 +27,7 @@ pub(super) async fn ids_never_repeat_and_posts_are_all_or_nothing(db: Db) {
     let other = Idempotency {
         key: "k1".into(),
         body_hash: "other".into(),
+        lasting: false,
     };
     assert_eq!(
         db.store
@@ -45,13 +47,18 @@ pub(super) async fn posts_share_a_transaction_and_nothing_else(db: Db) {
     let guard = |key: &str, hash: &str| Idempotency {
         key: key.into(),
         body_hash: hash.into(),
+        lasting: false,
     };
     let (a, b, a_other) = (guard("a", "1"), guard("b", "1"), guard("a", "2"));
     let one = [event("user_add", 1)];
     let two = [event("user_add", 2), event("user_edit", 2)];
     let mut nul = [event("user_add", 3)];
     nul[0].owner_script = Some("\0".into());
-    let post = |events, guard| Post { events, guard };
+    let post = |events, guard| Post {
+        events,
+        guard,
+        who: Some("crm"),
+    };
     assert_eq!(db.store.posted_before(&a).await.unwrap(), None);
     let posts = [
         post(&one, None),
@@ -63,11 +70,10 @@ pub(super) async fn posts_share_a_transaction_and_nothing_else(db: Db) {
     ];
     let mut done = db.store.post_all(&posts).await.unwrap();
     assert_eq!(done.len(), posts.len());
-    // SQLite keeps a NUL; what is refused takes neither its key nor the others with it.
-    let third = done.remove(2);
-    assert_eq!(third.is_err(), db.url.starts_with("postgres"), "{third:?}");
-    let b_now = db.store.posted_before(&b).await.unwrap();
-    assert_eq!(b_now.is_none(), third.is_err(), "{b_now:?}");
+    // What is refused takes neither its key nor the others with it.
+    let third = done.remove(2).unwrap_err();
+    assert!(third.to_string().contains("owner_script"), "{third}");
+    assert_eq!(db.store.posted_before(&b).await.unwrap(), None);
     let done: Vec<Posted> = done.into_iter().map(Result::unwrap).collect();
     let [
         Posted::New(first),
@@ -94,9 +100,57 @@ pub(super) async fn posts_share_a_transaction_and_nothing_else(db: Db) {
         panic!("{later:?}")
     };
     let rows = db.store.expand(100, &[]).await.unwrap().moved;
-    let expected = 5 + usize::from(third.is_ok());
-    assert_eq!(rows.len(), expected, "{rows:?}");
+    assert_eq!(rows.len(), 5, "{rows:?}");
     assert_eq!(rows.last().unwrap().id, new[0]);
+    // The audit names what was written, one row per transaction.
+    let rows = audit_rows(db.store.as_ref(), None, 10).await.unwrap();
+    let told: Vec<(&str, &str)> = rows.iter().map(|r| (r.who.as_str(), &*r.detail)).collect();
+    let ([one], [two, three], [last], [new]) = (&first[..], &pair[..], &last[..], &new[..]) else {
+        panic!("{first:?} {pair:?} {last:?} {new:?}")
+    };
+    let earlier =
+        format!("event={one} cmd=user_add; events={two}..{three} n=2; event={last} cmd=user_add");
+    let later = format!("event={new} cmd=user_add");
+    assert_eq!(told, [("crm", later.as_str()), ("crm", earlier.as_str())]);
+}
+
+pub(super) async fn a_lasting_key_is_kept_until_it_is_confirmed(db: Db) {
+    fill(&db).await;
+    let key = |key: &str, lasting| Idempotency {
+        key: key.into(),
+        body_hash: "h".into(),
+        lasting,
+    };
+    let (short, long) = (key("short", false), key("long", true));
+    let one = [event("user_edit", 1)];
+    for guard in [&short, &long] {
+        db.store.post(&one, Some(guard)).await.unwrap();
+    }
+    let age = |days: u32| {
+        if db.url.starts_with("postgres") {
+            format!("update idempotency set created_at = now() - interval '{days} days'")
+        } else {
+            format!(
+                "update idempotency set created_at = strftime('%Y-%m-%d %H:%M:%f', 'now', '-{days} days')"
+            )
+        }
+    };
+    db.sql(&age(2)).await;
+    assert_eq!(db.store.posted_before(&short).await.unwrap(), None);
+    let known = db.store.post(&one, Some(&long)).await.unwrap();
+    assert!(matches!(known, Posted::Again(_)), "{known:?}");
+    let new = db.store.post(&one, Some(&short)).await.unwrap();
+    assert!(matches!(new, Posted::New(_)), "{new:?}");
+    db.sql(&age(364)).await;
+    assert!(db.store.posted_before(&long).await.unwrap().is_some());
+    db.sql(&age(366)).await;
+    assert_eq!(db.store.posted_before(&long).await.unwrap(), None);
+    // What the source has confirmed is a key like any other.
+    db.sql(&age(0)).await;
+    db.store.confirm_keys(&["long".to_owned()]).await.unwrap();
+    assert!(db.store.posted_before(&long).await.unwrap().is_some());
+    db.sql(&age(2)).await;
+    assert_eq!(db.store.posted_before(&long).await.unwrap(), None);
 }
 
 pub(super) async fn a_row_that_the_database_refuses_is_named_as_such(db: Db) {
@@ -112,6 +166,7 @@ pub(super) async fn a_row_that_the_database_refuses_is_named_as_such(db: Db) {
     let both = posts.each_ref().map(|events| Post {
         events,
         guard: None,
+        who: None,
     });
     let error = db.store.post_all(&both).await.unwrap_err();
     assert!(error.blames_a_row(), "{error:?}");

@@ -1,0 +1,429 @@
+//! `event retry` and `event drop`: posts anew what died, gives up what shall not run; by number, or
+//! all that match, counted first with `--dry-run`, a retry also spread over time.
+
+use std::io::{BufRead, IsTerminal};
+use std::time::Duration;
+
+use clap::Args;
+use regex::Regex;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::ctl::{Ctl, refusal};
+use super::event::{BRIEF, brief, find};
+use super::exit::{DONE, FAILED, Failed, Outcome, PART_FAILED, REFUSED, USAGE, remark};
+use super::progress::Progress;
+use super::request::Request;
+use super::table::Table;
+use super::{Console, logs, who};
+use crate::clock;
+use crate::config::parse_duration;
+use crate::event::EventId;
+use crate::store::{self, EventRow, Filter, Store};
+
+/// Events read at once; the store's own limit.
+const PAGE: usize = 1000;
+/// Events that are named before a question; more do not fit a screen.
+const NAMED: usize = 20;
+
+/// Which events, by what they are.
+#[derive(Debug, Args, Default)]
+pub struct Which {
+    /// Only of this NAS
+    #[arg(long, value_name = "ID")]
+    pub nas: Option<i64>,
+    /// Only of this account
+    #[arg(long, value_name = "ID")]
+    pub user: Option<i64>,
+    /// Only of this abonent
+    #[arg(long, value_name = "ID")]
+    pub abonent: Option<i64>,
+    /// Only this command
+    #[arg(long)]
+    pub cmd: Option<String>,
+    /// Only of this bulk call
+    #[arg(long)]
+    pub batch: Option<String>,
+    /// Only those in whose error this regular expression is found
+    #[arg(long, value_name = "REGEX")]
+    pub error: Option<Regex>,
+    /// Only accepted since: 30m, YYYY-MM-DD or "YYYY-MM-DD HH:MM" in the server's time
+    #[arg(long, value_name = "TIME", value_parser = logs::since)]
+    pub since: Option<i64>,
+}
+
+impl Which {
+    /// Whether something is asked that the API does not know.
+    pub fn is_only_here(&self) -> bool {
+        self.abonent.is_some() || self.error.is_some() || self.since.is_some()
+    }
+
+    fn fits(&self, row: &EventRow) -> bool {
+        let error = row.error.as_deref().unwrap_or_default();
+        self.abonent.is_none_or(|id| row.abonent_id == Some(id))
+            && self.since.is_none_or(|since| row.event_date_ms >= since)
+            && self
+                .error
+                .as_ref()
+                .is_none_or(|regex| regex.is_match(error))
+    }
+
+    /// The events that match, newest first, at most `most`.
+    pub async fn rows(
+        &self,
+        store: &dyn Store,
+        state: Option<String>,
+        before: Option<i64>,
+        most: usize,
+    ) -> Result<Vec<EventRow>, Failed> {
+        let mut filter = Filter {
+            state,
+            nas: self.nas,
+            user: self.user,
+            cmd: self.cmd.clone(),
+            batch: self.batch.clone(),
+            before,
+            limit: if self.is_only_here() {
+                PAGE
+            } else {
+                most.min(PAGE)
+            },
+        };
+        let mut found = Vec::new();
+        loop {
+            let page = store.events(&filter).await.map_err(|e| match e {
+                store::Error::Refused(text) => Failed::new(USAGE, text),
+                other => other.into(),
+            })?;
+            filter.before = page.last().map(|row| row.id.0);
+            let full = page.len() >= filter.limit;
+            // Ids grow with the time of acceptance: what follows is older still.
+            let too_old = self
+                .since
+                .is_some_and(|since| page.iter().all(|row| row.event_date_ms < since));
+            let fits = page.into_iter().filter(|row| self.fits(row));
+            // Many may match, and nobody here asks for what is large.
+            found.extend(fits.map(|row| EventRow {
+                params: None,
+                answer: None,
+                ..row
+            }));
+            if !full || too_old || found.len() >= most {
+                found.truncate(most);
+                return Ok(found);
+            }
+        }
+    }
+
+    /// All of one state that were not retried already. Of two dead events of one lane the later
+    /// one says what the account shall have, and a retry of the earlier one would then undo it:
+    /// newest first.
+    async fn all(&self, store: &dyn Store, state: String) -> Result<Vec<EventRow>, Failed> {
+        let mut rows = self.rows(store, Some(state), None, usize::MAX).await?;
+        rows.retain(|row| row.retried_as.is_none());
+        Ok(rows)
+    }
+
+    /// What the API takes for the same.
+    fn order<'a>(&self, state: Option<&str>, more: (&'a str, Value)) -> Vec<(&'a str, Value)> {
+        vec![
+            ("state", json!(state)),
+            ("nas", json!(self.nas)),
+            ("user", json!(self.user)),
+            ("cmd", json!(self.cmd)),
+            ("batch", json!(self.batch)),
+            more,
+        ]
+    }
+}
+
+/// Which dead events to post anew.
+#[derive(Debug, Args)]
+pub struct Retry {
+    /// Numbers of dead events
+    #[arg(conflicts_with_all = ["state", "Which"], required_unless_present = "state")]
+    ids: Vec<i64>,
+    /// All that match; only "dead" is possible
+    #[arg(long, value_parser = ["dead"])]
+    state: Option<String>,
+    #[command(flatten)]
+    which: Which,
+    /// One after the other, all within this time: a NAS that has just come back gets no rush
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "state")]
+    spread: Option<Duration>,
+}
+
+/// Which events to give up.
+#[derive(Debug, Args)]
+pub struct Give {
+    /// Numbers of events
+    #[arg(conflicts_with_all = ["state", "Which"], required_unless_present = "state")]
+    ids: Vec<i64>,
+    /// All that match
+    #[arg(long, value_parser = ["compact", "ready", "deferred", "held", "dead"])]
+    state: Option<String>,
+    #[command(flatten)]
+    which: Which,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Why; kept with the event
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    reason: String,
+}
+
+impl Retry {
+    /// The same over the API.
+    pub fn request(&self) -> Option<Request> {
+        match (self.ids.as_slice(), &self.state) {
+            ([id], None) => Some(Request::post(format!("/api/v1/events/{id}/retry"), &[])),
+            ([], Some(state)) if !self.which.is_only_here() => {
+                let spread = self.spread.map(|time| format!("{}ms", time.as_millis()));
+                let order = self.which.order(Some(state), ("spread", json!(spread)));
+                Some(Request::post("/api/v1/events/retry", &order))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Give {
+    /// The same over the API.
+    pub fn request(&self) -> Option<Request> {
+        let why = ("why", json!(self.reason));
+        match (self.ids.as_slice(), &self.state) {
+            ([id], None) => Some(Request::post(format!("/api/v1/events/{id}/drop"), &[why])),
+            ([], Some(state)) if !self.which.is_only_here() => {
+                let order = self.which.order(Some(state), why);
+                Some(Request::post("/api/v1/events/drop", &order))
+            }
+            _ => None,
+        }
+    }
+}
+
+async fn named(store: &dyn Store, ids: &[i64]) -> Result<Vec<EventRow>, Failed> {
+    let mut rows = Vec::new();
+    for id in ids {
+        rows.push(find(store, EventId(*id)).await?);
+    }
+    Ok(rows)
+}
+
+/// Posts dead events anew.
+pub async fn retry(console: &Console, args: Retry) -> Outcome {
+    let store = console.store(&console.config()?).await?;
+    let bulk = args.state.is_some();
+    let rows = match args.state {
+        Some(state) => args.which.all(store.as_ref(), state).await?,
+        None => named(store.as_ref(), &args.ids).await?,
+    };
+    if console.dry_run {
+        console.list(&brief(BRIEF, &rows));
+        remark(format!(
+            "dry run: {} dead events would be looked at",
+            rows.len()
+        ));
+        return Ok(DONE);
+    }
+    let pause = args.spread.unwrap_or_default();
+    let pause = pause.checked_div(u32::try_from(rows.len()).unwrap_or(u32::MAX));
+    let pause = pause.unwrap_or_default();
+    let mut table = Table::new(&["id", "retried_as"]);
+    let mut skipped = Vec::new();
+    let bar = Progress::of("retrying", rows.len() as u64);
+    for (index, row) in rows.iter().enumerate() {
+        if index > 0 && !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        match store.retry_dead(row.id).await? {
+            Some(new) => {
+                let detail = format!("event={} as={new}", row.id);
+                store.audit(&who(), "retry", &detail).await?;
+                table.push(vec![json!(row.id), json!(new)]);
+            }
+            None => skipped.push(row.id),
+        }
+        bar.at(index as u64 + 1);
+    }
+    bar.end();
+    console.list(&table);
+    let done = rows.len() - skipped.len();
+    if bulk {
+        remark(format!(
+            "{done} retried, {} skipped: their lane has a later event, waiting or done, which a retry would undo",
+            skipped.len()
+        ));
+        return Ok(DONE);
+    }
+    for id in &skipped {
+        remark(format!(
+            "event {id} was not retried: it is not dead, was retried already, or its account has a later event, waiting or done, which a retry would undo"
+        ));
+    }
+    Ok(match (skipped.len(), done) {
+        (0, _) => DONE,
+        (_, 0) => REFUSED,
+        _ => PART_FAILED,
+    })
+}
+
+/// Drops events.
+pub async fn give_up(console: &Console, args: Give) -> Outcome {
+    let config = console.config()?;
+    let store = console.store(&config).await?;
+    let rows = match args.state {
+        Some(state) => args.which.all(store.as_ref(), state).await?,
+        None => named(store.as_ref(), &args.ids).await?,
+    };
+    if console.dry_run {
+        console.list(&brief(BRIEF, &rows));
+        remark(format!("dry run: {} events would be dropped", rows.len()));
+        return Ok(DONE);
+    }
+    if rows.is_empty() {
+        remark("no event matches");
+        return Ok(DONE);
+    }
+    if !args.yes && !agreed(&rows)? {
+        remark("nothing was dropped");
+        return Ok(REFUSED);
+    }
+    let ctl = Ctl::new(&config)?;
+    let mut table = Table::new(&["id", "result"]);
+    let mut refused = 0;
+    let mut failed = None;
+    let bar = Progress::of("dropping", rows.len() as u64);
+    for (index, row) in rows.iter().enumerate() {
+        match dropped(&ctl, store.as_ref(), row.id, &args.reason).await {
+            Ok(true) => table.push(vec![json!(row.id), json!("dropped")]),
+            Ok(false) => {
+                refused += 1;
+                let state = store
+                    .event(row.id)
+                    .await?
+                    .map_or("gone".to_owned(), |row| row.state);
+                remark(format!(
+                    "event {} is {state}: only events that are neither running nor done can be dropped",
+                    row.id
+                ));
+            }
+            Err(error) => {
+                failed = Some((row.id, error));
+                break;
+            }
+        }
+        bar.at(index as u64 + 1);
+    }
+    bar.end();
+    // What was dropped is told, also if the rest was not.
+    console.list(&table);
+    if let Some((id, error)) = failed {
+        return Err(Failed::new(
+            error.code,
+            format!(
+                "event {id} and those after it were not dropped: {}",
+                error.text
+            ),
+        ));
+    }
+    Ok(match refused {
+        0 => DONE,
+        n if n == rows.len() => REFUSED,
+        _ => PART_FAILED,
+    })
+}
+
+/// Drops one event. The daemon does it, if there is one: it knows which lane waits for the event.
+async fn dropped(ctl: &Ctl, store: &dyn Store, id: EventId, why: &str) -> Result<bool, Failed> {
+    let path = format!("/api/v1/events/{id}/drop");
+    match ctl
+        .raw(Method::POST, &path, Some(&json!({ "why": why })))
+        .await?
+    {
+        Some((status, _)) if status.is_success() => return Ok(true),
+        Some((StatusCode::CONFLICT, _)) => return Ok(false),
+        // Who may change the database need not be who runs the daemon.
+        Some((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) => remark(format!(
+            "the daemon takes no orders from this user: if event {id} was deferred, its lane goes on when it would have been due"
+        )),
+        Some((status, text)) => return Err(refusal(status, &text)),
+        None => {}
+    }
+    let reason = if why.is_empty() {
+        who()
+    } else {
+        format!("{}: {why}", who())
+    };
+    let gone = store.drop_event(id, &reason).await?;
+    if gone {
+        let detail = format!("event={id} why={why:?}");
+        store.audit(&who(), "drop", &detail).await?;
+    }
+    Ok(gone)
+}
+
+fn agreed(rows: &[EventRow]) -> Result<bool, Failed> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(Failed::new(
+            USAGE,
+            "dropping is for good, and nobody can be asked here\nhint: say -y",
+        )
+        .numbered(3));
+    }
+    for row in rows.iter().take(NAMED) {
+        remark(format!(
+            "{} {} user={:?} nas={:?} {} {}",
+            row.id,
+            row.cmd,
+            row.user_id,
+            row.nas_id,
+            row.state,
+            clock::local_text(row.event_date_ms)
+        ));
+    }
+    if rows.len() > NAMED {
+        remark(format!("… and {} more", rows.len() - NAMED));
+    }
+    remark(format!("drop {} events for good? [y/N]", rows.len()));
+    let mut line = String::new();
+    stdin
+        .lock()
+        .read_line(&mut line)
+        .map_err(|e| Failed::new(FAILED, format!("cannot read the answer: {e}")))?;
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::WhereIs;
+
+    #[test]
+    fn each_condition_narrows() {
+        let row = EventRow {
+            abonent_id: Some(7),
+            event_date_ms: 5_000,
+            error: Some("no route to host".to_owned()),
+            ..EventRow::new(EventId(1), WhereIs::Dead, "dead", "user_add")
+        };
+        let error = |text: &str| Which {
+            error: Some(Regex::new(text).unwrap()),
+            ..Which::default()
+        };
+        let since = |since: i64| Which {
+            since: Some(since),
+            ..Which::default()
+        };
+        let abonent = |id: i64| Which {
+            abonent: Some(id),
+            ..Which::default()
+        };
+        assert!(Which::default().fits(&row) && !Which::default().is_only_here());
+        assert!(error("^no route").fits(&row) && !error("login").fits(&row));
+        assert!(since(5_000).fits(&row) && !since(5_001).fits(&row));
+        assert!(abonent(7).fits(&row) && !abonent(8).fits(&row));
+        assert!(error("x").is_only_here() && since(1).is_only_here() && abonent(1).is_only_here());
+    }
+}
