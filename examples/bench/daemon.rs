@@ -49,6 +49,15 @@ impl Sql {
         }
     }
 
+    /// The first column of all rows.
+    pub async fn numbers(&mut self, text: &str) -> Vec<i64> {
+        let text = AssertSqlSafe(text.to_owned());
+        match self {
+            Self::Sqlite(c) => sqlx::query_scalar(text).fetch_all(c).await.unwrap(),
+            Self::Postgres(c) => sqlx::query_scalar(text).fetch_all(c).await.unwrap(),
+        }
+    }
+
     pub async fn number(&mut self, text: &str) -> i64 {
         let text = AssertSqlSafe(format!("select cast(({text}) as bigint)"));
         match self {
@@ -139,6 +148,17 @@ impl Bench {
             .await;
     }
 
+    /// The same, expanded already: `n` events that wait on the main stack.
+    pub async fn waiting(&mut self, n: i64, cmd: &str, account: &str) {
+        let table = numbers(self.kind, n);
+        let params = format!("{{\"comment\": \"{}\"}}", "x".repeat(580));
+        self.sql
+            .run(&format!("insert into events_stack (id, event_type, user_id, abonent_id, nas_id, params, class, event_date) {table}
+                 select 1000000 + w.i, '{cmd}', u.id, u.abonent_id, u.nas_id, '{params}', 3, '2026-01-01 00:00:00'
+                 from (select i, {account} as account from n) w join users u on u.id = w.account"))
+            .await;
+    }
+
     /// One event for each account, so that every log file exists: making a directory and a
     /// file costs more than an event, and happens once in an account's life.
     pub async fn warm(&mut self, accounts: i64) {
@@ -150,9 +170,16 @@ impl Bench {
     }
 
     pub fn start(&self) -> Daemon {
+        self.start_by(&[])
+    }
+
+    /// The same by a program that becomes the daemon, such as `strace -D …`.
+    pub fn start_by(&self, by: &[&str]) -> Daemon {
         let bin = std::env::var("NED_BENCH_BIN").expect("NED_BENCH_BIN");
         let errors = std::fs::File::create(self.dir.path().join("stderr")).unwrap();
-        let child = Command::new(bin)
+        let words: Vec<&str> = by.iter().copied().chain([bin.as_str()]).collect();
+        let child = Command::new(words[0])
+            .args(&words[1..])
             .arg("--config")
             .arg(self.dir.path().join("c.toml"))
             .arg("run")
@@ -222,7 +249,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn tail(&self) -> String {
+    pub fn tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         text.lines().rev().take(5).collect::<Vec<_>>().join("\n")
     }

@@ -1,8 +1,9 @@
 //! Measures the daemon as a process: drain, order under a huge lane, sustained load, scripts,
-//! latency, idle NASes, commands over SSH. Called by `scripts/bench`; prints Markdown, progress to stderr.
+//! latency, idle NASes, a slow disk, a dead half of the network, commands over SSH, to a router and
+//! by RADIUS. Called by `scripts/bench`; prints Markdown, progress to stderr.
 //!
-//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|doors|pages|idle|ssh|radius]… ; all but the last
-//! if none is named.
+//! usage: bench [drain|lane|sustained|scripts|riding|latency|payer|doors|pages|idle|ssh|radius|mikrotik|
+//! isolation|slowdisk]… ; all but the last four if none is named.
 //! `NED_BENCH_BIN` is the release binary, `NED_BENCH_PG` a throw-away PostgreSQL.
 
 #![allow(
@@ -20,7 +21,10 @@
 )]
 
 mod daemon;
+mod disk;
 mod doors;
+mod isolation;
+mod mikrotik;
 mod parts;
 mod radius;
 mod riding;
@@ -46,10 +50,13 @@ fn main() {
             "idle",
             "ssh",
             "radius",
+            "mikrotik",
+            "isolation",
+            "slowdisk",
         ];
         for part in all {
-            // Against software of others: a section of its own in scripts/bench.
-            let by_name_only = part == "radius";
+            // Sections of their own in scripts/bench: they need software of others, or long.
+            let by_name_only = ["radius", "mikrotik", "isolation", "slowdisk"].contains(&part);
             if (named.is_empty() && by_name_only)
                 || (!named.is_empty() && !named.iter().any(|n| n == part))
             {
@@ -68,6 +75,9 @@ fn main() {
                 "payer" => parts::payer().await,
                 "ssh" => ssh::ssh().await,
                 "radius" => radius::radius().await,
+                "mikrotik" => mikrotik::mikrotik().await,
+                "isolation" => isolation::isolation().await,
+                "slowdisk" => disk::slowdisk().await,
                 _ => parts::idle().await,
             }
         }

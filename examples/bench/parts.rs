@@ -58,7 +58,7 @@ pub async fn drain() {
 /// One account with a huge backlog must not slow the others, nor fill the memory.
 pub async fn lane() {
     println!(
-        "### One account with 300,000 of 1,000,000 waiting events\n\nRate of the other 700,000 against the same 700,000 without it.\n"
+        "### One account with 300,000 of 1,000,000 waiting events\n\nAll wait on the main stack already. Rate of the other 700,000 against the same 700,000 without it.\n"
     );
     println!(
         "| store | others alone, events/s | with the huge lane, events/s | ratio | peak memory, MiB |\n|---|---|---|---|---|"
@@ -69,17 +69,18 @@ pub async fn lane() {
         for huge in [false, true] {
             let mut bench = Bench::new(kind, "Record", 10, 10, 10_000).await;
             bench.warm(10_000).await;
-            if huge {
-                bench.insert(1_000_000, "user_rate_set", "case when i % 10 < 3 then 5000 else 1 + i / 10 % 9999 + (case when 1 + i / 10 % 9999 >= 5000 then 1 else 0 end) end").await;
+            let (waiting, account) = if huge {
+                (
+                    1_000_000,
+                    "case when i % 10 < 3 then 5000 else 1 + i / 10 % 9999 + (case when 1 + i / 10 % 9999 >= 5000 then 1 else 0 end) end",
+                )
             } else {
-                bench
-                    .insert(
-                        700_000,
-                        "user_rate_set",
-                        "1 + i % 9999 + (case when 1 + i % 9999 >= 5000 then 1 else 0 end)",
-                    )
-                    .await;
-            }
+                (
+                    700_000,
+                    "1 + i % 9999 + (case when 1 + i % 9999 >= 5000 then 1 else 0 end)",
+                )
+            };
+            bench.waiting(waiting, "user_rate_set", account).await;
             let mut daemon = bench.start();
             let others = loop {
                 tokio::time::sleep(Duration::from_millis(250)).await;
@@ -88,10 +89,11 @@ pub async fn lane() {
                     "too slow"
                 );
                 assert!(daemon.child.try_wait().unwrap().is_none());
-                let compact = bench.sql.number("select case when exists (select 1 from events_stack_compact) then 1 else 0 end").await;
-                if compact == 0
-                    && bench.sql.number("select case when exists (select 1 from events_stack where user_id <> 5000) then 1 else 0 end").await == 0
-                {
+                // By index: a look at every row would cost more the longer the huge lane is.
+                let left = "select case when exists (select 1 from nas n where
+                    exists (select 1 from events_stack e where e.nas_id = n.id and e.user_id < 5000)
+                    or exists (select 1 from events_stack e where e.nas_id = n.id and e.user_id > 5000)) then 1 else 0 end";
+                if bench.sql.number(left).await == 0 {
                     break daemon.started.elapsed();
                 }
             };
@@ -232,7 +234,7 @@ pub async fn scripts() {
     println!();
 }
 
-fn quantile(sorted: &[f64], q: f64) -> f64 {
+pub fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * q).round() as usize]
 }
 
