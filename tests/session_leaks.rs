@@ -9,10 +9,12 @@ mod bench;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
     use std::time::Duration;
 
     use nas_event_daemon::attempt::{FailureClass, Verdict};
     use nas_event_daemon::clock::tick_ms;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
     use super::bench;
 
@@ -114,6 +116,55 @@ mod tests {
                 now.1
             );
         }
+    }
+
+    /// Processes that the bomb's user may have, and a user that nobody else is.
+    const BOUND: u64 = 100;
+    const NOBODY_ELSE: u32 = 64_321;
+
+    fn of_the_bomb() -> usize {
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        let is_its = |entry: &std::fs::DirEntry| {
+            let name = entry.file_name();
+            let pid = name.to_string_lossy().bytes().all(|b| b.is_ascii_digit());
+            pid && entry.metadata().is_ok_and(|m| m.uid() == NOBODY_ELSE)
+        };
+        pids.filter(is_its).count()
+    }
+
+    /// The limit of processes does not bind root, so the bomb gives its rights away; the limit is
+    /// the one that the daemon's scripts inherit, made small.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_fork_bomb_stays_within_the_limit_and_is_ended() {
+        let _alone = ALONE.lock().await;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+        setrlimit(Resource::RLIMIT_NPROC, BOUND, BOUND).unwrap();
+        let scheme = bench::session(format!(
+            "bomb() {{ setpriv --reuid={NOBODY_ELSE} --regid=65534 --clear-groups \
+             bash -c 'f() {{ f | f & }}; f; while :; do sleep 0.1; done'; }}"
+        ));
+        let mut job = bench::job("bomb");
+        job.deadline = Duration::from_secs(2);
+        let run = scheme.run(&job);
+        tokio::pin!(run);
+        let mut most = 0;
+        let told = loop {
+            tokio::select! {
+                told = &mut run => break told,
+                () = tokio::time::sleep(Duration::from_millis(20)) => most = most.max(of_the_bomb()),
+            }
+        };
+        // Not allowed without CAP_SYS_RESOURCE; then this process has few left, which it is not
+        // bound by as root.
+        let _ = setrlimit(Resource::RLIMIT_NPROC, soft, hard);
+        let Verdict::Failed(failure) = &told.report.verdict else {
+            panic!("{told:?}");
+        };
+        assert_eq!(failure.class, FailureClass::Unknown, "{failure}");
+        bench::until("the bomb is gone", || of_the_bomb() == 0).await;
+        assert!(bench::marked(&job).is_empty());
+        assert!(most > 50, "{most} processes are no bomb");
+        assert!(most as u64 <= BOUND, "{most} processes");
     }
 
     /// Runs that are looked at.

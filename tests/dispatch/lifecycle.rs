@@ -20,6 +20,7 @@ on_each_store!(
     the_drain_is_bounded,
     a_frozen_daemon_is_taken_over_and_fenced,
     an_event_that_kills_the_daemon_runs_alone_and_is_buried,
+    what_is_older_than_it_is_kept_vanishes_after_the_start,
 );
 
 /// Exit code of "another daemon owns the database".
@@ -401,5 +402,45 @@ async fn an_event_that_kills_the_daemon_runs_alone_and_is_buried(kind: Kind) {
         .take_while(|entry| !matches!(entry, Entry::Kill { .. }))
         .find(|entry| matches!(entry, Entry::Start { .. }));
     assert_eq!(beside, None);
+    daemon.stop().await;
+}
+
+async fn what_is_older_than_it_is_kept_vanishes_after_the_start(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.configure("[history]\nkeep = \"2h\"\n[audit]\nkeep = \"40d\"", "");
+    let ago = |hours: i64| match kind {
+        Kind::Sqlite => format!("strftime('%Y-%m-%d %H:%M:%f', 'now', '-{hours} hours')"),
+        Kind::Postgres => format!("now() - interval '{hours} hours'"),
+    };
+    // More than one statement deletes at once, the older ones first.
+    let rows: Vec<String> = (1..=1_200)
+        .map(|id| format!("({id}, 'user_add', {at}, {at}, 'done')", at = ago(3)))
+        .collect();
+    lab.sql(&format!(
+        "insert into events_done (id, event_type, event_date, finished_at, result) values {}",
+        rows.join(", ")
+    ))
+    .await;
+    lab.sql(&format!(
+        "insert into events_done (id, event_type, event_date, finished_at, result)
+           values (1201, 'user_add', {hour}, {hour}, 'done');
+         insert into audit (at, who, what) values
+           ({old}, 'crm', 'old'), ({young}, 'crm', 'young')",
+        hour = ago(1),
+        old = ago(41 * 24),
+        young = ago(39 * 24),
+    ))
+    .await;
+    let daemon = lab.start().await;
+    lab.until("what is too old is gone", async || {
+        let done = lab.number("select count(*) from events_done").await;
+        let audit = lab.number("select count(*) from audit").await;
+        (done <= 1 && audit <= 1).then_some(())
+    })
+    .await;
+    let left = lab.rows("select id from events_done").await;
+    assert_eq!(left, [["1201"]], "an hour is less than history.keep");
+    let left = lab.rows("select what from audit").await;
+    assert_eq!(left, [["young"]], "39 days are less than audit.keep");
     daemon.stop().await;
 }

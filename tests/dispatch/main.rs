@@ -2,6 +2,7 @@
 //! account, never more forks than allowed, what failures mean, what the end of a daemon means.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::indexing_slicing,
     reason = "a failed step fails the test"
 )]
@@ -16,4 +17,5 @@ mod order;
 mod outcomes;
 mod records;
 mod refusals;
+mod schemes;
 mod suspects;

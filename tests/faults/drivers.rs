@@ -12,12 +12,11 @@ use tokio::sync::watch;
 use crate::fakes::{Driver, Fakes, Kill, as_router};
 use crate::lab::daemon::Lab;
 use crate::lab::db::Kind;
-use crate::lab::journal::{
-    self, Accepted, Entry, Finding, Rest, check, check_rest, peak, repeated, starts,
-};
+use crate::lab::journal::{self, Accepted, Entry, Finding, check, peak, repeated, starts};
 use crate::lab::on_each_store;
 use crate::{
-    Dice, Scene, from_environment, places, rest_producer, say, sql_producer, watch_backlog,
+    AtRest, Dice, Scene, buried, check_at_rest, from_environment, rest_producer, say, sql_producer,
+    suspects_have_ended, watch_backlog,
 };
 
 on_each_store!(killed_at_random_no_driver_loses_or_reorders_anything);
@@ -80,12 +79,7 @@ async fn kill_again_and_again(lab: &Lab, fakes: &Fakes, seed: u64) -> Vec<Kill> 
             tokio::time::sleep(Duration::from_millis(dice.roll(80))).await;
             daemon
         };
-        // The fourth death would bury an event.
-        lab.until("suspects have ended", async || {
-            let suspects = "select count(*) from events_stack where deaths >= 3";
-            (lab.number(suspects).await == 0).then_some(())
-        })
-        .await;
+        suspects_have_ended(lab).await;
         daemon.kill_9().await;
         let killed_us = clock::wall_us();
         let kill = (killed_us, lab.running().await);
@@ -127,38 +121,27 @@ async fn killed_at_random_no_driver_loses_or_reorders_anything(kind: Kind) {
     lab.drained().await;
     last.stop().await;
 
-    // An event during whose execution the daemon died too often is buried, not lost.
-    let dead = lab.rows("select id, reason from events_dead").await;
-    for row in &dead {
-        assert!(row[1].starts_with("the daemon died"), "{row:?}");
-    }
-    let excused: BTreeSet<i64> = dead.iter().map(|row| row[0].parse().unwrap()).collect();
-    assert!(excused.len() <= 1 + accepted.len() / 100, "{dead:?}");
-    let (done, places) = places(&lab).await;
-    for driver in Driver::ALL {
-        let name = driver.name();
+    let excused = buried(&lab, accepted.len()).await;
+    let nases = Driver::ALL.map(|driver| {
         let mine = |a: &&Accepted| a.user / 1_000 == driver.nas();
-        let mine: Vec<_> = accepted.iter().filter(mine).copied().collect();
         let entries = fakes.entries(driver, &kills);
-        let again = repeated(&entries);
+        AtRest {
+            name: driver.name(),
+            accepted: accepted.iter().filter(mine).copied().collect(),
+            state: fakes.state(driver, &entries),
+            entries,
+        }
+    });
+    check_at_rest(lab.db.store.as_ref(), &excused, &nases).await;
+    for nas in nases {
+        let (name, again) = (nas.name, repeated(&nas.entries));
         say(&format!(
             "{name}: {} events accepted, {again} executed again",
-            mine.len()
+            nas.accepted.len()
         ));
-        assert_eq!(check(&mine, &excused, &entries), [], "{name}");
-        let rest = Rest {
-            state: fakes.state(driver, &entries),
-            done: done.clone(),
-            places: places.clone(),
-        };
-        let found = check_rest(&mine, &excused, &entries, &rest);
-        assert_eq!(found, [], "{name} at rest");
-        assert!(peak(&entries) <= FORKS, "{name}");
+        assert!(peak(&nas.entries) <= FORKS, "{name}");
         assert!(again > 0, "{name}: no kill hit anything");
     }
-    let ended = lab.number("select count(*) from events_done").await;
-    let total = i64::try_from(accepted.len() - excused.len()).unwrap();
-    assert_eq!(ended, total, "each event is in one place");
 }
 
 /// One line of each driver's journal.

@@ -25,20 +25,24 @@ mod fakes;
 mod foreign;
 mod jumps;
 mod power;
+mod resize;
 mod steady;
+mod stops;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lab::daemon::Lab;
 use lab::db::{Foreign, Kind};
-use lab::journal::{self, Accepted, CMDS, Rest, check, check_rest, peak, repeated};
+use lab::journal::{self, Accepted, CMDS, Entry, Rest, check, check_rest, peak, repeated};
 use lab::on_each_store;
 use lab::sim::Router;
 use nas_event_daemon::clock;
 use nas_event_daemon::sim::mikrotik::Faults;
-use serde_json::json;
+use nas_event_daemon::store::Store;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 on_each_store!(killed_at_random_it_loses_and_reorders_nothing);
@@ -108,6 +112,18 @@ async fn room(scene: &mut watch::Receiver<Scene>) -> bool {
     now.is_ok_and(|s| !s.over)
 }
 
+/// Posts with a key, again and again until it is told that the call was accepted; the ids.
+async fn told(lab: &Lab, body: &Value, key: &str) -> Vec<i64> {
+    lab.until("a call is accepted", async || {
+        match lab.try_post("/api/v1/events", body, Some(key)).await {
+            Ok((201, answer)) => Some(lab::daemon::ids(&answer)),
+            Ok((503, _)) | Err(_) => None,
+            Ok((status, answer)) => panic!("{status}: {answer}"),
+        }
+    })
+    .await
+}
+
 /// Posts by REST with a key per call, and again until it is told that the call was accepted.
 async fn rest_producer(
     lab: &Lab,
@@ -129,15 +145,7 @@ async fn rest_producer(
             .collect();
         let body = json!({ "events": events });
         let key = format!("producer-{number}-call-{call}");
-        let ids = lab
-            .until("a call is accepted", async || {
-                match lab.try_post("/api/v1/events", &body, Some(&key)).await {
-                    Ok((201, answer)) => Some(lab::daemon::ids(&answer)),
-                    Ok((503, _)) | Err(_) => None,
-                    Ok((status, answer)) => panic!("{status}: {answer}"),
-                }
-            })
-            .await;
+        let ids = told(lab, &body, &key).await;
         assert_eq!(ids.len(), mine.len());
         let new = ids.into_iter().zip(mine);
         accepted.extend(new.map(|(event, user)| Accepted { event, user }));
@@ -174,7 +182,7 @@ async fn watch_backlog(lab: &Lab, scene: &watch::Sender<Scene>) {
     }
 }
 
-async fn kill_again_and_again(lab: &Lab, router: &Router, script: &std::path::Path, seed: u64) {
+async fn kill_again_and_again(lab: &Lab, router: &Router, script: &Path, seed: u64) {
     let mut dice = Dice(seed);
     let kills = from_environment("NED_KILLS").map_or(KILLS, |n| usize::try_from(n).unwrap());
     for _ in 0..kills {
@@ -185,13 +193,7 @@ async fn kill_again_and_again(lab: &Lab, router: &Router, script: &std::path::Pa
             lab.start().await
         };
         tokio::time::sleep(Duration::from_millis(10 + dice.roll(240))).await;
-        // A slow machine does so little between two kills that the same events are hit each
-        // time; the fourth time would bury them.
-        lab.until("suspects have ended", async || {
-            let suspects = "select count(*) from events_stack where deaths >= 3";
-            (lab.number(suspects).await == 0).then_some(())
-        })
-        .await;
+        suspects_have_ended(lab).await;
         daemon.kill_9().await;
         let killed_us = clock::wall_us();
         let running = lab.running().await;
@@ -201,23 +203,92 @@ async fn kill_again_and_again(lab: &Lab, router: &Router, script: &std::path::Pa
 }
 
 /// The done events, and in how many tables each event stands.
-async fn places(lab: &Lab) -> (BTreeSet<i64>, BTreeMap<i64, usize>) {
-    let rows = lab
-        .rows(
-            "select id, max(done), count(*) from (
+async fn places(store: &dyn Store) -> (BTreeSet<i64>, BTreeMap<i64, usize>) {
+    let statement = "select id, max(done), count(*) from (
                select id, 1 as done from events_done
                union all select id, 0 from events_dead
                union all select id, 0 from events_stack
-               union all select id, 0 from events_stack_compact) every_place group by id",
-        )
-        .await;
-    let id = |row: &Vec<String>| row[0].parse().unwrap();
-    let done = rows.iter().filter(|row| row[1] == "1").map(id).collect();
-    let places = rows
-        .iter()
-        .map(|row| (id(row), row[2].parse().unwrap()))
-        .collect();
-    (done, places)
+               union all select id, 0 from events_stack_compact) every_place group by id";
+    let rows = store.sql(statement, false).await.unwrap().rows;
+    let number = |row: &Vec<Option<String>>, at: usize| -> i64 {
+        row[at].as_ref().unwrap().parse().unwrap()
+    };
+    let done = rows.iter().filter(|row| number(row, 1) == 1);
+    let place = |row| (number(row, 0), usize::try_from(number(row, 2)).unwrap());
+    (
+        done.map(|row| number(row, 0)).collect(),
+        rows.iter().map(place).collect(),
+    )
+}
+
+/// A NAS at the end of a run: what was accepted for it, its journal, and which event left each
+/// of its accounts as it is there.
+struct AtRest<'a> {
+    name: &'a str,
+    accepted: Vec<Accepted>,
+    entries: Vec<Entry>,
+    state: BTreeMap<i64, i64>,
+}
+
+impl<'a> AtRest<'a> {
+    fn router(router: &Router, accepted: Vec<Accepted>) -> Self {
+        Self {
+            name: "router",
+            accepted,
+            entries: journal::read_router(&router.journal),
+            state: state_of_router(router),
+        }
+    }
+
+    fn script(name: &'a str, journal: &Path, accepted: Vec<Accepted>) -> Self {
+        let entries = journal::read_script(journal);
+        Self {
+            name,
+            accepted,
+            state: journal::state_of_script(&entries),
+            entries,
+        }
+    }
+}
+
+/// Nothing was lost, reordered, overlapped or repeated in silence; NASes and database agree.
+/// `excused` events are dead, and only they.
+async fn check_at_rest(store: &dyn Store, excused: &BTreeSet<i64>, nases: &[AtRest<'_>]) {
+    let (done, places) = places(store).await;
+    let mut total = 0;
+    for nas in nases {
+        let found = check(&nas.accepted, excused, &nas.entries);
+        assert_eq!(found, [], "{}", nas.name);
+        let rest = Rest {
+            state: nas.state.clone(),
+            done: done.clone(),
+            places: places.clone(),
+        };
+        let found = check_rest(&nas.accepted, excused, &nas.entries, &rest);
+        assert_eq!(found, [], "{} at rest", nas.name);
+        total += nas.accepted.len();
+    }
+    assert_eq!(done.len(), total - excused.len(), "what is done");
+}
+
+/// The events that were buried because the daemon died too often while they ran: not lost.
+async fn buried(lab: &Lab, accepted: usize) -> BTreeSet<i64> {
+    let dead = lab.rows("select id, reason from events_dead").await;
+    for row in &dead {
+        assert!(row[1].starts_with("the daemon died"), "{row:?}");
+    }
+    assert!(dead.len() <= 1 + accepted / 100, "{dead:?}");
+    dead.iter().map(|row| row[0].parse().unwrap()).collect()
+}
+
+/// Waits until no event is left that the next death would bury: a slow machine does so little
+/// between two kills that the same events are hit each time.
+async fn suspects_have_ended(lab: &Lab) {
+    lab.until("suspects have ended", async || {
+        let suspects = "select count(*) from events_stack where deaths >= 3";
+        (lab.number(suspects).await == 0).then_some(())
+    })
+    .await;
 }
 
 /// Which event left each account as it is on the router, by the router's own tables.
@@ -231,22 +302,28 @@ fn state_of_router(router: &Router) -> BTreeMap<i64, i64> {
         .collect()
 }
 
+/// NAS 1 is a router, NAS 2 a script, and both write down what they do; and where the script does.
+async fn two_nases(lab: &Lab, step: &str, latency_ms: u64, forks: i64) -> (Router, PathBuf) {
+    let script = lab.path("script.journal");
+    lab.session("Journal", &journal::session(&script, step));
+    lab.native("Queue", &journal::native());
+    let faults = Faults {
+        latency_ms,
+        ..Faults::default()
+    };
+    let router = Router::start(lab.root(), "router", faults);
+    router.serve_as(lab, 1, "Queue", forks).await;
+    lab.nas(2, "Journal", forks, &[]).await;
+    (router, script)
+}
+
 async fn killed_at_random_it_loses_and_reorders_nothing(kind: Kind) {
     let seed = from_environment("NED_SEED").unwrap_or_else(|| clock::wall_us().unsigned_abs());
     say(&format!("NED_SEED={seed}"));
     let mut dice = Dice(seed);
     let lab = Lab::new(kind, "retry_base = \"100ms\"").await;
-    let script = lab.path("script.journal");
-    lab.session("Journal", &journal::session(&script, "sleep 0.01"));
-    lab.native("Queue", &journal::native());
-    let faults = Faults {
-        latency_ms: 10,
-        ..Faults::default()
-    };
-    let router = Router::start(lab.root(), "router", faults);
     let forks = i64::try_from(FORKS).unwrap();
-    router.serve_as(&lab, 1, "Queue", forks).await;
-    lab.nas(2, "Journal", forks, &[]).await;
+    let (router, script) = two_nases(&lab, "sleep 0.01", 10, forks).await;
     for producer in 0..=PRODUCERS {
         let (on_router, on_script) = accounts(producer);
         lab.accounts(1, on_router).await;
@@ -275,58 +352,22 @@ async fn killed_at_random_it_loses_and_reorders_nothing(kind: Kind) {
     lab.drained().await;
     last.stop().await;
 
-    // An event during whose execution the daemon died too often is buried, not lost.
-    let dead = lab.rows("select id, reason from events_dead").await;
-    for row in &dead {
-        assert!(row[1].starts_with("the daemon died"), "{row:?}");
-    }
-    let excused: BTreeSet<i64> = dead.iter().map(|row| row[0].parse().unwrap()).collect();
-    assert!(excused.len() <= 1 + accepted.len() / 100, "{dead:?}");
-    let (done, places) = places(&lab).await;
-    let on_script = |a: &Accepted| a.user >= 2_000;
-    for (name, mine, entries) in [
-        (
-            "router",
-            accepted.iter().copied().filter(|a| !on_script(a)).collect(),
-            journal::read_router(&router.journal),
-        ),
-        (
-            "script",
-            accepted
-                .iter()
-                .copied()
-                .filter(on_script)
-                .collect::<Vec<_>>(),
-            journal::read_script(&script),
-        ),
-    ] {
-        let again = repeated(&entries);
+    let excused = buried(&lab, accepted.len()).await;
+    let (on_script, on_router) = accepted.into_iter().partition(|a| a.user >= 2_000);
+    let nases = [
+        AtRest::router(&router, on_router),
+        AtRest::script("script", &script, on_script),
+    ];
+    check_at_rest(lab.db.store.as_ref(), &excused, &nases).await;
+    for nas in nases {
+        let (name, again) = (nas.name, repeated(&nas.entries));
         say(&format!(
             "{name}: {} events accepted, {again} executed again",
-            mine.len()
+            nas.accepted.len()
         ));
-        assert_eq!(check(&mine, &excused, &entries), [], "{name}");
-        let state = if name == "router" {
-            state_of_router(&router)
-        } else {
-            journal::state_of_script(&entries)
-        };
-        let rest = Rest {
-            state,
-            done: done.clone(),
-            places: places.clone(),
-        };
-        assert_eq!(
-            check_rest(&mine, &excused, &entries, &rest),
-            [],
-            "{name} at rest"
-        );
-        assert!(peak(&entries) <= FORKS, "{name}");
+        assert!(peak(&nas.entries) <= FORKS, "{name}");
         assert!(again > 0, "{name}: no kill hit anything");
     }
-    let ended = lab.number("select count(*) from events_done").await;
-    let total = i64::try_from(accepted.len() - excused.len()).unwrap();
-    assert_eq!(ended, total, "each event is in one place");
     if kind == Kind::Sqlite {
         assert_eq!(
             lab.rows("select * from pragma_integrity_check").await,

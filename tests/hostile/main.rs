@@ -16,7 +16,10 @@ mod lab;
 mod devices;
 mod mutations;
 mod secrets;
+mod settings;
 mod shell;
+mod shipped;
+mod stand;
 mod subscribers;
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;

@@ -12,7 +12,7 @@ use crate::lab::on_each_store;
 use crate::lab::sim::{LOGIN, Router};
 use nas_event_daemon::sim::mikrotik::Faults;
 
-on_each_store!(no_secret_is_told);
+on_each_store!(no_secret_is_told, what_is_planted_is_told);
 
 /// Columns of `nas_secret` that are secret.
 const COLUMNS: [&str; 4] = ["password", "enable_password", "coa_secret", "ssh_key"];
@@ -150,9 +150,28 @@ async fn no_secret_is_told(kind: Kind) {
 pub(crate) async fn no_place_tells(
     lab: &Lab,
     ids: &[i64],
-    mut places: BTreeMap<String, String>,
+    places: BTreeMap<String, String>,
     marks: &[&str],
 ) {
+    let places = gathered(lab, ids, places).await;
+    assert!(places.len() > 20, "{:?}", places.keys());
+    for (place, text) in &places {
+        assert!(
+            !text.is_empty() || place.contains("event_") || place == "stderr",
+            "{place} is empty"
+        );
+    }
+    let marks = [marks, &["token-of-the-lab"]].concat();
+    let told = told(&places, &marks);
+    assert!(told.is_empty(), "{told:#?}");
+}
+
+/// `places`, and all that a daemon tells of itself and of these events.
+async fn gathered(
+    lab: &Lab,
+    ids: &[i64],
+    mut places: BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     texts_below(&lab.path("log"), &mut places);
     places.insert("stderr".to_owned(), lab.stderr());
     for path in [
@@ -189,23 +208,70 @@ pub(crate) async fn no_place_tells(
         let refused = lab.db.store.sql(statement, false).await;
         places.insert(statement.to_owned(), format!("{refused:?}"));
     }
-    assert!(places.len() > 30, "{:?}", places.keys());
-    for (place, text) in &places {
-        assert!(
-            !text.is_empty() || place.contains("event_") || place == "stderr",
-            "{place} is empty"
-        );
-        for mark in marks {
-            if let Some(at) = text.find(mark) {
-                let from = text.floor_char_boundary(at.saturating_sub(200));
-                panic!("{place} tells a secret: …{}", &text[from..at + mark.len()]);
-            }
-        }
-        assert!(
-            !text.contains("token-of-the-lab"),
-            "{place} tells the token"
-        );
+    places
+}
+
+/// The places that hold one of `marks`, each with what stands before it.
+fn told(places: &BTreeMap<String, String>, marks: &[&str]) -> Vec<String> {
+    let found = |(place, text): (&String, &String)| {
+        let mark = marks.iter().find(|mark| text.contains(**mark))?;
+        let at = text.find(mark)?;
+        let from = text.floor_char_boundary(at.saturating_sub(200));
+        Some(format!(
+            "{place} tells a secret: …{}",
+            &text[from..at + mark.len()]
+        ))
+    };
+    places.iter().filter_map(found).collect()
+}
+
+/// The negative control: one secret in each kind of place, where a careless daemon would put it.
+async fn what_is_planted_is_told(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(1, "Record", 1, &[]).await;
+    lab.accounts(1, [100]).await;
+    let daemon = lab.start().await;
+    let id = lab.event(100, "user_redirect").await;
+    assert_eq!(lab.ended(id).await.1, "done");
+    no_place_tells(&lab, &[id], BTreeMap::new(), &[MARK]).await;
+    let secret = canary(1, "password");
+    lab.sql(&format!(
+        "update events_done set batch_id = '{secret}';
+         insert into audit (who, what, detail) values ('x', 'y', '{secret}');
+         update nas set name = '{secret}'"
+    ))
+    .await;
+    for log in ["nas_event_daemon.log", "nas_event_daemon/planted.log"] {
+        let file = lab.path("log").join(log);
+        let mut file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(file)
+            .unwrap();
+        std::io::Write::write_all(&mut file, format!("{secret}\n").as_bytes()).unwrap();
     }
+    lab.reload(&daemon).await;
+    lab.until("the name is known", async || {
+        lab.get("/api/v1/nas").await.contains(&secret).then_some(())
+    })
+    .await;
+    let places = gathered(&lab, &[id], BTreeMap::new()).await;
+    let told = told(&places, &[MARK]);
+    for place in [
+        "nas_event_daemon.log",
+        "planted.log",
+        "/api/v1/nas",
+        "/api/v1/events?state=all&limit=1000",
+        &format!("/api/v1/events/{id}"),
+        "events_done",
+        "audit",
+    ] {
+        let found = told
+            .iter()
+            .any(|t| t.split(" tells a secret").next().unwrap().ends_with(place));
+        assert!(found, "{place} is not looked into: {told:#?}");
+    }
+    daemon.stop().await;
 }
 
 /// The argument lists of all processes, as any user sees them.

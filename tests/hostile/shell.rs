@@ -13,7 +13,7 @@ const WORDS: u64 = 20_000;
 const BATCH: u64 = 500;
 
 /// What bash makes of these command lines: the words of each, as it passes them on.
-fn words_by_bash(script: &str) -> Vec<Vec<u8>> {
+pub(crate) fn words_by_bash(script: &str) -> Vec<Vec<u8>> {
     #[expect(clippy::disallowed_methods, reason = "the peer is a program")]
     let mut command = std::process::Command::new("bash");
     let mut child = command

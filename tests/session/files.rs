@@ -1,6 +1,8 @@
 //! Files as operators leave them: without +x, from Windows, with a broken first line.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use nas_event_daemon::attempt::Verdict;
 
@@ -81,13 +83,14 @@ async fn what_cannot_run_says_why_and_what_to_do() {
     assert_eq!(told.report.verdict, Verdict::Done);
 }
 
+const EXAMPLE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/oss/core/Example-Session/bin/session"
+);
+
 #[tokio::test]
 async fn the_shipped_example_runs_and_sends_nothing() {
-    let shipped = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/oss/core/Example-Session/bin/session"
-    );
-    let scheme = session(std::fs::read(shipped).unwrap());
+    let scheme = session(std::fs::read(EXAMPLE).unwrap());
     for (cmd, shown) in [
         (
             "user_add",
@@ -112,4 +115,75 @@ async fn the_shipped_example_runs_and_sends_nothing() {
     let told = scheme.run(&with_param(job("user_del"), "ip", "")).await;
     assert_eq!(told.report.verdict, Verdict::Exit(1));
     assert_eq!(told.lines, ["ip is empty in the data of account 1424"]);
+}
+
+/// A stand-in for `ssh` and the router behind it: each ipset is a file in `ROUTER`, one entry a line.
+/// As the real one it takes the login and one command line, which a shell over there reads.
+const ROUTER: &str = r#"
+ssh() {
+    [ -e ROUTER/down ] && return 255
+    [ "$1 $2 $3 $4 $5" = "-o BatchMode=yes -o ConnectTimeout=5 $telnet_login@$nas_ip" ] || return 9
+    eval "set -- $6"
+    [ "$1" = ipset ] && [ "$3" = -exist ] || return 8
+    local set=ROUTER/sets/$4
+    touch "$set"
+    case $2 in
+    add) grep -qxF "$5" "$set" || echo "$5" >>"$set" ;;
+    del) grep -vxF "$5" "$set" >"$set.new"; mv "$set.new" "$set" ;;
+    *) return 7 ;;
+    esac
+}
+"#;
+
+/// The sets that are not empty.
+fn sets(router: &Path) -> BTreeMap<String, String> {
+    let files = std::fs::read_dir(router.join("sets")).unwrap();
+    let all = files.map(|file| {
+        let file = file.unwrap();
+        let name = file.file_name().into_string().unwrap();
+        (name, std::fs::read_to_string(file.path()).unwrap())
+    });
+    all.filter(|(_, entries)| !entries.is_empty()).collect()
+}
+
+#[tokio::test]
+async fn the_shipped_example_repeats_without_harm_and_changes_the_address() {
+    let router = tempfile::tempdir().unwrap();
+    let at = router.path();
+    std::fs::create_dir(at.join("sets")).unwrap();
+    let text = std::fs::read_to_string(EXAMPLE).unwrap();
+    let acting = text.replace("\ndry_run=yes\n", "\ndry_run=no\n");
+    assert_ne!(acting, text, "Example-Session says dry_run otherwise");
+    let stand_in = ROUTER.replace("ROUTER", at.to_str().unwrap());
+    let scheme = session(acting + &stand_in);
+    let (old, new) = ("10.88.0.15", "10.88.0.77");
+    let both = |sets: &[&str], ip: &str| -> BTreeMap<String, String> {
+        let entry = |set: &&str| ((*set).to_owned(), format!("{ip}\n"));
+        sets.iter().map(entry).collect()
+    };
+    for (cmd, ip, want) in [
+        ("user_add", old, both(&["allowed"], old)),
+        ("user_redirect", old, both(&["allowed", "redirect"], old)),
+        (
+            "user_drop",
+            old,
+            both(&["allowed", "blocked", "redirect"], old),
+        ),
+        ("user_del", old, BTreeMap::new()),
+        ("user_add", new, both(&["allowed"], new)),
+        ("user_redirect", new, both(&["allowed", "redirect"], new)),
+        ("user_redirect_cancel", new, both(&["allowed"], new)),
+    ] {
+        // Each twice, as after a crash.
+        for _ in 0..2 {
+            let told = scheme.run(&with_param(job(cmd), "ip", ip)).await;
+            assert_eq!(told.report.verdict, Verdict::Done, "{cmd}: {told:?}");
+            assert_eq!(sets(at), want, "{cmd}");
+        }
+    }
+    // A router that cannot be reached is asked again later.
+    std::fs::write(at.join("down"), "").unwrap();
+    let told = scheme.run(&with_param(job("user_del"), "ip", new)).await;
+    assert_eq!(told.report.verdict, Verdict::Exit(254), "{told:?}");
+    assert_eq!(sets(at), both(&["allowed"], new));
 }

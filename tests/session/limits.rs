@@ -7,6 +7,7 @@ use nas_event_daemon::attempt::{FailureClass, Job, Verdict};
 use nas_event_daemon::clock::tick_ms;
 use nas_event_daemon::scheme::launch::Kind;
 use nas_event_daemon::scheme::shim::Order;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -107,11 +108,14 @@ async fn a_flood_is_capped_counted_and_does_no_harm() {
 #[tokio::test]
 async fn scripts_run_with_limits_and_without_input() {
     let scheme = session(
-        "user_add() { ulimit -c; ulimit -n; cat; ps -o sid= -p $$ >/dev/null; \
+        "user_add() { ulimit -c; ulimit -n; ulimit -u; ulimit -f; cat; ps -o sid= -p $$ >/dev/null; \
          [ -t 0 ] || echo no_terminal; trap -p; }",
     );
     let told = scheme.run(&job("user_add")).await;
-    assert_eq!(told.lines, ["0", "1024", "no_terminal"]);
+    // Processes of the user: what we set, unless less is allowed to us. 4 GiB in KiB.
+    let own = getrlimit(Resource::RLIMIT_NPROC).unwrap().1.min(32_768);
+    let own = own.to_string();
+    assert_eq!(told.lines, ["0", "1024", &own, "4194304", "no_terminal"]);
 }
 
 #[tokio::test]
