@@ -325,6 +325,7 @@ impl Sessions {
                 .map_or(CONNECT_TIMEOUT, |t| t.min(CONNECT_TIMEOUT)),
             linger: LINGER,
             logins_per_minute: *logins.as_ref().unwrap_or(&LOGINS_PER_MINUTE),
+            know_rows: knows_rows(nas),
         };
         let tls = nas.api_tls.then(|| tls::Settings::of(&nas.vars));
         let tls = tls
@@ -405,6 +406,12 @@ impl Sessions {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `nas.vars.know_rows`: anything but `no` and `false` is yes.
+fn knows_rows(nas: &Nas) -> bool {
+    let no = |value: &Value| *value == Value::Bool(false) || *value == "no";
+    !nas.vars.get("know_rows").is_some_and(no)
 }
 
 /// `nas.vars.logins_per_minute`, 1 to 10000.

@@ -248,6 +248,18 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
         });
     }
     let mut add_now = add_first(&path, &find);
+    let known = known(walk, &path, &own, &proplist(&path, &[&find, &set, &own]));
+    let known: Vec<&Row> = known.iter().filter(|row| fits(row, &find)).collect();
+    if !known.is_empty() && known.len() <= ENSURE_ROWS_MAX {
+        if known.iter().any(|row| !fits(row, &set)) && repair(walk, &path, &known, &set).await? {
+            return Ok(Reply {
+                rows: known.into_iter().cloned().collect(),
+                ..Reply::default()
+            });
+        }
+        // That nothing differs is for the router to say, or where the row has gone.
+        add_now = false;
+    }
     for _ in 0..ROUNDS {
         let mut refusal = None;
         if add_now {
@@ -310,6 +322,16 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
     )))
 }
 
+/// Rows of ours that are known without asking; none says nothing.
+fn known(walk: &mut Walk<'_>, path: &str, own: &Words, props: &[String]) -> Vec<Row> {
+    let Some((key, mark)) = own.first() else {
+        return Vec::new();
+    };
+    let mut rows = walk.known(path, (key, mark), props);
+    rows.retain(|row| fits(row, own));
+    rows
+}
+
 /// Sets what differs; `false` = a row vanished meanwhile.
 async fn repair(
     walk: &mut Walk<'_>,
@@ -366,25 +388,37 @@ pub(super) async fn absent(walk: &mut Walk<'_>, step: &Absent) -> Result<Reply, 
             .map_err(|_| format!("match: {source:?} is not a regular expression"))?;
         patterns.push((Arc::clone(key), pattern));
     }
-    let look = print(&path, &find, proplist(&path, &[&find, &like, &own]));
+    let props = proplist(&path, &[&find, &like, &own]);
+    let matches =
+        |row: &Row| fits(row, &find) && patterns.iter().all(|(k, p)| p.is_match(value(row, k)));
+    let mut known = known(walk, &path, &own, &props);
+    known.retain(matches);
+    if !known.is_empty() && known.len() <= step.at_most.min(REMOVE_AT_ONCE) {
+        let ids: Vec<&str> = known.iter().map(|row| value(row, ".id")).collect();
+        match remove_once(walk, &path, &ids.join(",")).await {
+            Ok(()) => {
+                return Ok(Reply {
+                    rows: known,
+                    ..Reply::default()
+                });
+            }
+            // Somebody else was faster: the router says what is left.
+            Err(failure) if gone(&failure) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    let look = print(&path, &find, props);
     let rows = walk.talk(&look).await?.rows;
     if walk.silent() {
         walk.note("rows of ours that match would be removed by their .id");
         return Ok(Reply::default());
     }
-    let mut rows: Vec<Row> = rows
-        .into_iter()
-        .filter(|r| fits(r, &find) && patterns.iter().all(|(k, p)| p.is_match(value(r, k))))
-        .collect();
+    let mut rows: Vec<Row> = rows.into_iter().filter(matches).collect();
     let matching = rows.len();
     rows.retain(|r| SESSIONS.contains(&path.as_str()) || (!is_dynamic(r) && fits(r, &own)));
     if let Some(look) = walk.look() {
         if !path.ends_with("/connection") {
-            look.unwanted(&path, &rows, |row| {
-                fits(row, &find)
-                    && fits(row, &own)
-                    && patterns.iter().all(|(k, p)| p.is_match(value(row, k)))
-            });
+            look.unwanted(&path, &rows, |row| matches(row) && fits(row, &own));
         }
         return Ok(Reply {
             rows,

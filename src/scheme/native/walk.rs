@@ -492,6 +492,18 @@ impl<'a> Walk<'a> {
         Arc::clone(&self.scheme.dictionary)
     }
 
+    /// Rows of a RouterOS menu that carry `mark`, if they are known without asking.
+    pub(super) fn known(&mut self, path: &str, mark: (&str, &str), props: &[String]) -> Vec<Row> {
+        let Via::Sessions(sessions) = &self.via else {
+            return Vec::new();
+        };
+        let job: &Job = self.scope.job();
+        let router = self
+            .router
+            .get_or_insert_with(|| sessions.mikrotik(&job.nas, &job.secret));
+        router.known(path, mark, props)
+    }
+
     /// Sends one RouterOS command and notes both ways.
     pub(super) async fn talk(&mut self, command: &Command) -> Result<Reply, Failure> {
         let job: &Job = self.scope.job();
