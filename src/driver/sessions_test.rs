@@ -106,6 +106,18 @@ fn ssh_takes_at_most_half_of_the_sessions_that_a_server_allows() {
     assert_eq!(Sessions::ssh_places(&nas, true), 2);
 }
 
+#[test]
+fn the_api_has_its_usual_ports_where_the_nas_names_none() {
+    let mut nas = Nas::new(NasId(7), "t", "127.0.0.1");
+    assert_eq!(Sessions::api_port(&nas), 8728);
+    nas.api_tls = true;
+    assert_eq!(Sessions::api_port(&nas), 8729);
+    nas.api_port = Some(18_729);
+    assert_eq!(Sessions::api_port(&nas), 18_729);
+    nas.api_tls = false;
+    assert_eq!(Sessions::api_port(&nas), 18_729);
+}
+
 /// Waits until the sessions of the NAS stand like this: in use, waiting.
 async fn until_seen(sessions: &Sessions, leased: usize, waiting: usize) -> Seen {
     let looking = async {
