@@ -13,6 +13,7 @@
 //!
 //! The code is the HTTP status (RFC 9110 section 15).
 
+mod allow;
 mod request;
 
 use std::error::Error as _;
@@ -31,6 +32,7 @@ use crate::driver::tls::{self, Trust};
 use crate::driver::waits::Waits;
 use crate::driver::{Counted, Reply};
 
+pub use allow::Allow;
 pub use request::{Auth, JSON_MAX, METHODS, Request};
 
 /// Largest answer kept, bytes: an account's state, not a dump.
@@ -94,8 +96,13 @@ impl Http {
     /// Nothing is connected before the first request. Settings that cannot be obeyed are told
     /// by every request.
     pub fn new(target: &Target, limits: &Limits) -> Self {
+        Self::within(target, limits, &Allow::default())
+    }
+
+    /// The same, where the host must have one of these addresses.
+    pub fn within(target: &Target, limits: &Limits, allow: &Allow) -> Self {
         Self {
-            ready: Ready::new(target, limits).map_err(unusable),
+            ready: Ready::new(target, limits, allow).map_err(unusable),
             places: Semaphore::new(limits.connections),
             in_flight: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
@@ -218,8 +225,9 @@ impl Http {
 }
 
 impl Ready {
-    fn new(target: &Target, limits: &Limits) -> Result<Self, String> {
+    fn new(target: &Target, limits: &Limits, allow: &Allow) -> Result<Self, String> {
         let base = base(&target.url)?;
+        allow.check(&base)?;
         let trust = if base.scheme() == "https" {
             target.trust.clone()
         } else {
@@ -227,7 +235,8 @@ impl Ready {
             Trust::Pinned(Vec::new())
         };
         let config = tls::client_config(&trust)?;
-        let client = Client::builder()
+        let client = allow
+            .sift(Client::builder())
             .tls_backend_preconfigured(config.as_ref().clone())
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
