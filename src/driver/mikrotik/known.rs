@@ -39,9 +39,9 @@ pub(crate) struct Known {
 /// What [`Known::find`] says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// Rows with the mark; `None` = nothing is known.
-    pub(crate) rows: Option<Vec<Row>>,
-    /// The caller is to read the menu, with these properties, and to tell [`Known::read`].
+    /// Rows with the mark; none says nothing.
+    pub(crate) rows: Vec<Row>,
+    /// As [`Known::looked`].
     pub(crate) read: Option<Vec<String>>,
 }
 
@@ -98,26 +98,40 @@ impl Known {
         ended: u64,
     ) -> Found {
         let mut menus = self.menus();
-        let key = (path.to_owned(), mark.0.to_owned());
-        let menu = menus.entry(key).or_default();
-        let new = props.iter().filter(|p| *p != ".id");
-        menu.wanted.extend(new.cloned());
-        menu.wanted.insert(mark.0.to_owned());
-        let gone = now.saturating_sub(menu.level_at) as f64 / 1_000.0;
-        menu.level = (menu.level - gone).max(0.0) + 1.0;
-        menu.level_at = now;
-        let is_true =
-            |rows: &Rows| rows.ended == ended && now.saturating_sub(rows.at) < BELIEVED_MS;
-        if menu.rows.as_ref().is_some_and(|rows| !is_true(rows)) {
-            menu.rows = None;
-        }
-        let covers = |rows: &&Rows| menu.wanted.iter().all(|p| rows.props.contains(p));
-        let rows = menu.rows.as_ref().filter(covers);
-        let fresh = rows.is_some_and(|rows| now.saturating_sub(rows.at) < AGAIN_MS);
-        let found = rows.map(|rows| rows.marked(mark.1));
-        let due = !fresh && menu.reading.is_none() && menu.level >= BUSY && now >= menu.not_before;
-        let read = due.then(|| menu.begin(ended));
-        Found { rows: found, read }
+        let Some(menu) = menus.get_mut(&(path.to_owned(), mark.0.to_owned())) else {
+            return Found::default();
+        };
+        menu.forget_old(now, ended);
+        let Some(rows) = menu.rows.as_ref().filter(|rows| rows.cover(props)) else {
+            return Found::default();
+        };
+        let rows = rows.marked(mark.1);
+        // They spare a look.
+        let read = if rows.is_empty() {
+            None
+        } else {
+            menu.count(now, ended)
+        };
+        Found { rows, read }
+    }
+
+    /// Somebody looks for such rows: `Some` = the menu is busy, and the caller is to read it, with
+    /// these properties, and to tell [`Self::read`].
+    pub(crate) fn looked(
+        &self,
+        path: &str,
+        mark: &str,
+        props: &[String],
+        now: u64,
+        ended: u64,
+    ) -> Option<Vec<String>> {
+        let mut menus = self.menus();
+        let menu = menus.entry((path.to_owned(), mark.to_owned())).or_default();
+        let wanted = props.iter().filter(|p| *p != ".id").cloned();
+        menu.wanted.extend(wanted);
+        menu.wanted.insert(mark.to_owned());
+        menu.forget_old(now, ended);
+        menu.count(now, ended)
     }
 
     /// The menu was read; `None` = it could not be.
@@ -212,6 +226,29 @@ fn change_of(verb: &str, args: &[(String, String)], ret: Option<&str>) -> Change
 }
 
 impl Menu {
+    fn forget_old(&mut self, now: u64, ended: u64) {
+        let is_true =
+            |rows: &Rows| rows.ended == ended && now.saturating_sub(rows.at) < BELIEVED_MS;
+        if !self.rows.as_ref().is_some_and(is_true) {
+            self.rows = None;
+        }
+    }
+
+    /// One look more; what is to be read, if the menu is busy now.
+    fn count(&mut self, now: u64, ended: u64) -> Option<Vec<String>> {
+        let gone = now.saturating_sub(self.level_at) as f64 / 1_000.0;
+        self.level = (self.level - gone).max(0.0) + 1.0;
+        self.level_at = now;
+        let is_fresh = |rows: &Rows| {
+            now.saturating_sub(rows.at) < AGAIN_MS && self.wanted.iter().all(|p| rows.has(p))
+        };
+        let is_due = self.level >= BUSY
+            && now >= self.not_before
+            && self.reading.is_none()
+            && !self.rows.as_ref().is_some_and(is_fresh);
+        is_due.then(|| self.begin(ended))
+    }
+
     fn begin(&mut self, ended: u64) -> Vec<String> {
         let props: Vec<String> = self.wanted.iter().cloned().collect();
         self.reading = Some(Reading {
@@ -281,6 +318,14 @@ impl Rows {
                 self.marked.remove(mark);
             }
         }
+    }
+
+    fn has(&self, prop: &str) -> bool {
+        self.props.iter().any(|known| known == prop)
+    }
+
+    fn cover(&self, props: &[String]) -> bool {
+        props.iter().all(|p| p == ".id" || self.has(p))
     }
 
     fn marked(&self, mark: &str) -> Vec<Row> {
@@ -359,18 +404,19 @@ mod tests {
         known.find(PATH, ("comment", mark), &props(), now, ended)
     }
 
+    /// So many looks at once; how often the menu is to be read.
+    fn look(known: &Known, times: usize, now: u64, ended: u64) -> usize {
+        let looks = (0..times).map(|_| known.looked(PATH, "comment", &props(), now, ended));
+        looks.flatten().count()
+    }
+
     /// A menu that has just been read.
     fn read(rows: Vec<Row>) -> Known {
         let known = Known::default();
-        for _ in 0..63 {
-            assert_eq!(find(&known, "crb_1", 1_000, 0), Found::default());
-        }
-        let due = find(&known, "crb_1", 1_000, 0);
-        assert!(
-            due.read
-                .is_some_and(|p| p.first().is_some_and(|id| id == ".id"))
-        );
-        assert_eq!(find(&known, "crb_1", 1_000, 0).read, None, "once");
+        assert_eq!(look(&known, 63, 1_000, 0), 0);
+        let due = known.looked(PATH, "comment", &props(), 1_000, 0).unwrap();
+        assert_eq!(due, [".id", "comment", "dynamic", "max-limit", "name"]);
+        assert_eq!(look(&known, 1, 1_000, 0), 0, "once");
         known.read(PATH, "comment", Some(rows), 1_500, 0);
         known
     }
@@ -383,9 +429,9 @@ mod tests {
         ])
     }
 
-    fn ids(known: &Known, mark: &str) -> Option<Vec<String>> {
-        let rows = find(known, mark, 2_000, 0).rows?;
-        Some(rows.iter().map(|r| r[".id"].clone()).collect())
+    fn ids(known: &Known, mark: &str) -> Vec<String> {
+        let rows = find(known, mark, 2_000, 0).rows;
+        rows.iter().map(|r| r[".id"].clone()).collect()
     }
 
     fn did(known: &Known, verb: &str, args: &[(&str, &str)], ret: Option<&str>) {
@@ -402,6 +448,7 @@ mod tests {
     fn a_quiet_menu_is_never_read() {
         let known = Known::default();
         for n in 0..1_000 {
+            assert_eq!(look(&known, 1, n * 1_000, 0), 0);
             assert_eq!(find(&known, "crb_1", n * 1_000, 0), Found::default());
         }
     }
@@ -411,10 +458,10 @@ mod tests {
         let known = two();
         assert_eq!(
             find(&known, "crb_2", 2_000, 0).rows,
-            Some(vec![row("*2", "crb_2", "1M/1M", "crb_2")])
+            [row("*2", "crb_2", "1M/1M", "crb_2")]
         );
-        assert_eq!(ids(&known, "crb_9"), Some(vec![]));
-        assert_eq!(ids(&known, ""), Some(vec![]), "rows of nobody are not kept");
+        assert!(ids(&known, "crb_9").is_empty());
+        assert!(ids(&known, "").is_empty(), "rows of nobody are not kept");
     }
 
     #[test]
@@ -433,14 +480,17 @@ mod tests {
             &[("name", "crb_7"), ("comment", "crb_7")],
             Some("*7"),
         );
-        assert_eq!(ids(&known, "crb_1"), Some(vec![]));
-        assert_eq!(ids(&known, "crb_7"), Some(vec!["*7".to_owned()]));
-        let rows = find(&known, "crb_2", 2_000, 0).rows.unwrap();
-        assert_eq!(rows[0]["max-limit"], "5M/5M");
+        assert!(ids(&known, "crb_1").is_empty());
+        assert_eq!(ids(&known, "crb_7"), ["*7"]);
+        assert_eq!(
+            find(&known, "crb_2", 2_000, 0).rows[0]["max-limit"],
+            "5M/5M"
+        );
     }
 
     #[test]
     fn they_are_forgotten_when_it_is_not_known_what_stands() {
+        assert_eq!(ids(&two(), "crb_2"), ["*2"]);
         let verbs: [(&str, &[(&str, &str)], Option<&str>); 6] = [
             ("move", &[(".id", "*1")], None),
             ("remove", &[(".id", "crb_1")], None),
@@ -452,7 +502,7 @@ mod tests {
         for (verb, args, ret) in verbs {
             let known = two();
             did(&known, verb, args, ret);
-            assert_eq!(ids(&known, "crb_2"), None, "{verb} {args:?}");
+            assert!(ids(&known, "crb_2").is_empty(), "{verb} {args:?}");
         }
         let failed = |failure: Failure| {
             let known = two();
@@ -462,29 +512,26 @@ mod tests {
                 ..Command::default()
             };
             known.heard(&command, Err(&failure));
-            ids(&known, "crb_2")
+            ids(&known, "crb_2").len()
         };
-        assert_eq!(failed(Failure::timeout("no answer")), None);
-        assert_eq!(failed(Failure::permanent("no such item (4)")), None);
-        assert!(failed(Failure::permanent("failure: not permitted (9)")).is_some());
-        let known = two();
-        assert_eq!(
-            find(&known, "crb_1", 2_000, 1).rows,
-            None,
+        assert_eq!(failed(Failure::timeout("no answer")), 0);
+        assert_eq!(failed(Failure::permanent("no such item (4)")), 0);
+        assert_eq!(failed(Failure::permanent("failure: not permitted (9)")), 1);
+        assert!(
+            find(&two(), "crb_1", 2_000, 1).rows.is_empty(),
             "a session ended"
         );
-        let known = two();
-        assert_eq!(
-            find(&known, "crb_1", 61_499, 0).rows.map(|r| r.len()),
-            Some(1)
+        assert_eq!(find(&two(), "crb_1", 61_499, 0).rows.len(), 1);
+        assert!(
+            find(&two(), "crb_1", 61_500, 0).rows.is_empty(),
+            "a minute old"
         );
-        assert_eq!(find(&known, "crb_1", 61_500, 0).rows, None, "a minute old");
     }
 
     #[test]
     fn changes_during_the_reading_are_not_lost() {
         let known = Known::default();
-        (0..64).for_each(|_| drop(find(&known, "crb_1", 0, 0)));
+        look(&known, 64, 1_000, 0);
         did(&known, "remove", &[(".id", "*1")], None);
         did(
             &known,
@@ -494,38 +541,41 @@ mod tests {
         );
         let rows = vec![row("*1", "crb_1", "1M/1M", "crb_1")];
         known.read(PATH, "comment", Some(rows.clone()), 1_500, 0);
-        assert_eq!(ids(&known, "crb_1"), Some(vec![]));
-        assert_eq!(ids(&known, "crb_7"), Some(vec!["*7".to_owned()]));
+        assert!(ids(&known, "crb_1").is_empty());
+        assert_eq!(ids(&known, "crb_7"), ["*7"]);
         // An unknown outcome during the reading, or a lost session: as if it had not been read.
         for ended in [0, 1] {
             let known = Known::default();
-            (0..64).for_each(|_| drop(find(&known, "crb_1", 0, 0)));
+            look(&known, 64, 1_000, 0);
             if ended == 0 {
                 did(&known, "move", &[], None);
             }
             known.read(PATH, "comment", Some(rows.clone()), 1_500, ended);
-            let found = find(&known, "crb_1", 2_000, ended);
-            assert!(found.rows.is_none() && found.read.is_some(), "{ended}");
+            assert_eq!(find(&known, "crb_1", 2_000, ended), Found::default());
+            assert_eq!(look(&known, 9, 2_000, ended), 1, "{ended}");
         }
     }
 
     #[test]
     fn a_menu_that_cannot_be_read_is_left_alone_for_a_while() {
         let known = Known::default();
-        (0..64).for_each(|_| drop(find(&known, "crb_1", 0, 0)));
+        look(&known, 64, 1_000, 0);
         known.read(PATH, "comment", None, 30_000, 0);
-        let due = |now| (0..100).any(|_| find(&known, "crb_1", now, 0).read.is_some());
-        assert!(!due(629_999));
-        assert!(due(630_000));
+        assert_eq!(look(&known, 100, 629_999, 0), 0);
+        assert_eq!(look(&known, 1, 630_000, 0), 1);
     }
 
     #[test]
     fn a_busy_menu_is_read_again_before_its_rows_are_too_old() {
         let known = two();
-        (0..100).for_each(|_| drop(find(&known, "crb_1", 40_000, 0)));
-        assert_eq!(find(&known, "crb_1", 46_499, 0).read, None);
-        let again = find(&known, "crb_1", 46_500, 0);
-        assert!(again.rows.is_some() && again.read.is_some());
+        let spared = |now| {
+            let found = find(&known, "crb_1", now, 0);
+            assert_eq!(found.rows.len(), 1);
+            found.read.is_some()
+        };
+        assert!((0..100).all(|_| !spared(46_499)));
+        assert!(spared(46_500));
+        assert!(!spared(46_500), "once");
     }
 
     #[test]
@@ -534,7 +584,8 @@ mod tests {
         let mut more = props();
         more.push("target".to_owned());
         let found = known.find(PATH, ("comment", "crb_1"), &more, 2_000, 0);
-        assert_eq!(found.rows, None);
-        assert!(found.read.is_some_and(|p| p.contains(&"target".to_owned())));
+        assert_eq!(found, Found::default());
+        let read = known.looked(PATH, "comment", &more, 1_600, 0).unwrap();
+        assert!(read.contains(&"target".to_owned()));
     }
 }

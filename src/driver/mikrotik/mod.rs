@@ -231,13 +231,25 @@ impl Mikrotik {
         }
         let (now, ended) = (clock::tick_ms(), self.pool.ended());
         let found = self.known.find(path, mark, props, now, ended);
-        if let Some(props) = found.read {
-            // Beside the event that asked: a large table takes its time.
-            let (router, path, mark) = (Arc::clone(self), path.to_owned(), mark.0.to_owned());
-            let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            tasks.spawn(async move { router.read_known(&path, &mark, props).await });
+        self.read_soon(path, mark.0, found.read);
+        found.rows
+    }
+
+    /// Somebody looks for such rows: of a busy menu all are read.
+    pub(crate) fn looked(self: &Arc<Self>, path: &str, mark: &str, props: &[String]) {
+        if self.know_rows {
+            let (now, ended) = (clock::tick_ms(), self.pool.ended());
+            let props = self.known.looked(path, mark, props, now, ended);
+            self.read_soon(path, mark, props);
         }
-        found.rows.unwrap_or_default()
+    }
+
+    /// Beside the event that asked: a large table takes its time.
+    fn read_soon(self: &Arc<Self>, path: &str, mark: &str, props: Option<Vec<String>>) {
+        let Some(props) = props else { return };
+        let (router, path, mark) = (Arc::clone(self), path.to_owned(), mark.to_owned());
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.spawn(async move { router.read_known(&path, &mark, props).await });
     }
 
     async fn read_known(&self, path: &str, mark: &str, proplist: Vec<String>) {

@@ -248,7 +248,8 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
         });
     }
     let mut add_now = add_first(&path, &find);
-    let known = known(walk, &path, &own, &proplist(&path, &[&find, &set, &own]));
+    let props = proplist(&path, &[&find, &set, &own]);
+    let known = known(walk, &path, &own, &props);
     let known: Vec<&Row> = known.iter().filter(|row| fits(row, &find)).collect();
     if !known.is_empty() && known.len() <= ENSURE_ROWS_MAX {
         if known.iter().any(|row| !fits(row, &set)) && repair(walk, &path, &known, &set).await? {
@@ -269,8 +270,7 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
                 Err(failure) => return Err(failure.into()),
             }
         }
-        let look = print(&path, &find, proplist(&path, &[&find, &set, &own]));
-        let rows = walk.talk(&look).await?.rows;
+        let rows = looked_for(walk, &path, &find, &own, &props).await?;
         let found: Vec<Row> = rows.into_iter().filter(|r| fits(r, &find)).collect();
         if found.is_empty() {
             if let Some(failure) = refusal {
@@ -327,9 +327,25 @@ fn known(walk: &mut Walk<'_>, path: &str, own: &Words, props: &[String]) -> Vec<
     let Some((key, mark)) = own.first() else {
         return Vec::new();
     };
-    let mut rows = walk.known(path, (key, mark), props);
+    let router = walk.router();
+    let mut rows = router.map_or_else(Vec::new, |r| r.known(path, (key, mark), props));
     rows.retain(|row| fits(row, own));
     rows
+}
+
+/// All rows that a step looks at; many such looks, and the menu is read as a whole.
+async fn looked_for(
+    walk: &mut Walk<'_>,
+    path: &str,
+    find: &Words,
+    own: &Words,
+    props: &[String],
+) -> Result<Vec<Row>, Failure> {
+    if let (Some((key, _)), Some(router)) = (own.first(), walk.router()) {
+        router.looked(path, key, props);
+    }
+    let look = print(path, find, props.to_vec());
+    Ok(walk.talk(&look).await?.rows)
 }
 
 /// Sets what differs; `false` = a row vanished meanwhile.
@@ -407,8 +423,7 @@ pub(super) async fn absent(walk: &mut Walk<'_>, step: &Absent) -> Result<Reply, 
             Err(failure) => return Err(failure.into()),
         }
     }
-    let look = print(&path, &find, props);
-    let rows = walk.talk(&look).await?.rows;
+    let rows = looked_for(walk, &path, &find, &own, &props).await?;
     if walk.silent() {
         walk.note("rows of ours that match would be removed by their .id");
         return Ok(Reply::default());

@@ -492,16 +492,14 @@ impl<'a> Walk<'a> {
         Arc::clone(&self.scheme.dictionary)
     }
 
-    /// Rows of a RouterOS menu that carry `mark`, if they are known without asking.
-    pub(super) fn known(&mut self, path: &str, mark: (&str, &str), props: &[String]) -> Vec<Row> {
+    /// The NAS's sessions over the RouterOS API, if anything may be changed.
+    pub(super) fn router(&mut self) -> Option<&Arc<Mikrotik>> {
         let Via::Sessions(sessions) = &self.via else {
-            return Vec::new();
+            return None;
         };
         let job: &Job = self.scope.job();
-        let router = self
-            .router
-            .get_or_insert_with(|| sessions.mikrotik(&job.nas, &job.secret));
-        router.known(path, mark, props)
+        let router = &mut self.router;
+        Some(router.get_or_insert_with(|| sessions.mikrotik(&job.nas, &job.secret)))
     }
 
     /// Sends one RouterOS command and notes both ways.
@@ -518,12 +516,12 @@ impl<'a> Walk<'a> {
                 let router = look.sessions.mikrotik(&job.nas, &job.secret);
                 router.talk(command, self.left()?).await
             }
-            Via::Sessions(sessions) => {
+            Via::Sessions(_) => {
                 let left = way.map_or(Duration::ZERO, |(_, left)| left);
-                let router = self
-                    .router
-                    .get_or_insert_with(|| sessions.mikrotik(&job.nas, &job.secret));
-                router.talk(command, left).await
+                match self.router() {
+                    Some(router) => router.talk(command, left).await,
+                    None => return Ok(Reply::default()),
+                }
             }
             #[cfg(test)]
             Via::Table(table) => {
