@@ -13,6 +13,7 @@ mod lab;
 
 mod bodies;
 mod cli;
+mod kept;
 mod peer;
 mod rude;
 mod webhook;
