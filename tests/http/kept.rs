@@ -1,9 +1,10 @@
 //! Which connection an answer came on: made for it or kept, also after the device or a pause has
-//! closed the last one.
+//! closed the last one; and never that of a request that was given up.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use nas_event_daemon::attempt::FailureClass;
 use nas_event_daemon::driver::http::{Auth, Http, Limits, Target};
 use nas_event_daemon::driver::tls::Trust;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Barrier, watch};
 use tokio::task::JoinSet;
 
-use crate::{LONG, talk};
+use crate::{LONG, get, talk};
 
 /// What a server does with a connection once it has answered.
 #[derive(Clone)]
@@ -24,6 +25,8 @@ enum Habit {
     Closes,
     /// Keeps it; the first answers wait for each other.
     Together(Arc<Barrier>),
+    /// Keeps it; the first answer on the first connection waits until it is asked for.
+    Late(watch::Receiver<bool>),
 }
 
 /// Answers each request with the number of its connection.
@@ -74,6 +77,10 @@ async fn serve(mut stream: TcpStream, number: usize, habit: Habit) {
         match &habit {
             Habit::Together(barrier) if first => {
                 barrier.wait().await;
+            }
+            Habit::Late(now) if first && number == 0 => {
+                // The sender is there as long as the test.
+                let _ = now.clone().wait_for(|now| *now).await;
             }
             _ => {}
         }
@@ -175,5 +182,28 @@ async fn each_of_several_connections_is_new_once() {
     for _ in 0..4 {
         let (number, is_new) = told(&device).await;
         assert!(!is_new, "{number}");
+    }
+}
+
+/// The answer to a request that was given up is nobody's, whether it comes before the next
+/// request or while that waits.
+#[tokio::test]
+async fn a_late_answer_is_not_the_next_requests() {
+    for before in [true, false] {
+        let (now, late) = watch::channel(false);
+        let mut server = Server::start(Habit::Late(late)).await;
+        // One place: nothing but the connection of the first could be used again.
+        let device = device(&server, 1, LONG);
+        let limit = Duration::from_millis(300);
+        let failure = device.talk(&get("/"), limit).await.unwrap_err();
+        assert_eq!((failure.class, failure.code), (FailureClass::Unknown, 143));
+        if before {
+            now.send(true).unwrap();
+            server.closed(1).await;
+        }
+        assert_eq!(told(&device).await, made(1), "before: {before}");
+        now.send(true).unwrap();
+        server.closed(1).await;
+        assert_eq!(told(&device).await, kept(1), "before: {before}");
     }
 }
