@@ -10,6 +10,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod ahead;
 mod fresh;
 mod lifecycle;
 mod nas;
