@@ -337,6 +337,42 @@ async fn settings_that_cannot_be_read_grow_old(kind: Kind) {
 }
 
 #[tokio::test]
+async fn every_panel_of_the_dashboard_asks_what_prometheus_understands() {
+    let board: Value =
+        serde_json::from_str(&file("packaging/grafana/nas_event_daemon.json")).unwrap();
+    let mut asked = Vec::new();
+    for panel in board["panels"].as_array().unwrap() {
+        assert!(panel["description"].as_str().unwrap().len() > 10, "{panel}");
+        let targets = panel["targets"].as_array().into_iter().flatten();
+        asked.extend(targets.map(|target| target["expr"].as_str().unwrap()));
+    }
+    assert!(asked.len() > 25, "{asked:?}");
+    // Grafana's variables stand within quotes, where any text may stand; as rules that record,
+    // the judge of rules reads them.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("panels.yml");
+    let judged = async |asked: &[&str], well: bool| {
+        let mut rules = "groups:\n- name: panels\n  rules:\n".to_owned();
+        for (number, expr) in asked.iter().enumerate() {
+            let expr = Value::from(*expr);
+            rules.push_str(&format!("  - record: panel:{number}\n    expr: {expr}\n"));
+        }
+        std::fs::write(&path, rules).unwrap();
+        let args = ["check", "rules", path.to_str().unwrap()];
+        peer("promtool", &args, "", well).await
+    };
+    let said = judged(&asked, true).await;
+    let found = format!("SUCCESS: {} rules found", asked.len());
+    assert!(said.contains(&found), "{said}");
+    // A bracket that is missing in any of them is found.
+    let at = asked.iter().rposition(|expr| expr.ends_with(')')).unwrap();
+    let broken = &asked[at][..asked[at].len() - 1];
+    asked[at] = broken;
+    let said = judged(&asked, false).await;
+    assert!(said.contains("could not parse expression"), "{said}");
+}
+
+#[tokio::test]
 async fn each_alarm_fires_on_what_it_is_made_for() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus");
     let of = |name: &str| dir.join(name).to_str().unwrap().to_owned();
