@@ -60,6 +60,19 @@ fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(of)
 }
 
+/// The names in the first column of the manual's table of metrics; those of the process are as
+/// usual.
+fn of_the_manual(page: &str) -> BTreeSet<String> {
+    let (_, table) = page.split_once("\n| metric | labels |").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let cells = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+    let names = cells.flat_map(|cell| cell.split('`').step_by(2));
+    let bare = names.filter(|name| !name.is_empty() && *name != "process_*");
+    bare.map(str::to_owned).collect()
+}
+
 /// Every name of ours in a text, without the suffixes of histograms.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
@@ -169,11 +182,17 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
         let unknown: Vec<_> = asked.difference(&known).collect();
         assert!(unknown.is_empty(), "{name} asks for {unknown:?}");
     }
-    let board: Value =
-        serde_json::from_str(&file("packaging/grafana/nas_event_daemon.json")).unwrap();
-    for panel in board["panels"].as_array().unwrap() {
-        assert!(panel["description"].as_str().unwrap().len() > 10, "{panel}");
-    }
+    // The manual's table names each of them, and no other.
+    let manual = of_the_manual(&file("docs/operate.md"));
+    let served: BTreeSet<String> = known
+        .iter()
+        .map(|name| name.replace("nas_event_daemon_", ""))
+        .collect();
+    let apart: Vec<_> = served.symmetric_difference(&manual).collect();
+    assert!(
+        apart.is_empty(),
+        "in the manual or served, not both: {apart:?}"
+    );
     daemon.stop().await;
     // Of more NASes than that there are sums.
     lab.configure("", "[metrics]\nmax_nas = 2\n");
