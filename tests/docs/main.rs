@@ -9,6 +9,8 @@
     reason = "a failed step fails the test"
 )]
 
+mod typed;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -17,6 +19,9 @@ const PREAMBLE: &str = r#"
 set -euo pipefail
 ip link set lo up
 ip address add 10.90.185.2/32 dev lo
+# Where the package puts the daemon's sockets.
+mount -t tmpfs none /run
+ln -s ~/ned/run /run/nas_event_daemon
 # Building and testing are the reader's; what is built is here already.
 cargo() {
     case "$1 $*" in
@@ -60,12 +65,17 @@ fn root() -> PathBuf {
 
 /// First line and text of every block that begins with three backticks and `sh`.
 fn blocks(page: &str) -> Vec<(usize, String)> {
+    blocks_of(page, "```sh")
+}
+
+/// The same of another kind.
+fn blocks_of(page: &str, kind: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut open: Option<(usize, usize, String)> = None;
     for (number, line) in page.lines().enumerate() {
         let bare = line.trim_start();
         match &mut open {
-            None if bare == "```sh" => {
+            None if bare == kind => {
                 open = Some((number + 2, line.len() - bare.len(), String::new()));
             }
             None => {}
