@@ -153,11 +153,15 @@ fn the_service_user_is_made_as_the_unit_wants_it() {
     assert!(unit.contains("\nStateDirectory=nas_event_daemon\n"));
 }
 
-/// The score of the unit, with a drop-in or without, as systemd 252 reckons.
-fn exposure(drop_in: Option<&str>, threshold: &str) -> Output {
+/// The score of a unit, with a drop-in or without, as systemd 252 reckons.
+fn exposure(unit: &str, drop_in: Option<&str>, threshold: &str) -> Output {
+    let text = read(&format!("packaging/systemd/{unit}"));
+    judged(unit, text, drop_in, threshold)
+}
+
+fn judged(unit: &str, mut text: String, drop_in: Option<&str>, threshold: &str) -> Output {
     let dir = tempfile::tempdir().unwrap();
-    let unit = dir.path().join("nas_event_daemon.service");
-    let mut text = read("packaging/systemd/nas_event_daemon.service");
+    let unit = dir.path().join(unit);
     // A drop-in is read after the unit: its settings win, as they do here.
     if let Some(drop_in) = drop_in {
         text = text.replace("[Install]", &format!("{drop_in}\n[Install]"));
@@ -176,12 +180,28 @@ fn exposure(drop_in: Option<&str>, threshold: &str) -> Output {
 }
 
 #[test]
-fn the_unit_exposes_little_and_the_drop_in_no_more_than_scripts_need() {
-    fine(&exposure(None, "25"));
+fn the_units_expose_little_and_the_drop_in_no_more_than_scripts_need() {
+    const DAEMON: &str = "nas_event_daemon.service";
+    const BRIDGE: &str = "nas_event_daemon-bridge.service";
+    fine(&exposure(DAEMON, None, "25"));
+    fine(&exposure(BRIDGE, None, "25"));
     let drop_in = read("packaging/systemd/classic-scripts.conf");
-    fine(&exposure(Some(&drop_in), "45"));
-    // The judge bites: without the hardening of scripts' needs the bar is missed.
-    assert!(!exposure(Some(&drop_in), "25").status.success());
+    fine(&exposure(DAEMON, Some(&drop_in), "45"));
+    // The judge bites: with what scripts need, or as root, the bar is missed.
+    assert!(!exposure(DAEMON, Some(&drop_in), "25").status.success());
+    let bridge = read(&format!("packaging/systemd/{BRIDGE}"));
+    let kept = |line: &&str| !line.starts_with("User=") && !line.starts_with("Protect");
+    let bare: Vec<&str> = bridge.lines().filter(kept).collect();
+    let bare = bare.join("\n") + "\n";
+    assert!(!judged(BRIDGE, bare, None, "25").status.success());
+    // Every unit that is shipped is judged.
+    let units = std::fs::read_dir(root().join("packaging/systemd")).unwrap();
+    let mut units: Vec<String> = units
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".service"))
+        .collect();
+    units.sort();
+    assert_eq!(units, [BRIDGE, DAEMON]);
     for kept in ["NoNewPrivileges=no", "CapabilityBoundingSet=~", "User=root"] {
         assert!(!drop_in.contains(kept), "the drop-in gives away {kept}");
     }
