@@ -60,6 +60,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -67,6 +68,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::store::{self, Store, shown_url};
+use ctl::Ctl;
 use exit::{DONE, Failed, NOT_REACHABLE, Outcome, USAGE};
 use table::Format;
 
@@ -268,6 +270,18 @@ impl Verb {
         }
     }
 
+    /// Whether it shows what a daemon may know better than the database.
+    fn looks_at_events(&self) -> bool {
+        match self {
+            Self::Why(_) => true,
+            // It has a remark of its own, or speaks of nothing else.
+            Self::Status | Self::Health { .. } => false,
+            // Out of the files, as ever.
+            Self::Event(verb) => !matches!(verb, event::Verb::Log { .. }) && self.only_looks(),
+            other => other.only_looks(),
+        }
+    }
+
     /// Whether `--dry-run` means something: the verb says what it would do, or only looks anyway.
     fn can_be_tried(&self) -> bool {
         match self {
@@ -322,6 +336,8 @@ fn dispatch(cli: Cli) -> Outcome {
         file: cli.config,
         output: cli.output,
         dry_run: cli.dry_run,
+        looks: cli.verb.as_ref().is_some_and(Verb::looks_at_events),
+        ..Console::default()
     };
     let verb = cli.verb.unwrap_or(Verb::Run);
     if cli.dry_run && !verb.can_be_tried() {
@@ -389,7 +405,14 @@ pub struct Console {
     pub output: Option<Format>,
     /// `--dry-run`.
     pub dry_run: bool,
+    /// A verb that looks only: where no daemon runs, that is said.
+    looks: bool,
+    said: AtomicBool,
 }
+
+/// What a look is, where no daemon runs.
+pub const ALONE: &str =
+    "no daemon is running: read from the database, without what only a daemon knows";
 
 impl Console {
     /// The effective configuration.
@@ -435,7 +458,14 @@ impl Console {
                 ),
             ));
         }
-        Ok(store::connect(url).await?)
+        let store = store::connect(url).await?;
+        if self.looks
+            && !self.said.swap(true, Ordering::Relaxed)
+            && !Ctl::new(config)?.is_there().await
+        {
+            exit::remark(ALONE);
+        }
+        Ok(store)
     }
 }
 

@@ -318,9 +318,6 @@ const LIST: &[&str] = &[
 
 async fn list(console: &Console, config: &Config, store: &dyn Store) -> Outcome {
     let live = Ctl::new(config)?.get("/api/v1/status").await?;
-    if live.is_none() {
-        remark("no daemon is running: read from the database, without what only a daemon knows");
-    }
     let table = listed(config, store, live.as_ref()).await?;
     console.list(&table);
     Ok(DONE)
