@@ -11,6 +11,7 @@ use crate::{RECORD, command, finished, ned};
 on_each_store!(
     the_shown_request_does_what_the_verb_does,
     looks_repeat_until_nobody_reads,
+    columns_of_a_list_are_chosen,
     logs_are_followed_and_searched,
 );
 
@@ -90,6 +91,47 @@ async fn the_shown_request_does_what_the_verb_does(kind: Kind) {
         .await
         .failed(2, &["no call of the API"]);
     daemon.kill_9().await;
+}
+
+async fn columns_of_a_list_are_chosen(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.nas(6, "No-Such-Scheme", 3, &[]).await;
+    let list = ["nas", "list", "--columns", "scheme,id"];
+    let plain = ned(&lab, &list).await.fine();
+    assert_eq!(plain, "Record\t5\nNo-Such-Scheme\t6\n");
+    let csv = ned(&lab, &[&["-o", "csv"][..], &list].concat())
+        .await
+        .fine();
+    assert!(csv.starts_with("scheme,id\nRecord,5\n"), "{csv}");
+    let json = ned(&lab, &[&["-o", "json"][..], &list].concat())
+        .await
+        .json();
+    assert_eq!(
+        json[1],
+        serde_json::json!({ "scheme": "No-Such-Scheme", "id": 6 })
+    );
+    for (words, columns) in [
+        (&["event", "list"][..], "id,error"),
+        (&["account", "history", "1"], "cmd"),
+        (&["stack", "count", "--by", "nas"], "state,count"),
+        (&["guard", "list"], "id"),
+        (&["audit"], "who,what"),
+        (&["scheme", "list"], "name"),
+        (&["scheme", "vars"], "name"),
+        (&["token", "list"], "name"),
+    ] {
+        let args = [&["-o", "csv", "--columns", columns], words].concat();
+        let said = ned(&lab, &args).await.fine();
+        assert_eq!(said.lines().next(), Some(columns), "{words:?}");
+    }
+    let wrong = ned(&lab, &["nas", "list", "--columns", "id,brekaer"]).await;
+    wrong.failed(2, &["no column \"brekaer\"", "breaker"]);
+    assert_eq!(wrong.out, "");
+    ned(&lab, &["--columns", "id", "nas", "pause", "5"])
+        .await
+        .failed(2, &["print one list"]);
+    assert_eq!(lab.number("select count(*) from nas_state").await, 0);
 }
 
 async fn looks_repeat_until_nobody_reads(kind: Kind) {

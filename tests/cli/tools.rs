@@ -34,6 +34,10 @@ async fn the_configuration_is_checked_and_shown(kind: Kind) {
             .contains("NAS 6 127.0.0.1: skipped: scheme directory missing"),
         "{said:?}"
     );
+    // What a service manager asks before it starts the daemon is the same, and starts none.
+    let asked = ned(&lab, &["run", "--check-config"]).await;
+    assert_eq!((asked.code, &asked.out), (said.code, &said.out));
+    assert!(!lab.path("run/ctl.sock").exists());
     let shown = ned(&lab, &["config", "show"]).await.fine();
     assert!(shown.contains("max_tries = 4\n"), "{shown}");
     assert!(shown.contains("cross_nas_wait = \"30s\"\n"), "{shown}");
