@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(only.text(Format::Plain), "a\\nb\\t\"c\",\t7\n\t1116\n");
         assert_eq!(
             only.text(Format::Jsonl).lines().last(),
-            Some("{\"id\":1116,\"name\":null}")
+            Some("{\"name\":null,\"id\":1116}")
         );
         let wrong = table().only(&names("id,nmae")).unwrap_err();
         assert_eq!(wrong, "there is no column \"nmae\"\nhint: id, name");

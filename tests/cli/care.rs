@@ -382,6 +382,12 @@ async fn an_announced_pause_begins_by_itself(kind: Kind) {
     lab.nas(5, RECORD, 2, &[]).await;
     lab.accounts(5, [50, 51]).await;
     let daemon = lab.start().await;
+    // It publishes its numbers some moments after its doors are open.
+    lab.until("the daemon says what it serves", async || {
+        let served = lab.scheduler().await?;
+        (served["nases"].as_array()?.len() == 1).then_some(())
+    })
+    .await;
     ned(&lab, &["nas", "pause", "5", "--at", "2020-01-01 02:00"])
         .await
         .failed(2, &["is over"]);
