@@ -52,6 +52,7 @@ fn driver(addr: SocketAddr, connections: usize, linger: Duration) -> Arc<Mikroti
         connect_timeout: LONG,
         linger,
         logins_per_minute: 10_000,
+        know_rows: true,
     };
     Arc::new(Mikrotik::new(target, limits))
 }
@@ -542,6 +543,7 @@ async fn a_router_that_cannot_be_had_is_tried_seldom() {
         connect_timeout: Duration::from_millis(20),
         linger: LONG,
         logins_per_minute: 10_000,
+        know_rows: true,
     };
     let driver = Mikrotik::new(target, limits);
     let mut asked = 0_u64;

@@ -110,6 +110,7 @@ async fn listening_for(login: Duration) -> (TcpListener, Arc<Mikrotik>) {
         connect_timeout: login,
         linger: LONG,
         logins_per_minute: 10_000,
+        know_rows: true,
     };
     (listener, Arc::new(Mikrotik::new(target, limits)))
 }

@@ -47,6 +47,7 @@ fn router(port: u16, trust: Trust) -> Mikrotik {
         connect_timeout: Duration::from_secs(20),
         linger: Duration::from_secs(20),
         logins_per_minute: 10_000,
+        know_rows: true,
     };
     let settings = Settings { trust, name: None };
     Mikrotik::over_tls(target, limits, &settings)

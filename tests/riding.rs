@@ -17,6 +17,7 @@ use lab::daemon::{Lab, PATIENCE};
 use lab::db::Kind;
 use lab::on_each_store;
 use lab::sim::{LOGIN, PASSWORD, Router};
+use nas_event_daemon::clock;
 use nas_event_daemon::sim::http;
 use nas_event_daemon::sim::mikrotik::Faults;
 use serde_json::json;
@@ -24,6 +25,7 @@ use serde_json::json;
 on_each_store!(
     scripts_share_the_sessions_and_their_commands_are_in_the_logs,
     a_token_is_good_for_one_nas_and_one_attempt,
+    a_rate_paces_what_scripts_send,
 );
 
 /// The ways in which operators' scripts call the helpers.
@@ -138,6 +140,32 @@ async fn a_token_is_good_for_one_nas_and_one_attempt(kind: Kind) {
     assert_eq!(code, 249);
     assert!(out.contains("has ended"), "{out}");
     assert_eq!(other.sim.seen().sentences, before);
+    daemon.stop().await;
+}
+
+/// 20 commands a second: 30 scripts take a second and a half, and none suffers.
+async fn a_rate_paces_what_scripts_send(kind: Kind) {
+    const RATE: u64 = 20;
+    /// What may go at once: a tenth of a second's worth.
+    const BURST: u64 = 2;
+    let (lab, router) = place(kind).await;
+    lab.sql(&format!("update nas set max_rate = {RATE} where id = 7"))
+        .await;
+    let daemon = lab.start().await;
+    let began = clock::tick_ms();
+    for user in 1..=30 {
+        lab.event(user, "user_redirect").await;
+    }
+    lab.drained().await;
+    let took = clock::tick_ms() - began;
+    assert_eq!(router.listed("crb_negbal").len(), 30);
+    let sent = router.sim.seen().sentences;
+    assert!(sent >= 30, "{sent} sentences");
+    let at_least = (30 - BURST) * 1_000 / RATE;
+    // The clock and the bucket count whole milliseconds.
+    assert!(took + 50 >= at_least, "{sent} sentences in {took} ms");
+    let first = "select count(*) from events_done where result = 'done' and attempts = 1";
+    assert_eq!(lab.number(first).await, 30);
     daemon.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! `scripts/test` on a machine that lacks everything: it names what is missing and fails, starts
-//! nothing, installs nothing that it was not asked to.
+//! nothing, installs nothing that it was not asked to. And no test passes because a peer is not
+//! there: none is ignored, none goes home early.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,7 +8,7 @@
     reason = "a failed step fails the test"
 )]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// What every machine has.
@@ -30,8 +31,51 @@ const TOOLS: &[&str] = &[
     "tail",
 ];
 
+/// The packages with what drivers and schemes are proved against, programs that were not written
+/// here: without one of them a run must not begin.
+const PEERS: &[&str] = &[
+    "bsdutils",
+    "busybox-static",
+    "firebird3.0-server",
+    "firebird3.0-utils",
+    "freeradius",
+    "freeradius-utils",
+    "frr",
+    "hostapd",
+    "inetutils-telnetd",
+    "iproute2",
+    "iputils-ping",
+    "libfaketime",
+    "logrotate",
+    "mariadb-server",
+    "nftables",
+    "nodejs",
+    "openssh-client",
+    "openssh-server",
+    "passwd",
+    "prometheus",
+    "python3",
+    "python3-pip",
+    "python3-yaml",
+    "shellcheck",
+    "socat",
+    "sqlite3",
+    "strace",
+    "systemd",
+    "util-linux",
+    "wpasupplicant",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 /// Runs it with a PATH that holds `TOOLS` and nothing else.
 fn run(args: &[&str]) -> Output {
+    run_script(&root().join("scripts/test"), args)
+}
+
+fn run_script(script: &Path, args: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     for tool in TOOLS {
         let mut from = ["/usr/bin", "/bin"]
@@ -40,14 +84,13 @@ fn run(args: &[&str]) -> Output {
         let from = from.find(|path| path.exists()).expect(tool);
         std::os::unix::fs::symlink(from, dir.path().join(tool)).unwrap();
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     #[expect(
         clippy::disallowed_methods,
         reason = "the script under test is a program"
     )]
     let mut command = Command::new(dir.path().join("bash"));
     command
-        .arg(root.join("scripts/test"))
+        .arg(script)
         .args(args)
         .env_clear()
         .env("PATH", dir.path())
@@ -90,4 +133,175 @@ fn the_usage_needs_nothing() {
             .unwrap()
             .starts_with("usage: scripts/test")
     );
+}
+
+/// Those of `PEERS` that this `scripts/test` would not miss on a machine without them. Some are
+/// looked for by their path, so that such a machine is one where these paths lead nowhere.
+fn not_missed(script: &str) -> Vec<&'static str> {
+    let dir = tempfile::tempdir().unwrap();
+    let scripts = dir.path().join("scripts");
+    std::fs::create_dir(&scripts).unwrap();
+    for file in std::fs::read_dir(root().join("scripts")).unwrap() {
+        let file = file.unwrap();
+        if file.file_name() != "test" {
+            std::os::unix::fs::symlink(file.path(), scripts.join(file.file_name())).unwrap();
+        }
+    }
+    let bare = script
+        .replace("/usr/", "/nowhere/")
+        .replace(":/sbin", ":/nowhere");
+    std::fs::write(scripts.join("test"), bare).unwrap();
+    let said = run_script(&scripts.join("test"), &[]);
+    let err = String::from_utf8(said.stderr).unwrap();
+    assert_eq!(said.status.code(), Some(1), "{err}");
+    assert!(
+        err.contains("clients of others (scripts/install-peers"),
+        "{err}"
+    );
+    let missed = |peer: &&&str| {
+        let line = format!("  package {peer} (apt-get install {peer})");
+        err.lines().any(|said| said == line)
+    };
+    PEERS.iter().filter(|peer| !missed(peer)).copied().collect()
+}
+
+#[test]
+fn a_missing_peer_fails_the_run() {
+    let script = std::fs::read_to_string(root().join("scripts/test")).unwrap();
+    assert_eq!(
+        not_missed(&script),
+        [""; 0],
+        "missing_packages must look for them"
+    );
+    // Each by itself: whoever takes a line out of the script is told.
+    for peer in ["freeradius", "openssh-server"] {
+        let ending = format!("|| echo {peer}");
+        let kept: Vec<_> = script
+            .lines()
+            .filter(|line| !line.ends_with(&ending))
+            .collect();
+        assert_eq!(not_missed(&kept.join("\n")), [peer]);
+    }
+}
+
+/// Lines after a question for a peer in which its answer must have been dealt with.
+const AFTER: usize = 5;
+
+/// Where `text` would let a test pass that has not run: `path:line: what`.
+fn passes_without_its_peer(path: &str, text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (n, line) in lines.iter().enumerate() {
+        let at = format!("{path}:{}", n + 1);
+        let begin = line.trim_start();
+        if begin.starts_with("//") {
+            continue;
+        }
+        if begin.starts_with(concat!("#[", "ignore")) || begin.contains(concat!(", ", "ignore")) {
+            found.push(format!("{at}: an ignored test"));
+        }
+        let until = lines.len().min(n + AFTER);
+        let next = lines.get(n..until).unwrap_or_default().join("\n");
+        let asked = line.contains("var") && line.contains(concat!("\"NED_", "TEST_"));
+        let fails = ["expect(", "panic!(", "unwrap()", "assert!("];
+        let skips = begin.starts_with("if ") || !fails.iter().any(|word| next.contains(word));
+        if asked && skips {
+            found.push(format!("{at}: does not fail without it"));
+        }
+        let looked = [concat!(".exi", "sts()"), concat!(".is_", "file()")];
+        let looked = looked.iter().any(|word| line.contains(word));
+        if (asked || looked) && next.contains("return") {
+            found.push(format!("{at}: goes home without it"));
+        }
+    }
+    found
+}
+
+fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn no_test_passes_without_its_peer() {
+    let mut files = Vec::new();
+    rust_files(&root().join("tests"), &mut files);
+    assert!(files.len() > 50, "{files:?}");
+    let mut found = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(root()).unwrap().display().to_string();
+        let text = std::fs::read_to_string(&file).unwrap();
+        found.extend(passes_without_its_peer(&path, &text));
+    }
+    // What the program does without a file is its own affair; its tests are ignored as little.
+    let mut own = Vec::new();
+    rust_files(&root().join("src"), &mut own);
+    for file in own {
+        let path = file.strip_prefix(root()).unwrap().display().to_string();
+        let all = passes_without_its_peer(&path, &std::fs::read_to_string(&file).unwrap());
+        found.extend(
+            all.into_iter()
+                .filter(|what| what.ends_with("an ignored test")),
+        );
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    // A filter of the runner's own would do the same.
+    for place in [".config/nextest.toml", ".cargo/config.toml"] {
+        let text = std::fs::read_to_string(root().join(place)).unwrap_or_default();
+        assert!(!text.contains("default-filter"), "{place}");
+    }
+}
+
+#[test]
+fn a_test_that_would_pass_without_its_peer_is_found() {
+    for (planted, what) in [
+        (
+            concat!("#[test]\n#[", "ignore = \"no sshd\"]\nfn a() {}\n"),
+            ":2: an ignored test",
+        ),
+        (
+            concat!("#[cfg_attr(not(ssh), ", "ignore)]\nfn a() {}\n"),
+            ":1: an ignored test",
+        ),
+        (
+            concat!(
+                "let Ok(dir) = env::var(\"NED_",
+                "TEST_PEERS\") else {\n    return;\n};\n"
+            ),
+            ":1: goes home",
+        ),
+        (
+            concat!(
+                "if let Ok(pg) = env::var(\"NED_",
+                "TEST_PG\") {\n    assert!(is(pg));\n}\n"
+            ),
+            ":1: does not fail",
+        ),
+        (
+            concat!(
+                "if !Path::new(\"/usr/sbin/sshd\").ex",
+                "ists() {\n    return;\n}\n"
+            ),
+            ":1: goes home",
+        ),
+    ] {
+        let found = passes_without_its_peer("tests/planted.rs", planted).join("\n");
+        assert!(
+            found.contains(&format!("tests/planted.rs{what}")),
+            "{planted}{found}"
+        );
+    }
+    let fine = concat!(
+        "// Nothing is ignored, ",
+        "ignore\nlet pg = std::env::var(\"NED_",
+        "TEST_PG\")\n",
+        "    .expect(\"run the tests by scripts/test\");\n"
+    );
+    assert_eq!(passes_without_its_peer("tests/fine.rs", fine), [""; 0]);
 }

@@ -64,6 +64,7 @@ fn driver_to(addr: SocketAddr) -> Mikrotik {
         connect_timeout: LONG,
         linger: LONG,
         logins_per_minute: 10_000,
+        know_rows: true,
     };
     Mikrotik::new(target, limits)
 }

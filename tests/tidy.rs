@@ -170,6 +170,10 @@ const BANNED: &[(&str, &str, &str, &str)] = &[
 const DEFERRED: &str = "a deferred transaction fails with 'locked' at once; write through the one \
                         writer, whose begin() says BEGIN IMMEDIATE";
 
+/// Functions that compare with what only the holder of a secret can have computed: (file, function,
+/// comparisons). `==` tells by its time how much of a forgery was right.
+const CONSTANT_TIME: &[(&str, &str, usize)] = &[("src/driver/radius/packet.rs", "verify", 2)];
+
 /// Names that say nothing about the field.
 const EMPTY_NAMES: &[&str] = &[
     "utils",
@@ -214,7 +218,15 @@ type Complaints = Vec<String>;
 
 /// Each rule that judges one file by itself.
 const RULES: &[fn(&str, &str) -> Complaints] = &[
-    imports, looks, size, place, names, powers, banned, immediate,
+    imports,
+    looks,
+    size,
+    place,
+    names,
+    powers,
+    banned,
+    immediate,
+    constant_time,
 ];
 
 fn imports(path: &str, text: &str) -> Complaints {
@@ -380,6 +392,41 @@ fn immediate(path: &str, text: &str) -> Complaints {
         )];
     }
     Vec::new()
+}
+
+/// Each comparison of `CONSTANT_TIME` is one by `ct_eq`, and none is by an operator.
+fn constant_time(path: &str, text: &str) -> Complaints {
+    let mut found = Vec::new();
+    for (_, function, wanted) in CONSTANT_TIME.iter().filter(|(file, ..)| *file == path) {
+        let code = Source::read(text).code;
+        let body = code
+            .split_once(&format!("fn {function}("))
+            .map(|(_, rest)| rest.split("\n    }\n").next().unwrap_or_default());
+        let Some(body) = body else {
+            found.push(format!(
+                "{path}: fn {function} of CONSTANT_TIME is not there"
+            ));
+            continue;
+        };
+        let there = body.matches(".ct_eq(").count();
+        let other = [
+            "==",
+            "!=",
+            ".eq(",
+            ".ne(",
+            ".cmp(",
+            "matches!",
+            "starts_with",
+        ];
+        let other: Vec<_> = other.iter().filter(|word| body.contains(**word)).collect();
+        if there != *wanted || !other.is_empty() {
+            found.push(format!(
+                "{path}: fn {function} compares {there} times by ct_eq, {wanted} expected, and by \
+                 {other:?}, none expected: how long it takes would tell how to forge"
+            ));
+        }
+    }
+    found
 }
 
 /// The module right below `src/`; none for `lib.rs` and `main.rs`.

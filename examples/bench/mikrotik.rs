@@ -68,9 +68,11 @@ pub async fn mikrotik() {
     let daemon = bench.start();
     bench.up().await;
     let mut shown: [[Vec<Shown>; 2]; 3] = Default::default();
+    let mut rounds = 0;
     for run in 0..runs {
         for ours in [true, false] {
-            sim.load(&table()).unwrap();
+            sim.load(&table(rounds)).unwrap();
+            rounds += 1;
             for (at, (change, part)) in CHANGES.into_iter().enumerate() {
                 let n = (accounts / part).max(20);
                 let one = if ours {
@@ -123,10 +125,13 @@ fn median(of: &[Shown], what: fn(&Shown) -> f64) -> f64 {
     quantile(&all, 0.5)
 }
 
-/// The state of the router before each turn: a queue of every account, and an entry in a list.
-fn table() -> Value {
+/// The state of the router before each turn: a queue of every account, and an entry in a list. As
+/// on a real router no `.id` comes twice.
+fn table(round: i64) -> Value {
+    let id = |n| format!("*{:X}", round * 10 * ROWS + n);
     let queue = |n| {
         json!({
+            ".id": id(n),
             "name": format!("crb_{n}"),
             "target": address(n),
             "max-limit": "1M/1M",
@@ -135,6 +140,7 @@ fn table() -> Value {
     };
     let entry = |n| {
         json!({
+            ".id": id(n),
             "list": "crb_auth",
             "address": address(n),
             "comment": format!("crb_{n}"),
@@ -165,6 +171,7 @@ async fn alone(sim: &Sim) -> f64 {
         connect_timeout: Duration::from_secs(5),
         linger: Duration::from_secs(60),
         logins_per_minute: 60,
+        know_rows: false,
     };
     let router = Mikrotik::new(target, limits);
     let identity = Command {

@@ -14,6 +14,7 @@
 )]
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use nas_event_daemon::attempt::{Line, LineKind};
@@ -33,6 +34,7 @@ use nas_event_daemon::intake::{chain, compact, form, json};
 use nas_event_daemon::logs::line::{Key, Origin, Records};
 use nas_event_daemon::scheme::native::NativeScheme;
 use nas_event_daemon::scheme::ride::words as ride;
+use nas_event_daemon::scheme::traps;
 use nas_event_daemon::shell;
 use nas_event_daemon::store::query::Model;
 
@@ -55,6 +57,8 @@ pub const TARGETS: &[(&str, Parser, u64)] = &[
     ("http", http, 20),
     ("radius", radius, 1),
     ("dictionary", dictionary, 2),
+    ("traps", traps, 1),
+    ("fingerprint", fingerprint, 1),
 ];
 
 /// The function of this name.
@@ -306,7 +310,7 @@ pub fn dialogue(bytes: &[u8]) {
     assert!(!dialogue.late(1_000).text().is_empty());
 }
 
-/// Keys and fingerprints as an operator writes them.
+/// Host keys as an operator writes them.
 pub fn hostkey(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -317,7 +321,60 @@ pub fn hostkey(bytes: &[u8]) {
             Err(why) => assert!(!why.is_empty()),
         }
     }
-    let _ = tls::fingerprint(text);
+}
+
+/// Fingerprints of certificates as an operator writes them: what is taken has the digits that he
+/// wrote, and is the same in every way of writing it.
+pub fn fingerprint(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let Some(print) = tls::fingerprint(text) else {
+        return;
+    };
+    let pairs = print.map(|byte| format!("{byte:02x}"));
+    let plain = pairs.concat();
+    assert!(text.to_ascii_lowercase().replace(':', "").contains(&plain));
+    for written in [
+        plain.clone(),
+        pairs.join(":").to_ascii_uppercase(),
+        format!(" SHA256:{plain}\n"),
+    ] {
+        assert_eq!(tls::fingerprint(&written), Some(print), "{written:?}");
+    }
+    assert_eq!(tls::fingerprint(&plain[1..]), None);
+    assert_eq!(tls::fingerprint(&format!("{plain}0")), None);
+}
+
+/// Session scripts: traps are told in the order of their lines, which are there; a comment above
+/// the script moves each down by its line and neither hides nor makes one.
+pub fn traps(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let found = |text: &str| -> Vec<(usize, String)> {
+        let file = Path::new("bin/session");
+        let lines = text.split('\n').count();
+        let findings = traps::traps(file, text);
+        for finding in &findings {
+            assert!((1..=lines).contains(&finding.line), "{finding}");
+            assert!(!finding.text.is_empty() && !finding.hint.is_empty());
+            assert_eq!(finding.file, file);
+        }
+        assert!(findings.is_sorted_by_key(|finding| finding.line));
+        findings.into_iter().map(|f| (f.line, f.text)).collect()
+    };
+    // A byte order mark is one at the begin only.
+    let script = text.trim_start_matches('\u{feff}');
+    let moved: Vec<_> = found(script)
+        .into_iter()
+        .map(|(line, text)| (line + 1, text))
+        .collect();
+    assert_eq!(found(&format!("# a comment\n{script}")), moved);
+    let marked = found(&format!("\u{feff}{script}"));
+    assert!(
+        marked
+            .iter()
+            .any(|(line, text)| *line == 1 && text.contains("byte order mark"))
+    );
 }
 
 /// What a device answers to a request: a reply or a failure in time, never more than its bound.

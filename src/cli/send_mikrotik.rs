@@ -216,6 +216,7 @@ async fn sessions(args: &Args, command: &Command) -> Result<Arc<Mikrotik>, Refus
             linger: args.timeout,
             // One session: what paces its logins is the pause after a refusal.
             logins_per_minute: 600,
+            know_rows: false,
         };
         if !over_tls {
             return Ok(Arc::new(Mikrotik::new(target, limits)));

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::Message;
 use super::lanes::Gone;
 use super::scheduler::{Scheduler, State};
+use crate::clock;
 use crate::event::EventId;
 use crate::nas::NasId;
 use crate::store::{Error, Settle, SettleTo};
@@ -19,6 +20,7 @@ impl Scheduler {
         inbox: &mut mpsc::Receiver<Message>,
         hard: &CancellationToken,
     ) -> Result<(), Error> {
+        self.give_back(s, clock::tick_ms(), clock::wall_ms(), true);
         let end = tokio::time::sleep(self.config.drain);
         tokio::pin!(end);
         while !s.forks.is_empty() {

@@ -26,6 +26,9 @@ use crate::store::{Error, Settle, SettleTo, chain};
 const PAGE: usize = 500;
 /// Lanes refilled by one question: a few milliseconds of reading.
 const REFILL_LANES: usize = 200;
+/// A driver gives the last refusal to who comes so shortly behind it, ms; a NAS that was mended in
+/// that moment is asked after it.
+const STALE_MS: u64 = 500;
 /// Wait before rows that could not be read are read again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
@@ -85,10 +88,14 @@ impl Scheduler {
             Message::Dropped(id, nas, user) => s.lanes.drop_event(id, nas, user, now),
             Message::Resumed(nas) => {
                 if let Some(pool) = s.pools.get(&nas) {
-                    pool.breaker().poke(now);
+                    pool.breaker().poke(now.saturating_add(STALE_MS));
                 }
             }
-            Message::Settings(settings) => self.apply(s, settings, now),
+            Message::Settings(settings) => {
+                self.apply(s, settings, now);
+                // Who asks what a change has done must not be told what was before.
+                s.status_at = 0;
+            }
         }
     }
 
@@ -107,6 +114,7 @@ impl Scheduler {
             return;
         };
         out.finished = true;
+        let nas = out.nas;
         let (result, gone) = match &f.to {
             SettleTo::Done { result, .. } => (result.as_str(), Gone::Finished),
             SettleTo::Dead { .. } => ("dead", Gone::Finished),
@@ -114,8 +122,9 @@ impl Scheduler {
             SettleTo::Ready { .. } => ("ready", Gone::Released),
         };
         if let Some(pool) = s.pools.get_mut(&out.nas) {
+            pool.taken = pool.taken.saturating_sub(1);
             pool.running = pool.running.saturating_sub(1);
-            pool.took(f.ms);
+            pool.took(clock::tick_ms(), f.ms);
             match &f.to {
                 SettleTo::Done { .. } => pool.done += 1,
                 SettleTo::Dead { .. } => pool.dead += 1,
@@ -136,6 +145,7 @@ impl Scheduler {
             error: f.error,
         };
         s.settles.push((settle, gone));
+        self.follow(s, nas);
     }
 
     pub(super) fn ended(
@@ -283,7 +293,7 @@ impl Scheduler {
                 }
             }
         }
-        s.pools.retain(|_, p| !(p.stopping && p.running == 0));
+        s.pools.retain(|_, p| !(p.stopping && p.taken == 0));
     }
 
     pub(super) fn read_wanted(&self, s: &mut State) {

@@ -11,6 +11,7 @@
 //!          └── Wanted (load, refill) ┘
 //! ```
 
+mod ahead;
 pub mod breaker;
 pub mod doubt;
 mod drain;
@@ -25,6 +26,7 @@ pub mod pool;
 mod record;
 pub mod scheduler;
 pub mod settle;
+mod start;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::ahead::Ahead;
 use super::breaker::{Breaker, Start};
 use crate::logs::NasLog;
 use crate::nas::{Nas, NasSecret};
 use crate::scheme::Execute;
+use crate::store::Started;
 
 /// Durations kept for the 95th percentile of `status`.
 const DURATIONS: usize = 200;
@@ -77,8 +79,12 @@ pub struct Pool {
     pub log: NasLog,
     /// Shared with the forks, which tell it how attempts ended.
     pub breaker: Arc<Mutex<Breaker>>,
-    /// Slots taken: a slot is freed by a result.
+    /// Events claimed and not ended: in the turn that is being written, ahead, or running.
+    pub taken: usize,
+    /// Forks at work: a fork is freed by a result.
     pub running: usize,
+    /// Claimed, and waiting for a fork.
+    pub(super) ahead: Ahead<Started>,
     /// Not wanted any more: running events finish, nothing starts.
     pub stopping: bool,
     /// Finished attempts since the start, by result word.
@@ -97,7 +103,9 @@ impl Pool {
             served,
             log,
             breaker: Arc::new(Mutex::new(Breaker::new())),
+            taken: 0,
             running: 0,
+            ahead: Ahead::default(),
             stopping: false,
             done: 0,
             deferred: 0,
@@ -106,15 +114,35 @@ impl Pool {
         }
     }
 
-    /// Free slots; none while more run than there are forks (shrinking).
+    /// How many may run at once now.
+    fn gate(&self) -> usize {
+        let room = self.served.execute.room(&self.served.nas);
+        self.served.nas.forks.get().min(room.max(1))
+    }
+
+    /// Whether a fork is free; none while more run than there are (shrinking).
+    pub fn has_fork(&self) -> bool {
+        !self.stopping && self.running < self.gate()
+    }
+
+    /// Forks that nothing is claimed for.
     pub fn free(&self) -> usize {
         if self.stopping {
             0
         } else {
-            let room = self.served.execute.room(&self.served.nas);
-            let forks = self.served.nas.forks.get().min(room.max(1));
-            forks.saturating_sub(self.running)
+            self.gate().saturating_sub(self.taken)
         }
+    }
+
+    /// Events that may be claimed: for its free forks, and ahead for those that will be free
+    /// before the next turn of `turn_ms` is written.
+    pub fn places(&self, now: u64, turn_ms: f64) -> usize {
+        if self.stopping {
+            return 0;
+        }
+        let gate = self.gate();
+        let ahead = self.ahead.places(gate, now, turn_ms);
+        (gate + ahead).saturating_sub(self.taken)
     }
 
     /// Whether the operator has paused it.
@@ -141,7 +169,8 @@ impl Pool {
     }
 
     /// Notes the duration of an attempt, ms.
-    pub fn took(&mut self, ms: i64) {
+    pub fn took(&mut self, now: u64, ms: i64) {
+        self.ahead.ended(now, ms);
         if self.durations.len() >= DURATIONS {
             self.durations.pop_front();
         }

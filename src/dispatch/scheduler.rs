@@ -11,23 +11,23 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::breaker::{Evidence, Start, Ticket};
-use super::fork::Fork;
+use super::breaker::{Start, Ticket};
 use super::lanes::{Gone, Lanes, Next, Owner, Taken};
 use super::pool::Pool;
 use super::status::{STATUS_MS, Status};
 use super::{Finished, Message, Skipped};
-use crate::attempt::Job;
 use crate::clock;
 use crate::config;
-use crate::event::{self, Class, Cmd, EventId, Params};
+use crate::event::EventId;
 use crate::logs::{Logs, NasLog};
 use crate::nas::NasId;
-use crate::store::{Error, Settle, SettleTo, Started, Store, Turn, Turned, chain};
+use crate::store::{Error, Settle, Store, Turn, Turned, chain};
 
 /// Most settles plus starts of one turn: past a hundred nothing is gained, and the writer must
 /// not be held longer than a few milliseconds.
 const TURN_MAX: usize = 500;
+/// How much the last turn says of what the next will take.
+const TURN_WEIGHT: f64 = 0.1;
 /// First and longest wait before a turn that the database refused is written again.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(2);
@@ -75,6 +75,8 @@ pub(super) struct State {
     /// A suspect that waits until nothing else runs.
     pub(super) quiet: Option<(NasId, Next)>,
     pub(super) turns: u64,
+    /// What a turn takes to be written, ms, as a moving mean.
+    pub(super) turn_ms: f64,
     pub(super) status_at: u64,
     pub(super) unpublished: bool,
 }
@@ -117,6 +119,7 @@ impl Scheduler {
             alone: None,
             quiet: None,
             turns: 0,
+            turn_ms: 1.0,
             status_at: 0,
             unpublished: false,
         };
@@ -172,6 +175,7 @@ impl Scheduler {
         s.lanes.wake(now);
         self.expire(s, now, wall_ms);
         self.fail_interactive(s, now, wall_ms);
+        self.give_back(s, now, wall_ms, stopping);
         let mut turn = Turn {
             epoch: self.epoch,
             ..Turn::default()
@@ -200,7 +204,7 @@ impl Scheduler {
             self.pick(s, &mut turn, now, wall_ms);
         }
         if !turn.settles.is_empty() || !turn.starts.is_empty() {
-            let turned = self.write(&mut turn, hard).await?;
+            let turned = self.write_beside(s, &mut turn, hard).await?;
             s.turns += 1;
             metrics::counter!("nas_event_daemon_turns_total").increment(1);
             metrics::histogram!("nas_event_daemon_claim_batch_events").record(f64::from(
@@ -229,7 +233,7 @@ impl Scheduler {
             // may have been dropped, or an event that came late must run before it.
             match suspect_may_start(s, nas, &suspect, now, wall_ms) {
                 Start::Wait { .. } => {}
-                _ if s.pools.values().any(|p| p.running > 0) => {
+                _ if s.pools.values().any(|p| p.taken > 0) => {
                     s.quiet = Some((nas, suspect));
                     return;
                 }
@@ -249,20 +253,22 @@ impl Scheduler {
                 continue;
             }
             while let Some(pool) = s.pools.get(&nas) {
-                if pool.is_paused(wall_ms)
-                    || pool.free() == 0
-                    || turn.settles.len() + turn.starts.len() >= TURN_MAX
-                {
+                if pool.is_paused(wall_ms) || turn.settles.len() + turn.starts.len() >= TURN_MAX {
                     break;
                 }
                 let start = pool.may_start(now);
-                if matches!(start, Start::Wait { .. }) {
+                let places = match start {
+                    Start::Free => pool.places(now, s.turn_ms),
+                    Start::Probe => pool.free(),
+                    Start::Wait { .. } => break,
+                };
+                if places == 0 {
                     break;
                 }
                 let Some(next) = s.lanes.next(nas, now) else {
                     break;
                 };
-                if next.taken.suspect && s.pools.values().any(|p| p.running > 0) {
+                if next.taken.suspect && s.pools.values().any(|p| p.taken > 0) {
                     // It waits until nothing else runs, then runs alone.
                     s.quiet = Some((nas, next));
                     return;
@@ -276,6 +282,29 @@ impl Scheduler {
                 }
             }
         }
+    }
+
+    /// Writes a turn; what ends meanwhile makes place for what was claimed ahead.
+    async fn write_beside(
+        &self,
+        s: &mut State,
+        turn: &mut Turn,
+        hard: &CancellationToken,
+    ) -> Result<Turned, Error> {
+        let began = clock::tick_ms();
+        let writing = self.write(turn, hard);
+        tokio::pin!(writing);
+        let turned = loop {
+            tokio::select! {
+                biased;
+                turned = &mut writing => break turned,
+                // Cancel-safe: join_next loses nothing.
+                Some(ended) = s.forks.join_next_with_id() => self.ended(s, ended),
+            }
+        };
+        let ms = clock::tick_ms().saturating_sub(began) as f64;
+        s.turn_ms += (ms - s.turn_ms) * TURN_WEIGHT;
+        turned
     }
 
     /// Writes a turn, again and again while the database cannot: results stay in memory, their
@@ -326,95 +355,6 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn start(&self, s: &mut State, turn: &Turn, turned: Turned) {
-        let now = clock::tick_ms();
-        let mut started: HashMap<EventId, Started> =
-            turned.started.into_iter().map(|e| (e.id, e)).collect();
-        for id in &turn.starts {
-            let Some(out) = s.out.get_mut(id) else {
-                continue;
-            };
-            let Some(pool) = s.pools.get_mut(&out.nas) else {
-                continue;
-            };
-            let Some(mut event) = started.remove(id) else {
-                // Dropped by an operator, or gone otherwise: there is nothing to run.
-                pool.running = pool.running.saturating_sub(1);
-                pool.breaker()
-                    .ended(now, out.ticket, None, Evidence::Nothing, 0);
-                s.out.remove(id);
-                if s.alone == Some(*id) {
-                    s.alone = None;
-                }
-                s.lanes.settled(*id, Gone::Finished, now);
-                continue;
-            };
-            out.try_count = event.try_count;
-            out.accepted = Some((event.accepted_ms, event::label(&event.cmd)));
-            let fork = Fork {
-                execute: Arc::clone(&pool.served.execute),
-                breaker: Arc::clone(&pool.breaker),
-                ticket: out.ticket,
-                logs: self.logs.clone(),
-                log: pool.log.clone(),
-                config: Arc::clone(&self.config),
-                result_dir: self.result_dir.clone(),
-                store: Arc::clone(&self.store),
-                remark: out.taken.overtakes.then_some(
-                    "cross_nas_overtake: an earlier event of the account waits on another NAS",
-                ),
-            };
-            let params = std::mem::take(&mut event.params);
-            let task = match self.job(pool, out.taken.class, event) {
-                Ok(job) => s.forks.spawn(fork.run(job, params)),
-                Err(finished) => {
-                    s.untold.insert(*id, Some(pool.log.clone()));
-                    s.forks.spawn(async move { finished })
-                }
-            };
-            s.tasks.insert(task.id(), *id);
-        }
-    }
-
-    #[expect(
-        clippy::result_large_err,
-        reason = "the error is the message that is sent either way"
-    )]
-    pub(super) fn job(&self, pool: &Pool, class: Class, event: Started) -> Result<Job, Finished> {
-        let nas = &pool.served.nas;
-        match Cmd::parse(&event.cmd) {
-            Ok(cmd) => Ok(Job {
-                event: event.id,
-                epoch: self.epoch,
-                try_count: event.try_count,
-                possible_duplicate: event.possible_duplicate,
-                cmd,
-                class,
-                user: event.user,
-                abonent: event.abonent,
-                usluga: event.usluga,
-                // Read by its fork, beside the next turn.
-                params: Params::default(),
-                nas: Arc::clone(nas),
-                secret: Arc::clone(&pool.served.secret),
-                deadline: nas.timeout.unwrap_or(self.config.script_timeout),
-            }),
-            Err(reason) => Err(Finished {
-                id: event.id,
-                user: event.user,
-                nas: nas.id,
-                try_count: event.try_count,
-                to: SettleTo::Dead {
-                    reason: reason.clone(),
-                    possible_duplicate: false,
-                },
-                due: 0,
-                code: 1,
-                ms: 0,
-                error: Some(reason),
-            }),
-        }
-    }
     fn wait_ms(&self, s: &State) -> u64 {
         let now = clock::tick_ms();
         let mut at = now + IDLE_MS;
@@ -425,6 +365,9 @@ impl Scheduler {
             at = at.min(wake);
         }
         for (nas, pool) in &s.pools {
+            if let Some(overdue) = pool.ahead.next_overdue() {
+                at = at.min(overdue);
+            }
             if s.lanes.held_of(*nas) > 0
                 && let Some(probe) = pool.breaker().next_probe()
             {
@@ -456,7 +399,7 @@ fn begin(s: &mut State, turn: &mut Turn, nas: NasId, taken: Taken, start: Start)
         return;
     };
     let ticket = pool.breaker().started(start == Start::Probe);
-    pool.running += 1;
+    pool.taken += 1;
     turn.starts.push(taken.id);
     if taken.suspect {
         s.alone = Some(taken.id);

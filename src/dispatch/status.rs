@@ -160,7 +160,7 @@ impl Scheduler {
                     id: id.0,
                     name: p.served.nas.name.clone(),
                     ip: p.served.nas.ip.clone(),
-                    waiting: s.lanes.held_of(*id),
+                    waiting: s.lanes.held_of(*id) + p.ahead.len(),
                     running: p.running,
                     forks: p.served.nas.forks.get(),
                     done: p.done,

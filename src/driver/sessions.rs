@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::attempt::Failure;
 use crate::driver::dialogue::Manners;
-use crate::driver::http::{self, Auth, Http};
+use crate::driver::http::{self, Allow, Auth, Http};
 use crate::driver::mikrotik::{self, Limits, Mikrotik, Report, Target};
 use crate::driver::radius::{self, Radius};
 use crate::driver::rate::Bucket;
@@ -86,7 +86,7 @@ type KeptSsh = Kept<(ssh::Target, ssh::Limits), Ssh>;
 type KeptMikrotik = Kept<(Target, Limits, Result<Option<tls::Settings>, Failure>), Mikrotik>;
 type KeptTelnet = Kept<(telnet::Target, telnet::Limits), Telnet>;
 type KeptRadius = Kept<(radius::Target, Option<String>), Radius>;
-type KeptHttp = Kept<(Result<http::Target, String>, http::Limits), Http>;
+type KeptHttp = Kept<(Result<(http::Target, Allow), String>, http::Limits), Http>;
 
 /// The sessions of `nas`: the same object as long as `of` stays the same. A replaced one ends
 /// when its last command has ended.
@@ -325,6 +325,7 @@ impl Sessions {
                 .map_or(CONNECT_TIMEOUT, |t| t.min(CONNECT_TIMEOUT)),
             linger: LINGER,
             logins_per_minute: *logins.as_ref().unwrap_or(&LOGINS_PER_MINUTE),
+            know_rows: knows_rows(nas),
         };
         let tls = nas.api_tls.then(|| tls::Settings::of(&nas.vars));
         let tls = tls
@@ -364,7 +365,7 @@ impl Sessions {
             nas.id,
             (target, limits),
             |(target, limits)| match target {
-                Ok(target) => Http::new(target, limits),
+                Ok((target, allow)) => Http::within(target, limits, allow),
                 Err(why) => Http::broken(why.clone()),
             },
         )
@@ -407,6 +408,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// `nas.vars.know_rows`: anything but `no` and `false` is yes.
+fn knows_rows(nas: &Nas) -> bool {
+    let no = |value: &Value| *value == Value::Bool(false) || *value == "no";
+    !nas.vars.get("know_rows").is_some_and(no)
+}
+
 /// `nas.vars.logins_per_minute`, 1 to 10000.
 pub(super) fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
     match nas.vars.get("logins_per_minute") {
@@ -423,7 +430,7 @@ pub(super) fn logins_per_minute(nas: &Nas) -> Result<usize, Failure> {
     }
 }
 
-fn http_target(nas: &Nas, secret: &NasSecret) -> Result<http::Target, String> {
+fn http_target(nas: &Nas, secret: &NasSecret) -> Result<(http::Target, Allow), String> {
     let url = nas.http_url.clone();
     let url =
         url.ok_or("http_url of the NAS is not set, for example https://billing.example/hook")?;
@@ -432,11 +439,12 @@ fn http_target(nas: &Nas, secret: &NasSecret) -> Result<http::Target, String> {
         Some(Value::String(wish)) => wish,
         Some(_) => return Err("http_auth in nas.vars is not a text".to_owned()),
     };
-    Ok(http::Target {
+    let target = http::Target {
         url,
         auth: Auth::of(wish, &secret.login, &secret.password)?,
         trust: tls::Settings::of(&nas.vars)?.trust,
-    })
+    };
+    Ok((target, Allow::of(&nas.vars)?))
 }
 
 #[cfg(test)]

@@ -77,6 +77,47 @@ fn telnet_keeps_places_for_people_and_a_rate_bounds_all() {
     assert!(told.unwrap_err().parks);
 }
 
+/// Sessions that OpenSSH allows on one connection (`MaxSessions` of sshd_config(5)). Most devices
+/// do not say how many they allow.
+const OPENSSH_SESSIONS: usize = 10;
+
+/// People, and commands of which the server has not noticed the end, need the other half.
+#[test]
+fn ssh_takes_at_most_half_of_the_sessions_that_a_server_allows() {
+    let mut nas = nas();
+    let channels = |nas: &Nas| {
+        let (_, limits) = ssh::settings::of(nas, &NasSecret::default()).unwrap();
+        assert_eq!(limits.channels, ssh::settings::channels(nas));
+        limits.channels
+    };
+    let usual = channels(&nas);
+    assert!((1..=OPENSSH_SESSIONS / 2).contains(&usual), "{usual}");
+    assert_eq!(Sessions::ssh_places(&nas, false), 2 * usual);
+    // A dialogue leaves one for commands without one.
+    assert_eq!(Sessions::ssh_places(&nas, true), 2 * (usual - 1));
+    nas.max_sessions = Some(4);
+    assert_eq!(channels(&nas), 4);
+    nas.vars.insert("spare_sessions".into(), 1.into());
+    assert_eq!(channels(&nas), 3);
+    assert_eq!(Sessions::ssh_places(&nas, false), 6);
+    assert_eq!(Sessions::ssh_places(&nas, true), 4);
+    nas.vars.insert("spare_sessions".into(), 9.into());
+    assert_eq!(channels(&nas), 1);
+    assert_eq!(Sessions::ssh_places(&nas, true), 2);
+}
+
+#[test]
+fn the_api_has_its_usual_ports_where_the_nas_names_none() {
+    let mut nas = Nas::new(NasId(7), "t", "127.0.0.1");
+    assert_eq!(Sessions::api_port(&nas), 8728);
+    nas.api_tls = true;
+    assert_eq!(Sessions::api_port(&nas), 8729);
+    nas.api_port = Some(18_729);
+    assert_eq!(Sessions::api_port(&nas), 18_729);
+    nas.api_tls = false;
+    assert_eq!(Sessions::api_port(&nas), 18_729);
+}
+
 /// Waits until the sessions of the NAS stand like this: in use, waiting.
 async fn until_seen(sessions: &Sessions, leased: usize, waiting: usize) -> Seen {
     let looking = async {

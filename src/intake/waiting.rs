@@ -175,7 +175,8 @@ pub fn of_the_daemon(facts: &mut Facts, live: Option<&Value>, nas: i64) {
         facts.breaker = (breaker != "closed").then(|| (breaker, text(status, "reason")));
         let number = |name: &str| status.get(name).and_then(Value::as_i64);
         facts.slots = number("running").zip(number("forks"));
-    } else if facts.skipped.is_none() {
+    } else if facts.skipped.is_none() && !(list("nases").is_empty() && list("skipped").is_empty()) {
+        // A daemon that knows none at all has only just started.
         facts.skipped = Some("the daemon does not know it; is it in the table nas?".to_owned());
     }
 }

@@ -106,8 +106,22 @@ macro_rules! parsers {
     };
 }
 parsers!(
-    words, form, event, chain, scheme, config, record, session, telnet, dialogue, hostkey, http,
-    radius, dictionary
+    words,
+    form,
+    event,
+    chain,
+    scheme,
+    config,
+    record,
+    session,
+    telnet,
+    dialogue,
+    hostkey,
+    http,
+    radius,
+    dictionary,
+    traps,
+    fingerprint
 );
 
 /// The negative control: a decoder that is told a larger bound than it has is found out.

@@ -231,3 +231,53 @@ async fn nothing_leads_an_event_to_another_host() {
     }
     assert_eq!(other.seen().connections, 0);
 }
+
+/// Whoever answers for a name cannot lead requests, and what they carry, out of the networks that
+/// the NAS allows: neither an address nor a changed answer of DNS reaches anybody there.
+#[tokio::test]
+async fn a_name_leads_into_the_allowed_networks_only() {
+    let sim = Sim::start(Options::default()).await.unwrap();
+    let (name, address) = (
+        format!("http://localhost:{}", sim.addr().port()),
+        format!("http://{}", sim.addr()),
+    );
+    // The same for all: it is a change of the NAS that counts.
+    let sessions = Sessions::default();
+    let ask = async |url: &str, allow: Value| {
+        let mut nas = Nas {
+            http_url: Some(url.to_owned()),
+            ..Nas::new(NasId(1), "device", "127.0.0.1")
+        };
+        nas.vars.insert("http_allow".to_owned(), allow);
+        let device = sessions.http(&nas, &NasSecret::default());
+        let before = sim.seen().requests;
+        let failure = crate::talk(&device, "/none").await.unwrap_err();
+        (failure, sim.seen().requests - before)
+    };
+    for url in [&name, &address] {
+        for allow in [Value::Null, json!(["127.0.0.0/8"]), json!("127.0.0.1")] {
+            let (failure, requests) = ask(url, allow).await;
+            assert_eq!((failure.code, requests), (404, 1), "{failure}");
+        }
+    }
+    let elsewhere = json!(["10.0.0.0/8", "2001:db8::/32"]);
+    let (failure, requests) = ask(&name, elsewhere.clone()).await;
+    assert_eq!(
+        (failure.scope, failure.class, failure.parks, requests),
+        (Scope::Nas, FailureClass::Transport, false, 0),
+        "{failure}"
+    );
+    for part in ["localhost leads to ", "127.0.0.1", "http_allow"] {
+        assert!(failure.text.contains(part), "{failure}");
+    }
+    // An address is a setting, which no time mends.
+    for (url, allow) in [(&address, elsewhere), (&name, json!("10.0.0.0/33"))] {
+        let (failure, requests) = ask(url, allow).await;
+        assert_eq!(
+            (failure.scope, failure.class, failure.parks, requests),
+            (Scope::Nas, FailureClass::Permanent, true, 0),
+            "{failure}"
+        );
+        assert!(failure.text.contains("http_allow"), "{failure}");
+    }
+}

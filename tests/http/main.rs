@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "a failed step fails the test"
 )]
 
@@ -13,6 +14,7 @@ mod lab;
 
 mod bodies;
 mod cli;
+mod kept;
 mod peer;
 mod rude;
 mod webhook;

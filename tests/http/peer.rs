@@ -1,5 +1,5 @@
-//! Independent software on the other end: Python's HTTPS server for our driver, Python's client
-//! for our simulator.
+//! Independent software on the other end: Python's HTTPS server for our driver and for the shipped
+//! web hook, Python's client for our simulator.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -8,12 +8,17 @@ use nas_event_daemon::attempt::{FailureClass, Scope};
 use nas_event_daemon::driver::http::Request;
 use nas_event_daemon::driver::tls::Trust;
 use nas_event_daemon::sim::http::{Options, Sim};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::lab::daemon::Lab;
+use crate::lab::db::Kind;
+use crate::lab::on_each_store;
 use crate::lab::tls::Pki;
 use crate::{LONG, device, talk};
+
+on_each_store!(an_event_reaches_the_https_of_others);
 
 fn python(script: &str) -> Command {
     #[expect(
@@ -75,6 +80,57 @@ async fn our_driver_speaks_to_the_https_of_others() {
         (failure.scope, failure.class, failure.parks),
         (Scope::Nas, FailureClass::Transport, true)
     );
+}
+
+/// The whole way: an event, the daemon, the shipped scheme, and a server that tells what it got.
+async fn an_event_reaches_the_https_of_others(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let (right, wrong) = (Pki::new(lab.root(), "right"), Pki::new(lab.root(), "wrong"));
+    let (_server, url) = server(&right).await;
+    for (nas, pki) in [(7, &right), (8, &wrong)] {
+        let vars = json!({"tls_ca": pki.ca}).to_string();
+        let more = [
+            ("http_url", format!("'{url}'")),
+            ("vars", format!("'{vars}'")),
+        ];
+        lab.nas(nas, "HTTP-Webhook", 1, &more).await;
+        lab.secret(nas, "ned", "servicemode").await;
+        lab.accounts(nas, [nas]).await;
+    }
+    let daemon = lab.start().await;
+    let done = ("done".to_owned(), "done".to_owned());
+    let id = lab.event(7, "user_redirect").await;
+    assert_eq!(lab.ended(id).await, done, "{:?}", lab.account_log(7));
+    // The operator sees what the server says: here all that it was told.
+    let id = lab.event(7, "user_info").await;
+    assert_eq!(lab.ended(id).await, done, "{:?}", lab.account_log(7));
+    let answer = format!("select answer from events_done where id = {id}");
+    let answer = lab.rows(&answer).await.remove(0).remove(0);
+    let told: Value = serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer}"));
+    assert_eq!(told["method"], "POST");
+    assert_eq!(told["path"], "/base/events");
+    assert_eq!(told["headers"]["idempotency-key"], id.to_string());
+    assert_eq!(told["headers"]["content-type"], "application/json");
+    let who: String = told["who"].as_str().unwrap().chars().rev().collect();
+    assert_eq!(who, "Basic bmVkOnNlcnZpY2Vtb2Rl");
+    let body: Value = serde_json::from_str(told["body"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&body["event_id"], &body["cmd"], &body["user_id"]),
+        (&json!(id), &json!("user_info"), &json!(7)),
+        "{body}"
+    );
+    assert_eq!(
+        (&body["params"]["login"], &body["params"]["ip"]),
+        (&json!("login7"), &json!("10.0.0.7")),
+        "{body}"
+    );
+    assert_eq!(lab.opened(7), 1, "both on one connection");
+    // Who trusts another CA tells it nothing.
+    lab.event(8, "user_redirect").await;
+    let parked = lab.said("NAS is parked").await;
+    assert!(parked.contains(&right.pin), "{parked}");
+    assert!(!lab.nas_log(8).join("\n").contains("< done"));
+    daemon.stop().await;
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::lab::growth_kib;
 use crate::lab::tls::Pki;
 use crate::{LONG, device, device_within, get, talk};
 
@@ -19,8 +20,8 @@ use crate::{LONG, device, device_within, get, talk};
 enum Manners {
     /// Says this and closes.
     Says(&'static [u8]),
-    /// A head, then bytes without an end.
-    Endless,
+    /// This head, then bytes without an end.
+    Endless(&'static [u8]),
     /// A head that does not end.
     Heads,
     /// A head, then one byte now and then.
@@ -33,6 +34,9 @@ enum Manners {
 static FLOODED: AtomicUsize = AtomicUsize::new(0);
 /// What the driver may take, and the buffers of the system.
 const FLOOD_MAX: usize = 64 * 1024 * 1024;
+/// What a server may make this process grow by, KiB: an answer has 1 MiB at most, and is copied.
+const GROWTH_MAX: u64 = 32 * 1024;
+const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n";
 
 async fn serve(manners: Manners) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -50,14 +54,13 @@ async fn serve(manners: Manners) -> (String, JoinSet<()>) {
 async fn one(mut stream: TcpStream, manners: Manners) {
     let mut head = [0; 4096];
     let _ = stream.read(&mut head).await;
-    let chunked = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n";
     match manners {
         Manners::Says(bytes) => {
             let _ = stream.write_all(bytes).await;
             let _ = stream.shutdown().await;
         }
-        Manners::Endless => {
-            let _ = stream.write_all(chunked).await;
+        Manners::Endless(head) => {
+            let _ = stream.write_all(head).await;
             let much = vec![b'x'; 64 * 1024];
             while stream.write_all(&much).await.is_ok() {
                 let all = FLOODED.fetch_add(much.len(), Ordering::Relaxed);
@@ -70,7 +73,7 @@ async fn one(mut stream: TcpStream, manners: Manners) {
             while stream.write_all(&much).await.is_ok() {}
         }
         Manners::Drips => {
-            let _ = stream.write_all(chunked).await;
+            let _ = stream.write_all(CHUNKED).await;
             while stream.write_all(b"x").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -83,8 +86,9 @@ async fn told(manners: Manners, limit: Duration) -> Failure {
     let (url, _tasks) = serve(manners).await;
     let device = device(&url, Trust::System);
     let request = get("/x");
-    let talk = device.talk(&request, limit);
-    let result = tokio::time::timeout(LONG, talk).await;
+    let talk = tokio::time::timeout(LONG, device.talk(&request, limit));
+    let (result, grown) = growth_kib(talk).await;
+    assert!(grown < GROWTH_MAX, "{grown} KiB more");
     result.expect("bounded").unwrap_err()
 }
 
@@ -117,15 +121,19 @@ async fn what_is_not_an_answer_is_unknown_and_bounded() {
 
 #[tokio::test]
 async fn an_answer_without_end_is_cut() {
-    let failure = told(Manners::Endless, LONG).await;
-    assert_eq!(failure.class, FailureClass::Permanent);
-    assert_eq!((failure.scope, failure.code), (Scope::Event, 200));
-    assert!(failure.text.contains(&BODY_MAX.to_string()), "{failure}");
-    let flooded = FLOODED.load(Ordering::Relaxed);
-    assert!(flooded < FLOOD_MAX, "{flooded} bytes were taken");
-    let big = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
-    let failure = told(Manners::Says(big), LONG).await;
-    assert_eq!(failure.class, FailureClass::Permanent);
+    let big = b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n";
+    for manners in [
+        Manners::Endless(CHUNKED),
+        Manners::Endless(big),
+        Manners::Says(big),
+    ] {
+        let failure = told(manners, LONG).await;
+        assert_eq!(failure.class, FailureClass::Permanent);
+        assert_eq!((failure.scope, failure.code), (Scope::Event, 200));
+        assert!(failure.text.contains(&BODY_MAX.to_string()), "{failure}");
+        let flooded = FLOODED.load(Ordering::Relaxed);
+        assert!(flooded < FLOOD_MAX, "{flooded} bytes were taken");
+    }
 }
 
 #[tokio::test]

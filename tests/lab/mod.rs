@@ -42,7 +42,21 @@ pub(crate) use on_each_store;
 
 /// Resident memory of this process, KiB.
 pub fn rss_kib() -> u64 {
+    memory_kib("VmRSS:")
+}
+
+/// How many KiB more than at its beginning this process held meanwhile, at the peak: what was
+/// read and given back at once counts as well.
+pub async fn growth_kib<T>(work: impl Future<Output = T>) -> (T, u64) {
+    // The peak begins anew (proc_pid_clear_refs(5)).
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = rss_kib();
+    let result = work.await;
+    (result, memory_kib("VmHWM:").saturating_sub(before))
+}
+
+fn memory_kib(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    let line = status.lines().find(|l| l.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

@@ -4,10 +4,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::process::Child;
 use tokio::task::JoinSet;
@@ -51,20 +52,38 @@ impl Drop for Group {
     }
 }
 
+/// What tells FRR that the window has 80 columns and 10 lines (RFC 1073): who has not told it gets
+/// no pager.
+const WINDOW: [u8; 12] = [
+    0xff, 0xfb, 0x1f, 0xff, 0xfa, 0x1f, 0x00, 0x50, 0x00, 0x0a, 0xff, 0xf0,
+];
+
 /// FRR's zebra and staticd in a network namespace; their vty is reached over loopback here.
 pub struct Frr {
     pub port: u16,
+    said: Arc<Mutex<Vec<u8>>>,
     group: Group,
     _relay: JoinSet<()>,
     _dir: tempfile::TempDir,
 }
 
 impl Frr {
+    /// Without a pager.
     pub async fn start() -> Self {
+        Self::with(&[], "").await
+    }
+
+    /// With one, and with these lines of configuration.
+    pub async fn start_paging(config: &str) -> Self {
+        Self::with(&WINDOW, config).await
+    }
+
+    async fn with(first: &'static [u8], config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let d = dir.path().display().to_string();
-        for name in ["z.conf", "s.conf"] {
-            let text = format!("hostname nas-frr\npassword {PASSWORD}\nenable password {ENABLE}\n");
+        for (name, more) in [("z.conf", ""), ("s.conf", config)] {
+            let text =
+                format!("hostname nas-frr\npassword {PASSWORD}\nenable password {ENABLE}\n{more}");
             std::fs::write(dir.path().join(name), text).unwrap();
         }
         std::fs::create_dir(dir.path().join("run")).unwrap();
@@ -91,7 +110,8 @@ impl Frr {
         let port = listener.local_addr().unwrap().port();
         let socket = dir.path().join("vty.sock");
         let mut relay = JoinSet::new();
-        relay.spawn(relayed(listener, socket.clone()));
+        let said = Arc::default();
+        relay.spawn(relayed(listener, socket.clone(), first, Arc::clone(&said)));
         let up = wait_for(async || {
             let mut stream = UnixStream::connect(&socket).await.ok()?;
             let mut byte = [0];
@@ -101,10 +121,17 @@ impl Frr {
             .expect("FRR did not come up; see scripts/test --install");
         Self {
             port,
+            said,
             group,
             _relay: relay,
             _dir: dir,
         }
+    }
+
+    /// Everything that it has said since it was asked last, as it was.
+    pub fn said(&self) -> String {
+        let said = std::mem::take(&mut *self.said.lock().unwrap());
+        String::from_utf8_lossy(&said).into_owned()
     }
 
     /// `ip -4 route` or `ip -6 route` of the router, the lines that begin with `net` or with
@@ -122,15 +149,38 @@ impl Frr {
     }
 }
 
-async fn relayed(listener: TcpListener, socket: PathBuf) {
+/// Says `first` to each connection before its client does, and keeps what comes back.
+async fn relayed(
+    listener: TcpListener,
+    socket: PathBuf,
+    first: &'static [u8],
+    said: Arc<Mutex<Vec<u8>>>,
+) {
     let mut open = JoinSet::new();
-    while let Ok((mut near, _)) = listener.accept().await {
-        let socket = socket.clone();
+    while let Ok((near, _)) = listener.accept().await {
+        let (socket, said) = (socket.clone(), Arc::clone(&said));
         open.spawn(async move {
-            if let Ok(mut far) = UnixStream::connect(socket).await {
-                // Either side may just go away.
-                let _ = copy_bidirectional(&mut near, &mut far).await;
-            }
+            let mut far = UnixStream::connect(socket).await?;
+            far.write_all(first).await?;
+            let (mut answers, mut to_far) = far.into_split();
+            let (mut typed, mut to_near) = near.into_split();
+            let there = async {
+                tokio::io::copy(&mut typed, &mut to_far).await?;
+                to_far.shutdown().await
+            };
+            let back = async {
+                let mut chunk = [0; 4096];
+                loop {
+                    let n = answers.read(&mut chunk).await?;
+                    if n == 0 {
+                        return to_near.shutdown().await;
+                    }
+                    said.lock().unwrap().extend_from_slice(&chunk[..n]);
+                    to_near.write_all(&chunk[..n]).await?;
+                }
+            };
+            // Either side may just go away.
+            tokio::try_join!(there, back)
         });
     }
 }

@@ -11,11 +11,14 @@ use nas_event_daemon::driver::radius::exchange::Manner;
 use nas_event_daemon::sim::radius::Faults;
 use tokio::net::UdpSocket;
 
+use crate::lab::growth_kib;
 use crate::{LONG, SECRET, manner, radius, sim, talk};
 
 const WORDS: [(&str, &str); 2] = [("Acct-Session-Id", "a1"), ("Filter-Id", "fast")];
 /// Long enough for a few copies, short enough for a test.
 const SHORT: Duration = Duration::from_millis(1_200);
+/// What a flood may make this process grow by, KiB: packets have 4 KiB at most, and none is kept.
+const GROWTH_MAX: u64 = 32 * 1024;
 
 fn is(failure: &Failure, scope: Scope, class: FailureClass) {
     assert_eq!((failure.scope, failure.class), (scope, class), "{failure}");
@@ -79,7 +82,7 @@ async fn a_flood_is_bounded_in_time_and_memory() {
     });
     let radius = radius(to.port(), manner(SECRET));
     let began = Instant::now();
-    let told = talk(&radius, Kind::Coa, &WORDS, SHORT).await;
+    let (told, grown) = growth_kib(talk(&radius, Kind::Coa, &WORDS, SHORT)).await;
     let took = began.elapsed();
     flood.abort();
     assert!(took >= SHORT && took < LONG, "{took:?}");
@@ -87,6 +90,7 @@ async fn a_flood_is_bounded_in_time_and_memory() {
     let report = radius.report();
     assert!(report.ignored.forged > 100, "{report:?}");
     assert_eq!((report.waiting, report.sockets), (0, 1));
+    assert!(grown < GROWTH_MAX, "{grown} KiB more: {report:?}");
 }
 
 #[tokio::test]

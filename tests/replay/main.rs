@@ -1,6 +1,8 @@
 //! Every shipped scheme against what it did before: each command of the catalogue for two
 //! accounts, in observe mode, and the account's log compared with the recording beside this
 //! file. A changed command, order, value or form of a record shows up as a difference of texts.
+//! A session is a script, of which observe mode knows only the name: it really runs. As shipped it
+//! sends nothing and says what it would send.
 //!
 //! `NED_REPLAY=write scripts/test -E 'binary(replay)'` writes the recordings anew; what changed
 //! is then read in the commit.
@@ -22,6 +24,7 @@ use std::path::{Path, PathBuf};
 use lab::daemon::{Lab, account_log_name};
 use lab::db::Kind;
 use nas_event_daemon::event::CATALOGUE;
+use nas_event_daemon::shell;
 use serde_json::json;
 
 /// IPv4 and IPv6 with a session, and the least that an account has.
@@ -32,14 +35,18 @@ fn beside() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replay")
 }
 
-/// Shipped schemes with a `scheme.toml`; sessions are scripts and run their own tests.
+fn core() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("oss/core")
+}
+
+fn is_session(scheme: &str) -> bool {
+    core().join(scheme).join("bin/session").exists()
+}
+
+/// Shipped schemes.
 fn schemes() -> BTreeSet<String> {
-    let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("oss/core");
-    let all = std::fs::read_dir(core)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    all.filter(|dir| dir.join("scheme.toml").exists() && !dir.join("bin/session").exists())
-        .map(|dir| dir.file_name().unwrap().to_str().unwrap().to_owned())
+    let all = std::fs::read_dir(core()).unwrap();
+    all.map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect()
 }
 
@@ -47,7 +54,12 @@ fn schemes() -> BTreeSet<String> {
 async fn run(scheme: &str) -> String {
     let lab = Lab::new(Kind::Sqlite, "").await;
     let url = ("http_url", "'http://127.0.0.1:9/hook'".to_owned());
-    lab.nas(1, scheme, 1, &[("mode", "'observe'".to_owned()), url])
+    let mode = if is_session(scheme) {
+        "'active'"
+    } else {
+        "'observe'"
+    };
+    lab.nas(1, scheme, 1, &[("mode", mode.to_owned()), url])
         .await;
     lab.sql(
         "insert into nas_secret (nas_id, login, password, coa_secret) values (1, 'billing', 'canary', 'canary');
@@ -82,7 +94,7 @@ async fn run(scheme: &str) -> String {
         let mut lines: Vec<(i64, String)> = lab
             .log(&account_log_name(user))
             .iter()
-            .map(|line| settled(line))
+            .map(|line| settled(line, scheme))
             .collect();
         // Diagnostics run beside the account's other events.
         lines.sort_by_key(|(event, _)| *event);
@@ -96,8 +108,14 @@ async fn run(scheme: &str) -> String {
     text
 }
 
-/// The event's number, and the record without time, host, process and duration.
-fn settled(line: &str) -> (i64, String) {
+/// The event's number, and the record without time, host, process, duration and the place of
+/// this tree.
+fn settled(line: &str, scheme: &str) -> (i64, String) {
+    let here = core().join(scheme);
+    let line = line.replace(
+        &shell::quote(here.to_str().unwrap()),
+        &format!("…/{scheme}"),
+    );
     let (_, record) = line
         .split_once("]: ")
         .unwrap_or_else(|| panic!("no record: {line}"));

@@ -149,9 +149,9 @@ fn lacks(dir: &Path) -> Vec<String> {
     if examples.count() == 0 {
         lacks.push("examples/*.json: what scheme test runs".to_owned());
     }
-    // What it does at all is recorded; a session is a script and has no recording.
+    // What it does at all is recorded.
     let recorded = root().join("tests/replay").join(format!("{name}.log"));
-    if !dir.join("bin/session").exists() && !recorded.exists() {
+    if !recorded.exists() {
         lacks.push(format!("tests/replay/{name}.log"));
     }
     let Some(proof) = PROOFS.iter().find(|proof| proof.scheme == name) else {

@@ -12,6 +12,7 @@ use crate::lab::vty::{ENABLE, Frr, PASSWORD};
 
 on_each_store!(
     an_event_changes_a_route,
+    a_pager_of_frr_is_paged_to_its_end,
     a_late_user_del_leaves_the_new_holder_alone,
     a_wrong_password_parks_the_nas,
     the_tools_speak_to_the_router,
@@ -132,6 +133,52 @@ async fn an_event_changes_a_route(kind: Kind) {
     let pasteable = "send_telnet_cmd --nas 1 'configure terminal' ';' 'ip route 10.0.0.10/32 blackhole tag 10' ';' end";
     assert!(log.contains(pasteable), "{log}");
     assert!(!log.contains(PASSWORD) && !log.contains(ENABLE), "{log}");
+}
+
+/// A router whose pager nobody has switched off: all of its configuration comes, nothing of the
+/// pager's is in it, and what is asked next gets its own answer.
+async fn a_pager_of_frr_is_paged_to_its_end(kind: Kind) {
+    const ROUTES: usize = 60;
+    const PAGED: &str = r#"
+driver = "telnet"
+[[on.user_info]]
+exec = ["show running-config", "show running-config | include 10.66.0.7/32", "show running-config"]
+fail_on = ['(?m)^% ']
+save = "t"
+[[on.user_info]]
+answer = "{{ t.rows[0].out }}\n==\n{{ t.rows[1].out }}\n==\n{{ t.rows[2].out }}"
+"#;
+    let lab = Lab::new(kind, "").await;
+    let route = |n: usize| format!("ip route 10.66.0.{n}/32 blackhole tag {n}");
+    let routes: Vec<String> = (1..=ROUTES).map(route).collect();
+    let frr = Frr::start_paging(&(routes.join("\n") + "\n")).await;
+    lab.native("Paged", PAGED);
+    nas_of(&lab, &frr, 1, PASSWORD).await;
+    lab.sql("update nas set oss_path = 'Paged' where id = 1")
+        .await;
+    lab.accounts(1, [10]).await;
+    let _daemon = lab.start().await;
+    let id = lab.event(10, "user_info").await;
+    let done = ("done".to_owned(), "done".to_owned());
+    assert_eq!(lab.ended(id).await, done, "{:#?}", lab.account_log(10));
+    let answer = format!("select answer from events_done where id = {id}");
+    let answer = lab.rows(&answer).await.remove(0).remove(0);
+    let parts: Vec<&str> = answer.split("\n==\n").collect();
+    assert_eq!(parts.len(), 3, "{answer}");
+    for whole in [parts[0], parts[2]] {
+        let found: Vec<&str> = whole
+            .lines()
+            .filter(|line| line.starts_with("ip route "))
+            .collect();
+        assert_eq!(found, routes, "{whole}");
+        assert!(whole.trim_end().ends_with("end"), "{whole}");
+        assert!(!whole.contains("More"), "{whole}");
+    }
+    assert_eq!(parts[1], route(7));
+    // That it did page is what makes this a test.
+    let said = frr.said();
+    let pages = said.matches("--More--").count();
+    assert!(pages >= 2 * (ROUTES / 10), "{pages} pages: {said}");
 }
 
 /// The address goes from one account to another, and the first one's `user_del` comes last: the
@@ -262,7 +309,7 @@ async fn the_tools_speak_to_the_router(kind: Kind) {
     ];
     let (code, out, err) = by("send_telnet_cmd", &conf).await;
     assert_eq!((code, out.as_str()), (Some(0), ""), "{err}");
-    // No pager: FRR pages only for a client that has told its window. `peers` has one.
+    // No pager: FRR pages only for a client that has told its window.
     let (code, out, err) = by("send_telnet_cmd", &["--nas", "1", "show", "running-config"]).await;
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("ip route 10.77.0.1/32 blackhole"), "{out}");

@@ -45,7 +45,6 @@ struct User(String);
 
 impl User {
     async fn add(name: &str) -> Self {
-        let _ = std::process::id();
         let name = format!("{name}{}", std::process::id());
         run(&["useradd", "-m", "-s", "/bin/bash", &name]).await;
         let set = format!("echo '{name}:servicemode' | chpasswd");

@@ -178,3 +178,33 @@ fn deferred_transactions_are_found() {
     assert!(one(&immediate(path, &begin("BEGIN")), "begin_with without"));
     assert!(immediate("src/store/postgres/turn.rs", &begin("BEGIN")).is_empty());
 }
+
+#[test]
+fn comparisons_that_tell_by_their_time_are_found() {
+    let path = "src/driver/radius/packet.rs";
+    let verify = |first: &str, second: &str| {
+        format!(
+            "//! x\nimpl P {{\n    pub fn verify_reply(&self) -> bool {{\n        self.verify()\n    \
+             }}\n    fn verify(&self) -> bool {{\n        {first} &&\n            {second}\n    }}\n    \
+             fn other(&self) -> bool {{\n        a == b // ct_eq\n    }}\n}}\n"
+        )
+    };
+    let right = ["bool::from(sum.ct_eq(&a))", "bool::from(mac.ct_eq(b))"];
+    assert!(constant_time(path, &verify(right[0], right[1])).is_empty());
+    for wrong in [
+        "sum == a",
+        "sum != a",
+        "sum.eq(&a)",
+        "true",
+        "/* sum.ct_eq(&a) */ true",
+        "a != b && bool::from(sum.ct_eq(&a))",
+    ] {
+        for text in [verify(wrong, right[1]), verify(right[0], wrong)] {
+            let found = constant_time(path, &text);
+            assert!(one(&found, "fn verify compares"), "{wrong}: {found:?}");
+        }
+    }
+    let found = constant_time(path, "//! x\nfn judge() {}\n");
+    assert!(one(&found, "fn verify of CONSTANT_TIME"), "{found:?}");
+    assert!(constant_time("src/driver/rate.rs", "fn verify() { a == b }").is_empty());
+}

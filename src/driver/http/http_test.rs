@@ -16,7 +16,7 @@ fn a_path_leads_to_one_host_and_stays_where_it_was_put() {
         connect_timeout: Duration::from_secs(1),
         linger: Duration::from_secs(1),
     };
-    let ready = Ready::new(&target, &limits).unwrap();
+    let ready = Ready::new(&target, &limits, &Allow::default()).unwrap();
     let request = |path: &str| Request {
         method: "GET".into(),
         path: path.into(),
@@ -185,4 +185,57 @@ fn a_request_can_be_pasted() {
         request.pasteable(NasId(7)),
         "send_http_cmd --nas 7 POST '/e?a=1' -H 'X-A: it'\\''s' --json '{\"a\":1}'"
     );
+}
+
+#[test]
+fn a_list_of_networks_bounds_where_a_url_may_lead() {
+    let of = |allow: serde_json::Value| {
+        let vars = serde_json::json!({ "http_allow": allow });
+        Allow::of(vars.as_object().unwrap())
+    };
+    let leads = |allow: &Allow, url: &str| allow.check(&Url::parse(url).unwrap()).is_ok();
+    for none in [serde_json::Value::Null, "".into()] {
+        let all = of(none).unwrap();
+        assert_eq!(all, Allow::default());
+        assert!(leads(&all, "http://127.0.0.1/"));
+    }
+    let both = of(serde_json::json!([
+        "10.0.0.0/8",
+        "2001:db8::/32",
+        "192.0.2.7"
+    ]))
+    .unwrap();
+    assert_eq!(
+        of("10.0.0.0/8, 2001:db8::/32 192.0.2.7".into()),
+        Ok(both.clone())
+    );
+    for (url, fine) in [
+        ("http://10.88.0.1:8080/hook", true),
+        ("https://192.0.2.7/", true),
+        ("http://[2001:db8::1]:80/", true),
+        // Looked up when it is connected to.
+        ("http://billing.example/", true),
+        ("http://192.0.2.8/", false),
+        ("http://127.0.0.1/", false),
+        ("http://0x7f.1/", false),
+        ("http://2130706433/", false),
+        ("http://169.254.169.254/latest/meta-data", false),
+        ("http://[::1]/", false),
+        ("http://[::ffff:127.0.0.1]/", false),
+        ("http://[::ffff:10.0.0.1]/", true),
+    ] {
+        assert_eq!(leads(&both, url), fine, "{url}");
+    }
+    for wrong in [
+        serde_json::json!([]),
+        serde_json::json!(["10.0.0.0/33"]),
+        serde_json::json!(["billing.example"]),
+        serde_json::json!(["10.0.0.0/8", 7]),
+        serde_json::json!(vec!["10.0.0.0/8"; 65]),
+        serde_json::json!(true),
+        serde_json::json!(" "),
+    ] {
+        let why = of(wrong.clone()).unwrap_err();
+        assert!(why.contains("http_allow in nas.vars"), "{wrong}: {why}");
+    }
 }

@@ -13,10 +13,12 @@
 //!
 //! The code is the HTTP status (RFC 9110 section 15).
 
+mod allow;
+mod fresh;
 mod request;
 
 use std::error::Error as _;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +33,8 @@ use crate::driver::tls::{self, Trust};
 use crate::driver::waits::Waits;
 use crate::driver::{Counted, Reply};
 
+pub use allow::Allow;
+use fresh::Fresh;
 pub use request::{Auth, JSON_MAX, METHODS, Request};
 
 /// Largest answer kept, bytes: an account's state, not a dump.
@@ -78,12 +82,12 @@ pub struct Http {
     in_flight: AtomicUsize,
     waiting: AtomicUsize,
     last: Mutex<Option<String>>,
-    used: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Ready {
     client: Client,
+    fresh: Fresh,
     base: Url,
     auth: Option<(HeaderName, HeaderValue)>,
     /// What a device that repeats our request must not bring into a log.
@@ -94,13 +98,17 @@ impl Http {
     /// Nothing is connected before the first request. Settings that cannot be obeyed are told
     /// by every request.
     pub fn new(target: &Target, limits: &Limits) -> Self {
+        Self::within(target, limits, &Allow::default())
+    }
+
+    /// The same, where the host must have one of these addresses.
+    pub fn within(target: &Target, limits: &Limits, allow: &Allow) -> Self {
         Self {
-            ready: Ready::new(target, limits).map_err(unusable),
+            ready: Ready::new(target, limits, allow).map_err(unusable),
             places: Semaphore::new(limits.connections),
             in_flight: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             last: Mutex::default(),
-            used: AtomicBool::new(false),
         }
     }
 
@@ -112,7 +120,6 @@ impl Http {
             in_flight: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             last: Mutex::default(),
-            used: AtomicBool::new(false),
         }
     }
 
@@ -168,7 +175,7 @@ impl Http {
             }
         };
         self.reached(None);
-        let new_session = !self.used.swap(true, Ordering::Relaxed);
+        let new_session = ready.fresh.first(response.extensions());
         let status = response.status();
         let text = match timeout(left(), body(response)).await {
             Ok(Ok(text)) => ready.redacted(text),
@@ -218,8 +225,9 @@ impl Http {
 }
 
 impl Ready {
-    fn new(target: &Target, limits: &Limits) -> Result<Self, String> {
+    fn new(target: &Target, limits: &Limits, allow: &Allow) -> Result<Self, String> {
         let base = base(&target.url)?;
+        allow.check(&base)?;
         let trust = if base.scheme() == "https" {
             target.trust.clone()
         } else {
@@ -227,7 +235,9 @@ impl Ready {
             Trust::Pinned(Vec::new())
         };
         let config = tls::client_config(&trust)?;
-        let client = Client::builder()
+        let fresh = Fresh::default();
+        let client = allow
+            .sift(Client::builder())
             .tls_backend_preconfigured(config.as_ref().clone())
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -237,10 +247,12 @@ impl Ready {
             .connect_timeout(limits.connect_timeout)
             .pool_idle_timeout(limits.linger)
             .pool_max_idle_per_host(limits.connections)
+            .connector_layer(fresh.clone())
             .build()
             .map_err(|e| format!("no HTTP client can be made: {e}"))?;
         Ok(Self {
             client,
+            fresh,
             base,
             auth: target.auth.field()?,
             secret: target.auth.secret(),

@@ -2,6 +2,7 @@
 //! connections.
 
 pub mod answer;
+mod known;
 mod login;
 mod pool;
 mod session;
@@ -9,7 +10,7 @@ mod stream;
 pub mod wire;
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
@@ -18,12 +19,13 @@ use tokio::time::timeout;
 
 use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
-use crate::driver::Reply;
+use crate::driver::mikrotik::known::Known;
 use crate::driver::mikrotik::pool::Pool;
 use crate::driver::mikrotik::session::Ended;
 use crate::driver::mikrotik::stream::Tls;
 use crate::driver::mikrotik::wire::Bounds;
 use crate::driver::tls;
+use crate::driver::{Reply, Row};
 use crate::nas::NasId;
 use crate::shell;
 
@@ -31,6 +33,9 @@ pub use session::{REPLY_MAX, ROWS_MAX, WORD_COST};
 
 /// How often a command that was not sent moves on to another connection.
 const MOVES: usize = 3;
+
+/// For reading a busy menu.
+const READ_TIME: Duration = Duration::from_secs(30);
 
 /// One API sentence, still as data: nothing in a value can become another word.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -131,6 +136,8 @@ pub struct Limits {
     /// Logins in a minute, at least 1; as many as there may be connections may come at once after
     /// a pause.
     pub logins_per_minute: usize,
+    /// Rows of busy menus are read once and kept for a minute.
+    pub know_rows: bool,
 }
 
 /// A setting of TLS that cannot be obeyed.
@@ -158,6 +165,8 @@ pub struct Mikrotik {
     broken: Option<Failure>,
     /// What the router says that it runs, and how many connections had been opened then.
     version: AsyncMutex<Option<(u64, String)>>,
+    known: Known,
+    know_rows: bool,
 }
 
 impl Mikrotik {
@@ -176,6 +185,8 @@ impl Mikrotik {
 
     fn with(target: Target, limits: Limits, tls: Option<Tls>) -> Self {
         Self {
+            know_rows: limits.know_rows,
+            known: Known::default(),
             pool: Arc::new(Pool::new(target, limits, tls)),
             tasks: Mutex::default(),
             broken: None,
@@ -195,6 +206,71 @@ impl Mikrotik {
     /// was certainly not sent moves to another connection; one that was is cancelled on the
     /// router when its time is over.
     pub async fn talk(&self, command: &Command, deadline: Duration) -> Result<Reply, Failure> {
+        let mut heard = Heard {
+            known: &self.known,
+            command,
+            open: true,
+        };
+        let result = self.told(command, deadline).await;
+        let ret = result.as_ref().map(|reply| reply.ret.as_deref());
+        self.known.heard(command, ret);
+        heard.open = false;
+        result
+    }
+
+    /// The rows of `path` that carry `mark`, with the properties `props`, if they are known: see
+    /// [`known`]. What is not among them may be there nevertheless.
+    pub(crate) fn known(
+        self: &Arc<Self>,
+        path: &str,
+        mark: (&str, &str),
+        props: &[String],
+    ) -> Vec<Row> {
+        if !self.know_rows {
+            return Vec::new();
+        }
+        let (now, ended) = (clock::tick_ms(), self.pool.ended());
+        let found = self.known.find(path, mark, props, now, ended);
+        self.read_soon(path, mark.0, found.read);
+        found.rows
+    }
+
+    /// Somebody looks for such rows: of a busy menu all are read.
+    pub(crate) fn looked(self: &Arc<Self>, path: &str, mark: &str, props: &[String]) {
+        if self.know_rows {
+            let (now, ended) = (clock::tick_ms(), self.pool.ended());
+            let props = self.known.looked(path, mark, props, now, ended);
+            self.read_soon(path, mark, props);
+        }
+    }
+
+    /// Beside the event that asked: a large table takes its time.
+    fn read_soon(self: &Arc<Self>, path: &str, mark: &str, props: Option<Vec<String>>) {
+        let Some(props) = props else { return };
+        let (router, path, mark) = (Arc::clone(self), path.to_owned(), mark.to_owned());
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.spawn(async move { router.read_known(&path, &mark, props).await });
+    }
+
+    async fn read_known(&self, path: &str, mark: &str, proplist: Vec<String>) {
+        let print = Command {
+            path: format!("{path}/print"),
+            proplist,
+            ..Command::default()
+        };
+        let began = clock::tick_ms();
+        let rows = self.talk(&print, READ_TIME).await.map(|reply| reply.rows);
+        let now = clock::tick_ms();
+        let ms = now.saturating_sub(began);
+        match &rows {
+            Ok(rows) => tracing::debug!("read {} rows of {path} in {ms} ms", rows.len()),
+            Err(failure) => tracing::debug!("the rows of {path} are not read at once: {failure}"),
+        }
+        self.known
+            .read(path, mark, rows.ok(), now, self.pool.ended());
+    }
+
+    async fn told(&self, command: &Command, deadline: Duration) -> Result<Reply, Failure> {
         if let Some(failure) = &self.broken {
             return Err(failure.clone());
         }
@@ -267,5 +343,21 @@ impl Mikrotik {
     /// Connections and commands in flight now.
     pub fn report(&self) -> Report {
         self.pool.report()
+    }
+}
+
+/// A command under way: who gives up waiting for its answer does not know what it has changed.
+struct Heard<'a> {
+    known: &'a Known,
+    command: &'a Command,
+    open: bool,
+}
+
+impl Drop for Heard<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            let nobody = Failure::timeout("nobody waited for the answer".to_owned());
+            self.known.heard(self.command, Err(&nobody));
+        }
     }
 }

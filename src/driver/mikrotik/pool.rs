@@ -47,6 +47,8 @@ struct State {
     opening: bool,
     /// Connections opened so far.
     opened: u64,
+    /// Connections ended so far.
+    ended: u64,
     /// Tries that failed for good, so that a waiter sees that one failed since it came.
     failures: u64,
     last: Option<Failure>,
@@ -160,6 +162,11 @@ impl Pool {
         self.state().opened
     }
 
+    /// Connections ended so far.
+    pub(crate) fn ended(&self) -> u64 {
+        self.state().ended
+    }
+
     /// Why the last connection could not be opened, if none was opened since.
     pub(crate) fn last_error(&self) -> Option<String> {
         let state = self.state();
@@ -215,7 +222,11 @@ impl Pool {
                             session.run(reader, writer, decoder, mailbox, linger).await;
                         }
                     }
-                    self.state().sessions.retain(|s| !Arc::ptr_eq(s, &session));
+                    {
+                        let mut state = self.state();
+                        state.sessions.retain(|s| !Arc::ptr_eq(s, &session));
+                        state.ended += 1;
+                    }
                     self.changed.notify_waiters();
                     return;
                 }

@@ -248,6 +248,19 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
         });
     }
     let mut add_now = add_first(&path, &find);
+    let props = proplist(&path, &[&find, &set, &own]);
+    let known = known(walk, &path, &own, &props);
+    let known: Vec<&Row> = known.iter().filter(|row| fits(row, &find)).collect();
+    if !known.is_empty() && known.len() <= ENSURE_ROWS_MAX {
+        if known.iter().any(|row| !fits(row, &set)) && repair(walk, &path, &known, &set).await? {
+            return Ok(Reply {
+                rows: known.into_iter().cloned().collect(),
+                ..Reply::default()
+            });
+        }
+        // That nothing differs is for the router to say, or where the row has gone.
+        add_now = false;
+    }
     for _ in 0..ROUNDS {
         let mut refusal = None;
         if add_now {
@@ -257,8 +270,7 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
                 Err(failure) => return Err(failure.into()),
             }
         }
-        let look = print(&path, &find, proplist(&path, &[&find, &set, &own]));
-        let rows = walk.talk(&look).await?.rows;
+        let rows = looked_for(walk, &path, &find, &own, &props).await?;
         let found: Vec<Row> = rows.into_iter().filter(|r| fits(r, &find)).collect();
         if found.is_empty() {
             if let Some(failure) = refusal {
@@ -308,6 +320,32 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
         "the rows of {path} with {} keep changing",
         shown(&find)
     )))
+}
+
+/// Rows of ours that are known without asking; none says nothing.
+fn known(walk: &mut Walk<'_>, path: &str, own: &Words, props: &[String]) -> Vec<Row> {
+    let Some((key, mark)) = own.first() else {
+        return Vec::new();
+    };
+    let router = walk.router();
+    let mut rows = router.map_or_else(Vec::new, |r| r.known(path, (key, mark), props));
+    rows.retain(|row| fits(row, own));
+    rows
+}
+
+/// All rows that a step looks at; many such looks, and the menu is read as a whole.
+async fn looked_for(
+    walk: &mut Walk<'_>,
+    path: &str,
+    find: &Words,
+    own: &Words,
+    props: &[String],
+) -> Result<Vec<Row>, Failure> {
+    if let (Some((key, _)), Some(router)) = (own.first(), walk.router()) {
+        router.looked(path, key, props);
+    }
+    let look = print(path, find, props.to_vec());
+    Ok(walk.talk(&look).await?.rows)
 }
 
 /// Sets what differs; `false` = a row vanished meanwhile.
@@ -366,25 +404,36 @@ pub(super) async fn absent(walk: &mut Walk<'_>, step: &Absent) -> Result<Reply, 
             .map_err(|_| format!("match: {source:?} is not a regular expression"))?;
         patterns.push((Arc::clone(key), pattern));
     }
-    let look = print(&path, &find, proplist(&path, &[&find, &like, &own]));
-    let rows = walk.talk(&look).await?.rows;
+    let props = proplist(&path, &[&find, &like, &own]);
+    let matches =
+        |row: &Row| fits(row, &find) && patterns.iter().all(|(k, p)| p.is_match(value(row, k)));
+    let mut known = known(walk, &path, &own, &props);
+    known.retain(matches);
+    if !known.is_empty() && known.len() <= step.at_most.min(REMOVE_AT_ONCE) {
+        let ids: Vec<&str> = known.iter().map(|row| value(row, ".id")).collect();
+        match remove_once(walk, &path, &ids.join(",")).await {
+            Ok(()) => {
+                return Ok(Reply {
+                    rows: known,
+                    ..Reply::default()
+                });
+            }
+            // Somebody else was faster: the router says what is left.
+            Err(failure) if gone(&failure) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    let rows = looked_for(walk, &path, &find, &own, &props).await?;
     if walk.silent() {
         walk.note("rows of ours that match would be removed by their .id");
         return Ok(Reply::default());
     }
-    let mut rows: Vec<Row> = rows
-        .into_iter()
-        .filter(|r| fits(r, &find) && patterns.iter().all(|(k, p)| p.is_match(value(r, k))))
-        .collect();
+    let mut rows: Vec<Row> = rows.into_iter().filter(matches).collect();
     let matching = rows.len();
     rows.retain(|r| SESSIONS.contains(&path.as_str()) || (!is_dynamic(r) && fits(r, &own)));
     if let Some(look) = walk.look() {
         if !path.ends_with("/connection") {
-            look.unwanted(&path, &rows, |row| {
-                fits(row, &find)
-                    && fits(row, &own)
-                    && patterns.iter().all(|(k, p)| p.is_match(value(row, k)))
-            });
+            look.unwanted(&path, &rows, |row| matches(row) && fits(row, &own));
         }
         return Ok(Reply {
             rows,

@@ -492,6 +492,16 @@ impl<'a> Walk<'a> {
         Arc::clone(&self.scheme.dictionary)
     }
 
+    /// The NAS's sessions over the RouterOS API, if anything may be changed.
+    pub(super) fn router(&mut self) -> Option<&Arc<Mikrotik>> {
+        let Via::Sessions(sessions) = &self.via else {
+            return None;
+        };
+        let job: &Job = self.scope.job();
+        let router = &mut self.router;
+        Some(router.get_or_insert_with(|| sessions.mikrotik(&job.nas, &job.secret)))
+    }
+
     /// Sends one RouterOS command and notes both ways.
     pub(super) async fn talk(&mut self, command: &Command) -> Result<Reply, Failure> {
         let job: &Job = self.scope.job();
@@ -506,12 +516,12 @@ impl<'a> Walk<'a> {
                 let router = look.sessions.mikrotik(&job.nas, &job.secret);
                 router.talk(command, self.left()?).await
             }
-            Via::Sessions(sessions) => {
+            Via::Sessions(_) => {
                 let left = way.map_or(Duration::ZERO, |(_, left)| left);
-                let router = self
-                    .router
-                    .get_or_insert_with(|| sessions.mikrotik(&job.nas, &job.secret));
-                router.talk(command, left).await
+                match self.router() {
+                    Some(router) => router.talk(command, left).await,
+                    None => return Ok(Reply::default()),
+                }
             }
             #[cfg(test)]
             Via::Table(table) => {

@@ -1,5 +1,5 @@
 //! A simulated NAS that takes CoA and Disconnect (RFC 5176): it checks who has signed, keeps
-//! sessions, and can be deaf, slow and rude on demand. `tests/peers_radius.rs` proves it with
+//! sessions, and can be deaf, slow and rude on demand. `tests/radius/peers.rs` proves it with
 //! `radclient` and pyrad, which others wrote.
 
 pub mod console;

@@ -387,7 +387,9 @@ async fn settle(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<EventId>> {
              set state = case when j.until_ms is null then 'ready' else 'deferred' end,
                try_count = e.try_count - case when j.until_ms is null and j.try is not null then 1 else 0 end,
                next_try_at = to_timestamp(j.until_ms / 1000.0),
-               possible_duplicate = e.possible_duplicate or j.dup, last_code = j.code, last_error = j.error
+               possible_duplicate = e.possible_duplicate or j.dup,
+               last_code = case when j.error is null then e.last_code else j.code end,
+               last_error = coalesce(j.error, e.last_error)
              from unnest($1::bigint[], $2::int[], $4::int[], $5::text[], $6::bigint[], $7::boolean[])
                j(id, try, code, error, until_ms, dup)
              where {CLAIMED} returning e.id"

@@ -302,7 +302,8 @@ async fn settle(tx: &mut Transaction<'_, Db>, turn: &Turn) -> Result<Vec<EventId
                next_try_at = case when j.value ->> '$.until' is null then null
                  else strftime('%Y-%m-%d %H:%M:%f', (j.value ->> '$.until') / 1000.0, 'unixepoch') end,
                possible_duplicate = max(e.possible_duplicate, j.value ->> '$.dup'),
-               last_code = j.value ->> '$.code', last_error = j.value ->> '$.error'
+               last_code = case when j.value ->> '$.error' is null then last_code else j.value ->> '$.code' end,
+               last_error = coalesce(j.value ->> '$.error', last_error)
              from json_each(?1) j where {CLAIMED} returning id"
         );
         let rows: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(text))
