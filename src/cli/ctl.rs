@@ -1,6 +1,7 @@
 //! The daemon's control socket as the command line uses it: the same HTTP paths as on TCP,
 //! spoken over `<run>/ctl.sock`, where who may is asked of the kernel.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +44,15 @@ impl Ctl {
     /// The socket's path, for messages.
     pub fn socket(&self) -> String {
         self.socket.display().to_string()
+    }
+
+    /// Whether somebody listens; who may not ask him does not matter.
+    pub async fn is_there(&self) -> bool {
+        let connected = tokio::net::UnixStream::connect(&self.socket);
+        match tokio::time::timeout(CONNECT_TIMEOUT, connected).await {
+            Ok(Err(e)) => !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused),
+            Ok(Ok(_)) | Err(_) => true,
+        }
     }
 
     /// Reads a path. `None`: no daemon listens.

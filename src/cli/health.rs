@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::ctl::Ctl;
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, UNHEALTHY, remark, say};
 use super::table::{Format, Table, one_line};
-use super::{Console, event, nas};
+use super::{ALONE, Console, event, nas};
 use crate::config::Config;
 use crate::store::{Filter, Store};
 
@@ -124,7 +124,7 @@ pub async fn status(console: &Console) -> Outcome {
     let store = console.store(&config).await?;
     let live = Ctl::new(&config)?.get("/api/v1/status").await?;
     if live.is_none() {
-        remark("no daemon is running: read from the database");
+        remark(ALONE);
     }
     let counts = store.counts().await?;
     let main: i64 = counts.main.iter().map(|(_, n)| n).sum();

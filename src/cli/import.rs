@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, PART_FAILED, remark};
+use super::progress::Progress;
 use super::table::Table;
 use super::{Console, who};
 use crate::bridge::map::Cell;
@@ -69,7 +70,11 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     let fillings = fillings(&verb, &given)?;
     let config = console.config()?;
     let store = console.store(&config).await?;
-    let filled = store.fill(&fillings, !console.dry_run).await?;
+    let whole = fillings.iter().map(|filling| filling.rows.len() as u64);
+    let bar = Progress::of("importing", whole.sum());
+    let told = |rows| bar.at(rows);
+    let filled = store.fill(&fillings, !console.dry_run, &told).await?;
+    bar.end();
     let mut table = Table::new(COLUMNS);
     for (filling, did) in fillings.iter().zip(&filled) {
         table.push(vec![

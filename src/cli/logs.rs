@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Seek};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -275,43 +276,90 @@ fn missing(path: &Path, e: &std::io::Error) -> Failed {
 }
 
 /// Prints what is written next, until it is interrupted.
-async fn follow(path: &Path, mut log: BufReader<File>, look: &Look, format: Format) -> Outcome {
+async fn follow(path: &Path, log: BufReader<File>, look: &Look, format: Format) -> Outcome {
     let missing = |e: std::io::Error| missing(path, &e);
     let wants = look.filter();
-    let mut line = Vec::new();
-    let mut ours = inode(path);
+    let mut followed = Followed::new(path, log).map_err(missing)?;
     loop {
-        if log.read_until(b'\n', &mut line).map_err(missing)? > 0 {
-            if line.ends_with(b"\n") {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                line.clear();
-                if wants(&text) && log_rows::is_rows(format) {
-                    say_all(&log_rows::more(&text, format));
-                } else if wants(&text) {
-                    say(one_line(&text));
-                }
+        while let Some(text) = followed.line().map_err(missing)? {
+            if wants(&text) && log_rows::is_rows(format) {
+                say_all(&log_rows::more(&text, format));
+            } else if wants(&text) {
+                say(one_line(&text));
             }
-            continue;
         }
-        let now = inode(path);
-        if now.is_some() && now != ours {
-            ours = now;
-            log = BufReader::new(File::open(path).map_err(missing)?);
-            continue;
+        if !followed.goes_on().map_err(missing)? {
+            tokio::time::sleep(LOOK).await;
         }
-        // Cut to nothing by copytruncate.
-        let read = log.stream_position().map_err(missing)?;
-        if std::fs::metadata(path).is_ok_and(|meta| meta.len() < read) {
-            log.rewind().map_err(missing)?;
-            continue;
-        }
-        tokio::time::sleep(LOOK).await;
     }
 }
 
-fn inode(path: &Path) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata(path).ok().map(|meta| meta.ino())
+/// A log that others append to, rename and shorten, read from where it was read to.
+struct Followed<'a> {
+    path: &'a Path,
+    log: BufReader<File>,
+    inode: u64,
+    /// The next file is in use: what this one holds by now is all that it will ever hold.
+    left: bool,
+    part: Vec<u8>,
+}
+
+impl<'a> Followed<'a> {
+    fn new(path: &'a Path, log: BufReader<File>) -> std::io::Result<Self> {
+        // Of the file that is read, not of the one that has its name by now.
+        let inode = log.get_ref().metadata()?.ino();
+        Ok(Self {
+            path,
+            log,
+            inode,
+            left: false,
+            part: Vec::new(),
+        })
+    }
+
+    /// The next whole line; none at the end of what is written.
+    fn line(&mut self) -> std::io::Result<Option<String>> {
+        self.log.read_until(b'\n', &mut self.part)?;
+        if !self.part.ends_with(b"\n") {
+            return Ok(None);
+        }
+        let text = String::from_utf8_lossy(&self.part).trim_end().to_owned();
+        self.part.clear();
+        Ok(Some(text))
+    }
+
+    /// At the end: whether there may be more to read at once.
+    fn goes_on(&mut self) -> std::io::Result<bool> {
+        if self.left {
+            self.log = match File::open(self.path) {
+                Ok(next) => BufReader::new(next),
+                // Renamed, too, by now.
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+                Err(e) => return Err(e),
+            };
+            self.inode = self.log.get_ref().metadata()?.ino();
+            self.left = false;
+            self.part.clear();
+            return Ok(true);
+        }
+        let Ok(named) = std::fs::metadata(self.path) else {
+            return Ok(false); // renamed, and nothing was written since
+        };
+        // A new file that is still empty was made by logrotate: the daemon writes to the old one
+        // until it notices. And what it wrote there between our last line and this look is read
+        // before the new one is opened.
+        if named.ino() != self.inode {
+            self.left = named.len() > 0;
+            return Ok(self.left);
+        }
+        // Cut to nothing by copytruncate.
+        if named.len() < self.log.stream_position()? {
+            self.log.rewind()?;
+            self.part.clear();
+            return Ok(true);
+        }
+        Ok(false)
+    }
 }
 
 async fn prune(console: &Console, config: &Config, older_than: Duration) -> Outcome {
@@ -364,7 +412,81 @@ async fn audited(console: &Console, config: &Config, detail: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
+
+    #[test]
+    fn a_rotation_takes_nothing_from_who_follows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        let write = |name: &str, text: &str| {
+            let mut options = File::options();
+            let file = options.create(true).append(true);
+            let mut file = file.open(dir.path().join(name)).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        let rename = |to: &str| std::fs::rename(&path, dir.path().join(to)).unwrap();
+        write("a.log", "1\n");
+        let log = BufReader::new(File::open(&path).unwrap());
+        let mut followed = Followed::new(&path, log).unwrap();
+        let lines = |followed: &mut Followed<'_>| -> Vec<String> {
+            std::iter::from_fn(|| followed.line().unwrap()).collect()
+        };
+        assert_eq!(lines(&mut followed), ["1"]);
+        // Written after the last look at the old file, and before the look at its name.
+        write("a.log", "2\n");
+        rename("a.log.1");
+        write("a.log", "3\n");
+        assert!(followed.goes_on().unwrap());
+        assert_eq!(lines(&mut followed), ["2"]);
+        assert!(followed.goes_on().unwrap());
+        assert_eq!(lines(&mut followed), ["3"]);
+        // logrotate made the new file, and the daemon has not noticed yet.
+        rename("a.log.2");
+        write("a.log", "");
+        assert!(!followed.goes_on().unwrap());
+        write("a.log.2", "4\n");
+        assert_eq!(lines(&mut followed), ["4"]);
+        write("a.log.2", "5\n");
+        write("a.log", "6\nhal");
+        assert_eq!(lines(&mut followed), ["5"]);
+        assert!(followed.goes_on().unwrap());
+        assert_eq!(lines(&mut followed), Vec::<String>::new());
+        assert!(followed.goes_on().unwrap());
+        assert_eq!(lines(&mut followed), ["6"]);
+        assert!(!followed.goes_on().unwrap());
+        write("a.log", "f\n");
+        assert_eq!(lines(&mut followed), ["half"]);
+        // copytruncate
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(0)
+            .unwrap();
+        write("a.log", "7\n");
+        assert!(followed.goes_on().unwrap());
+        assert_eq!(lines(&mut followed), ["7"]);
+        // Renamed, and nothing was written since.
+        rename("a.log.3");
+        assert!(!followed.goes_on().unwrap());
+    }
+
+    #[test]
+    fn a_log_that_was_renamed_before_it_is_followed_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        std::fs::write(&path, "1\n").unwrap();
+        let log = BufReader::new(File::open(&path).unwrap());
+        std::fs::rename(&path, dir.path().join("a.log.1")).unwrap();
+        std::fs::write(&path, "2\n").unwrap();
+        let mut followed = Followed::new(&path, log).unwrap();
+        assert_eq!(followed.line().unwrap().as_deref(), Some("1"));
+        while followed.line().unwrap().is_none() {
+            assert!(followed.goes_on().unwrap());
+        }
+    }
 
     #[test]
     fn lines_are_chosen() {

@@ -59,7 +59,8 @@ pub mod why;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -67,6 +68,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::store::{self, Store, shown_url};
+use ctl::Ctl;
 use exit::{DONE, Failed, NOT_REACHABLE, Outcome, USAGE};
 use table::Format;
 
@@ -88,6 +90,9 @@ pub struct Cli {
     /// Look again and again, every 2 s or so often; verbs that look only
     #[arg(short, long, global = true, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_parser = crate::config::parse_duration)]
     watch: Option<Duration>,
+    /// Of a list only these columns, in this order, for example id,breaker,note
+    #[arg(long, global = true, value_name = "NAMES", value_delimiter = ',')]
+    columns: Option<Vec<String>>,
     /// Print the curl line that does the same, and do nothing
     #[arg(long, global = true)]
     show_request: bool,
@@ -102,7 +107,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Run the daemon in the foreground (the default).
-    Run,
+    Run(run::Run),
     /// Why an account is in the state it is in, and what to do: one screen.
     Why(why::Why),
     /// Numbers of the stacks and of every NAS.
@@ -268,6 +273,32 @@ impl Verb {
         }
     }
 
+    /// Whether it prints one list.
+    fn lists(&self) -> bool {
+        match self {
+            Self::Audit(_) | Self::Stack(_) => true,
+            Self::Event(verb) => matches!(verb, event::Verb::List(_)),
+            Self::Account(verb) => matches!(verb, account::Verb::History(_)),
+            Self::Nas(verb) => matches!(verb, nas::Verb::List),
+            Self::Guard(verb) => matches!(verb, guard::Verb::List),
+            Self::Scheme(verb) => matches!(verb, scheme::Verb::List | scheme::Verb::Vars { .. }),
+            Self::Token(verb) => matches!(verb, token::Verb::List),
+            _ => false,
+        }
+    }
+
+    /// Whether it shows what a daemon may know better than the database.
+    fn looks_at_events(&self) -> bool {
+        match self {
+            Self::Why(_) => true,
+            // It has a remark of its own, or speaks of nothing else.
+            Self::Status | Self::Health { .. } => false,
+            // Out of the files, as ever.
+            Self::Event(verb) => !matches!(verb, event::Verb::Log { .. }) && self.only_looks(),
+            other => other.only_looks(),
+        }
+    }
+
     /// Whether `--dry-run` means something: the verb says what it would do, or only looks anyway.
     fn can_be_tried(&self) -> bool {
         match self {
@@ -293,7 +324,7 @@ impl Verb {
             Self::Why(_) | Self::Status | Self::Health { .. } | Self::Audit(_) | Self::Stack(_) => {
                 self.only_looks()
             }
-            Self::Run
+            Self::Run(_)
             | Self::Doctor(_)
             | Self::Init(_)
             | Self::Token(_)
@@ -322,8 +353,17 @@ fn dispatch(cli: Cli) -> Outcome {
         file: cli.config,
         output: cli.output,
         dry_run: cli.dry_run,
+        columns: cli.columns,
+        looks: cli.verb.as_ref().is_some_and(Verb::looks_at_events),
+        ..Console::default()
     };
-    let verb = cli.verb.unwrap_or(Verb::Run);
+    let verb = cli.verb.unwrap_or_else(|| Verb::Run(run::Run::default()));
+    if console.columns.is_some() && !verb.lists() {
+        return Err(Failed::new(
+            USAGE,
+            "--columns is for verbs that print one list\nhint: nas list, event list, account history, audit, …",
+        ));
+    }
     if cli.dry_run && !verb.can_be_tried() {
         return Err(Failed::new(
             USAGE,
@@ -333,8 +373,8 @@ fn dispatch(cli: Cli) -> Outcome {
     if cli.show_request {
         return request::show(&console.config()?, verb.request()?);
     }
-    match verb {
-        Verb::Run => run::run(console.config()?),
+    let outcome = match verb {
+        Verb::Run(args) => run::run(&console, &args),
         Verb::Why(args) => runtime()?.block_on(why::why(&console, args)),
         Verb::Status => runtime()?.block_on(health::status(&console)),
         Verb::Health { stage } => runtime()?.block_on(health::health(&console, stage)),
@@ -377,6 +417,10 @@ fn dispatch(cli: Cli) -> Outcome {
             }
             Ok(DONE)
         }
+    };
+    match console.wrong.into_inner() {
+        Ok(Some(wrong)) => Err(Failed::new(USAGE, wrong)),
+        Ok(None) | Err(_) => outcome,
     }
 }
 
@@ -389,7 +433,18 @@ pub struct Console {
     pub output: Option<Format>,
     /// `--dry-run`.
     pub dry_run: bool,
+    /// `--columns`.
+    columns: Option<Vec<String>>,
+    /// A verb that looks only: where no daemon runs, that is said.
+    looks: bool,
+    said: AtomicBool,
+    /// Why a list was not printed.
+    wrong: Mutex<Option<String>>,
 }
+
+/// What a look is, where no daemon runs.
+pub const ALONE: &str =
+    "no daemon is running: read from the database, without what only a daemon knows";
 
 impl Console {
     /// The effective configuration.
@@ -416,7 +471,14 @@ impl Console {
 
     /// Prints a list.
     pub fn list(&self, table: &table::Table) {
-        exit::say_all(&table.text(self.format()));
+        let text = match &self.columns {
+            None => Ok(table.text(self.format())),
+            Some(names) => table.only(names).map(|only| only.text(self.format())),
+        };
+        match text {
+            Ok(text) => exit::say_all(&text),
+            Err(wrong) => *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(wrong),
+        }
     }
 
     /// Opens the database. An SQLite file that is not there is never made by a tool: a
@@ -435,7 +497,14 @@ impl Console {
                 ),
             ));
         }
-        Ok(store::connect(url).await?)
+        let store = store::connect(url).await?;
+        if self.looks
+            && !self.said.swap(true, Ordering::Relaxed)
+            && !Ctl::new(config)?.is_there().await
+        {
+            exit::remark(ALONE);
+        }
+        Ok(store)
     }
 }
 

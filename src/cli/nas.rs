@@ -33,6 +33,11 @@ pub enum Verb {
     Resume(Resume),
     /// Pause a NAS and wait until nothing runs there any more.
     Drain(Drain),
+    /// Try a NAS that does not obey at once; a pause stays.
+    ResetBreaker {
+        /// nas.id
+        id: i64,
+    },
     /// Override nas.forks.
     Forks {
         /// nas.id
@@ -130,7 +135,9 @@ impl Verb {
                     request
                 })
             }
-            Self::Drain(_)
+            // The call alone would also end a pause.
+            Self::ResetBreaker { .. }
+            | Self::Drain(_)
             | Self::Test { .. }
             | Self::Rekey(_)
             | Self::Resync(_)
@@ -152,6 +159,9 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Pause(args) => nas_pause::pause(console, &config, store.as_ref(), &args).await,
         Verb::Resume(args) => nas_pause::resume(console, &config, store.as_ref(), &args).await,
         Verb::Drain(args) => nas_pause::drain(console, &config, store.as_ref(), &args).await,
+        Verb::ResetBreaker { id } => {
+            nas_pause::reset_breaker(console, &config, store.as_ref(), id).await
+        }
         Verb::Forks { id, forks } => {
             let detail = format!("nas={id} forks={:?}", forks.0);
             let set = NasChange::Forks(forks.0);
@@ -318,9 +328,6 @@ const LIST: &[&str] = &[
 
 async fn list(console: &Console, config: &Config, store: &dyn Store) -> Outcome {
     let live = Ctl::new(config)?.get("/api/v1/status").await?;
-    if live.is_none() {
-        remark("no daemon is running: read from the database, without what only a daemon knows");
-    }
     let table = listed(config, store, live.as_ref()).await?;
     console.list(&table);
     Ok(DONE)

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Console;
 use super::ctl::{Ctl, refusal};
-use super::exit::{DONE, Failed, Outcome, TIMED_OUT, remark};
+use super::exit::{DONE, Failed, NOT_REACHABLE, Outcome, REFUSED, TIMED_OUT, remark};
 use super::nas::{change, find, live_of};
 use super::request::Request;
 use crate::clock;
@@ -158,6 +158,40 @@ pub async fn resume(
         .await?;
     }
     Ok(DONE)
+}
+
+/// Tries a NAS at once that does not obey, as [`resume`] does; but a pause is somebody's wish, and
+/// stays.
+pub async fn reset_breaker(
+    console: &Console,
+    config: &Config,
+    store: &dyn Store,
+    id: i64,
+) -> Outcome {
+    known(store, &[id]).await?;
+    let state = store.nas_states().await?.remove(&NasId(id));
+    if state.is_some_and(|state| {
+        state
+            .paused_until_ms
+            .is_some_and(|at| at > clock::wall_ms())
+    }) {
+        return Err(Failed::new(
+            REFUSED,
+            format!("NAS {id} is paused, or will be\nhint: nas resume {id} ends the pause, too"),
+        ));
+    }
+    if console.dry_run {
+        remark(format!("dry run: NAS {id} would be tried at once"));
+        return Ok(DONE);
+    }
+    let asked = Ctl::new(config)?;
+    match asked.post(&path(id, "resume"), &json!({})).await? {
+        Some(_) => Ok(DONE),
+        None => Err(Failed::new(
+            NOT_REACHABLE,
+            "no daemon is running: there is no breaker, each begins closed",
+        )),
+    }
 }
 
 async fn running_rows(store: &dyn Store, nas: i64) -> Result<i64, Failed> {

@@ -38,6 +38,8 @@ impl Progress {
     pub fn watch(what: &'static str, whole: u64, done: impl Fn() -> u64 + Send + 'static) -> Self {
         let mut progress = Self::of(what, whole);
         if progress.shown {
+            // Also of what has ended before the first look of the watcher.
+            draw(what, done(), whole);
             progress.watcher.spawn(async move {
                 loop {
                     draw(what, done(), whole);

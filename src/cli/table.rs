@@ -24,7 +24,7 @@ pub enum Format {
 /// Rows under named columns; the names are keys in JSON and part of the interface.
 #[derive(Debug)]
 pub struct Table {
-    columns: &'static [&'static str],
+    columns: Vec<&'static str>,
     rows: Vec<Vec<Value>>,
 }
 
@@ -32,9 +32,32 @@ impl Table {
     /// Without rows.
     pub fn new(columns: &'static [&'static str]) -> Self {
         Self {
-            columns,
+            columns: columns.to_vec(),
             rows: Vec::new(),
         }
+    }
+
+    /// These columns only, in this order; or why not.
+    pub fn only(&self, names: &[String]) -> Result<Self, String> {
+        let place = |name: &String| {
+            let found = self.columns.iter().position(|column| column == name);
+            found.ok_or_else(|| {
+                let all = self.columns.join(", ");
+                format!("there is no column {name:?}\nhint: {all}")
+            })
+        };
+        let places = names.iter().map(place).collect::<Result<Vec<_>, _>>()?;
+        let column = |at: &usize| self.columns.get(*at).copied();
+        let row = |row: &Vec<Value>| -> Vec<Value> {
+            places
+                .iter()
+                .filter_map(|at| row.get(*at).cloned())
+                .collect()
+        };
+        Ok(Self {
+            columns: places.iter().filter_map(column).collect(),
+            rows: self.rows.iter().map(row).collect(),
+        })
     }
 
     /// Adds a row, one value per column.
@@ -223,6 +246,19 @@ mod tests {
         let empty = Table::new(&["id"]);
         assert_eq!(empty.text(Format::Json), "[]\n");
         assert_eq!(empty.text(Format::Plain), "");
+    }
+
+    #[test]
+    fn columns_are_chosen() {
+        let names = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+        let only = table().only(&names("name,id")).unwrap();
+        assert_eq!(only.text(Format::Plain), "a\\nb\\t\"c\",\t7\n\t1116\n");
+        assert_eq!(
+            only.text(Format::Jsonl).lines().last(),
+            Some("{\"name\":null,\"id\":1116}")
+        );
+        let wrong = table().only(&names("id,nmae")).unwrap_err();
+        assert_eq!(wrong, "there is no column \"nmae\"\nhint: id, name");
     }
 
     #[test]

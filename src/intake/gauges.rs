@@ -162,6 +162,10 @@ pub fn describe() {
         "nas_event_daemon_log_write_errors_total",
         "Log records that could not be written"
     );
+    describe_counter!(
+        "nas_event_daemon_radius_ignored_total",
+        "RADIUS answers that did not count, by what was wrong with them"
+    );
     describe_counter!("nas_event_daemon_turns_total", "Writer turns");
     describe_counter!(
         "nas_event_daemon_turn_errors_total",
@@ -187,6 +191,9 @@ pub fn describe() {
 fn begin() {
     for kind in ["daemon", "nas", "account"] {
         counter!("nas_event_daemon_log_write_errors_total", "kind" => kind).increment(0);
+    }
+    for kind in ["malformed", "late", "forged"] {
+        counter!("nas_event_daemon_radius_ignored_total", "kind" => kind).increment(0);
     }
     for name in [
         "nas_event_daemon_turns_total",

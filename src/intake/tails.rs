@@ -271,23 +271,50 @@ impl Followed {
         let Ok(known) = std::fs::metadata(&self.path) else {
             return lines; // between renaming and the next record there is none
         };
-        if known.ino() != self.inode || known.len() < self.at {
+        if known.ino() != self.inode {
+            // What was written between the last look and the renaming stands in the old file; and
+            // while the new one is empty, the daemon still writes there.
+            let whole = self
+                .set_aside()
+                .is_none_or(|old| self.read(&old, &mut lines));
+            if known.len() == 0 || !whole {
+                return lines;
+            }
             self.inode = known.ino();
             self.at = 0;
             self.part.clear();
+        } else if known.len() < self.at {
+            self.at = 0;
+            self.part.clear();
         }
-        if known.len() > self.at {
-            self.read(&mut lines);
-        }
+        let path = self.path.clone();
+        self.read(&path, &mut lines);
         lines
     }
 
-    fn read(&mut self, lines: &mut Vec<String>) {
+    /// The file that was followed, under the name that a rotation gave it; none = it is gone, or
+    /// compressed already.
+    fn set_aside(&self) -> Option<PathBuf> {
+        let name = self.path.file_name()?.to_str()?;
+        let is_it = |entry: &std::fs::DirEntry| {
+            let named = entry.file_name();
+            named.to_str().is_some_and(|other| other.starts_with(name))
+                && entry
+                    .metadata()
+                    .is_ok_and(|known| known.ino() == self.inode)
+        };
+        let beside = std::fs::read_dir(self.path.parent()?).ok()?;
+        beside.flatten().find(is_it).map(|entry| entry.path())
+    }
+
+    /// Reads on; whether it came to the end.
+    fn read(&mut self, path: &Path, lines: &mut Vec<String>) -> bool {
         let mut bytes = Vec::new();
-        let read = open_at(&self.path, self.at)
-            .and_then(|file| file.take(READ_MAX).read_to_end(&mut bytes));
-        let Ok(read) = read else { return };
-        self.at = self.at.saturating_add(u64::try_from(read).unwrap_or(0));
+        let read =
+            open_at(path, self.at).and_then(|file| file.take(READ_MAX).read_to_end(&mut bytes));
+        let Ok(read) = read else { return true };
+        let read = u64::try_from(read).unwrap_or(READ_MAX);
+        self.at = self.at.saturating_add(read);
         for byte in bytes {
             if byte == b'\n' {
                 lines.push(String::from_utf8_lossy(&self.part).into_owned());
@@ -296,6 +323,7 @@ impl Followed {
                 self.part.push(byte);
             }
         }
+        read < READ_MAX
     }
 }
 
@@ -336,6 +364,28 @@ mod tests {
         std::fs::File::create(&path).unwrap();
         write("x\n");
         assert_eq!(followed.more(), ["x"]);
+        // Written between the last look and the renaming, also while the new file is empty.
+        let rename = |to: &str| std::fs::rename(&path, dir.path().join(to)).unwrap();
+        write("late\n");
+        rename("a.log.2");
+        write("");
+        assert_eq!(followed.more(), ["late"]);
+        let old = std::fs::OpenOptions::new()
+            .append(true)
+            .open(dir.path().join("a.log.2"));
+        old.unwrap().write_all(b"later\n").unwrap();
+        assert_eq!(followed.more(), ["later"]);
+        write("y\n");
+        assert_eq!(followed.more(), ["y"]);
+        write("last\n");
+        rename("a.log.3");
+        write("z\n");
+        assert_eq!(followed.more(), ["last", "z"]);
+        // Compressed at once: what is there is told.
+        rename("a.log.4");
+        write("gone on\n");
+        std::fs::remove_file(dir.path().join("a.log.4")).unwrap();
+        assert_eq!(followed.more(), ["gone on"]);
     }
 
     #[test]

@@ -458,8 +458,13 @@ pub trait Store: Send + Sync {
     }
 
     /// Puts rows into tables of the sample billing, in one transaction; without `keep` it only says
-    /// what that would do. What belongs to a billing is refused.
-    async fn fill(&self, _all: &[sample::Filling], _keep: bool) -> Result<Vec<sample::Filled>> {
+    /// what that would do. What belongs to a billing is refused. `told` hears how many rows are in.
+    async fn fill(
+        &self,
+        _all: &[sample::Filling],
+        _keep: bool,
+        _told: sample::Told<'_>,
+    ) -> Result<Vec<sample::Filled>> {
         Err(Error::Refused(
             "this database has no sample billing".to_owned(),
         ))

@@ -130,6 +130,9 @@ pub struct Filling {
     pub rows: Vec<Map<String, Value>>,
 }
 
+/// Hears how many rows have been put in so far.
+pub type Told<'a> = &'a (dyn Fn(u64) + Send + Sync);
+
 /// What rows did to a table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Filled {

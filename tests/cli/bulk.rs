@@ -85,11 +85,21 @@ async fn a_file_is_planned_then_posted_once(kind: Kind) {
     assert_eq!(bulk(&[]).await.json()["accepted"], 60);
     assert_eq!(lab.waiting().await, 120);
     let batch = format!("/api/v1/batches/{}", first["batch_id"].as_str().unwrap());
-    let progress: Value = serde_json::from_str(&lab.get(&batch).await).unwrap();
+    let progress = async || -> Value { serde_json::from_str(&lab.get(&batch).await).unwrap() };
+    let waiting = progress().await;
     assert_eq!(
-        (&progress["events"], &progress["finished"]),
+        (&waiting["events"], &waiting["finished"]),
         (&json!(60), &json!(false))
     );
+    ned(&lab, &["nas", "resume", "5"]).await.fine();
+    lab.drained().await;
+    let ended = progress().await;
+    assert_eq!(
+        (&ended["events"], &ended["ended"], &ended["finished"]),
+        (&json!(60), &json!(60), &json!(true)),
+        "{ended}"
+    );
+    assert_eq!(ended["states"]["done"], 60, "{ended}");
     daemon.stop().await;
     ned(&lab, &["event", "list"]).await.fine();
 }

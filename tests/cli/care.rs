@@ -3,15 +3,17 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 
 use nas_event_daemon::sim::mikrotik::Faults;
 use serde_json::{Value, json};
 
 use crate::lab::daemon::{Lab, wait_for};
-use crate::lab::db::Kind;
+use crate::lab::db::{Db, Kind, fresh_url};
+use crate::lab::journal::{gated, let_through, session};
 use crate::lab::on_each_store;
 use crate::lab::sim::{LOGIN, Router};
-use crate::{RECORD, command, finished, named, ned};
+use crate::{RECORD, command, finished, judge, named, ned};
 
 on_each_store!(
     a_restored_database_does_nothing_twice_that_the_copy_knew_done,
@@ -29,15 +31,22 @@ async fn post_many(lab: &Lab, users: std::ops::RangeInclusive<i64>) {
     .await;
 }
 
-/// Ids of attempts that the NAS's log knows, each as often as it was started.
+/// Ids of attempts that the NASes' logs know, each as often as it was started.
 fn started(lab: &Lab) -> Vec<i64> {
-    let lines = lab.log("nas_event_daemon/bras5_127.0.0.1.log");
+    let lines = [lab.nas_log(5), lab.nas_log(6)].concat();
     let starts = lines.iter().filter(|line| line.ends_with(" start"));
     let id = |line: &String| line.split("event=").nth(1)?.split(' ').next()?.parse().ok();
     starts.filter_map(id).collect()
 }
 
 async fn a_restored_database_does_nothing_twice_that_the_copy_knew_done(kind: Kind) {
+    match kind {
+        Kind::Sqlite => restored_from_a_copy(kind).await,
+        Kind::Postgres => restored_from_a_dump(kind).await,
+    }
+}
+
+async fn restored_from_a_copy(kind: Kind) {
     let lab = Lab::new(kind, "").await;
     lab.nas(5, RECORD, 4, &[]).await;
     lab.accounts(5, 1..=400).await;
@@ -49,30 +58,6 @@ async fn a_restored_database_does_nothing_twice_that_the_copy_knew_done(kind: Ki
     })
     .await;
     let said = ned(&lab, &["-o", "json", "db", "backup", &copy]).await;
-    if kind == Kind::Postgres {
-        // It has its own tools for a copy; what is ours is what comes after.
-        said.failed(6, &["pg_dump", "NED-0207"]);
-        ned(&lab, &["db", "restored", "-y"])
-            .await
-            .failed(6, &["a daemon is running"]);
-        daemon.kill_9().await;
-        let before = lab.number("select max(id) from events_done").await;
-        wait_for(async || (ned(&lab, &["db", "restored", "-y"]).await.code == 0).then_some(()))
-            .await
-            .expect("the owner counts as dead");
-        let waiting = "select count(*) from events_stack where not possible_duplicate";
-        assert_eq!(lab.number(waiting).await, 0);
-        let posted = ned(
-            &lab,
-            &[
-                "-o", "json", "event", "post", "--user", "7", "--cmd", "user_add",
-            ],
-        )
-        .await;
-        let id = posted.json()["id"].as_i64().unwrap();
-        assert!(id > before + 1_000_000, "{id} after {before}");
-        return;
-    }
     assert_eq!(said.json()["file"], copy);
     let mode = std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600, "it holds credentials");
@@ -161,6 +146,109 @@ async fn a_restored_database_does_nothing_twice_that_the_copy_knew_done(kind: Ki
     let id = posted.await.json()["id"].as_i64().unwrap();
     assert!(id > last + 1_000_000, "{id} after {last}");
     daemon.kill_9().await;
+}
+
+/// PostgreSQL has its own tools for a copy; what comes after is ours. The dump is put into a fresh
+/// database, as on another server.
+async fn restored_from_a_dump(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let gate = lab.path("gate");
+    let slow = session(&lab.path("journal"), &gated(&gate));
+    lab.session("Slow", &slow);
+    lab.nas(5, RECORD, 4, &[]).await;
+    lab.nas(6, "Slow", 4, &[]).await;
+    lab.accounts(5, 1..=300).await;
+    lab.accounts(6, 301..=400).await;
+    let daemon = lab.start().await;
+    let copy = lab.path("copy").display().to_string();
+    ned(&lab, &["db", "backup", &copy])
+        .await
+        .failed(6, &["pg_dump", "NED-0207"]);
+    ned(&lab, &["db", "restored", "-y"])
+        .await
+        .failed(6, &["a daemon is running"]);
+    // Of the first NAS events are done while the dump is made; of the other one four run.
+    post_many(&lab, 301..=400).await;
+    lab.until("the slow ones run", async || {
+        (lab.running().await.len() == 4).then_some(())
+    })
+    .await;
+    post_many(&lab, 1..=100).await;
+    lab.until("work is under way", async || {
+        (lab.number("select count(*) from events_done").await > 20).then_some(())
+    })
+    .await;
+    let dump = ["-Fc", "-f", &copy, &lab.db.url];
+    let (said, ()) = tokio::join!(
+        finished(tool("pg_dump", &dump), ""),
+        post_many(&lab, 101..=300)
+    );
+    said.fine();
+    let_through(&gate, "all");
+    lab.drained().await;
+    let last = lab.number("select max(id) from events_done").await;
+    daemon.kill_9().await;
+    let first_run: BTreeSet<i64> = started(&lab).into_iter().collect();
+    assert_eq!(first_run.len(), 400);
+
+    let (url, _) = fresh_url(kind).await;
+    finished(tool("pg_restore", &["-d", &url, &copy]), "")
+        .await
+        .fine();
+    let other = Lab::on(Arc::new(Db::at(url, kind).await), "");
+    other.session("Slow", &slow);
+    let ids = async |rows: &str| -> BTreeSet<i64> {
+        let rows = other.rows(rows).await;
+        rows.iter().map(|row| row[0].parse().unwrap()).collect()
+    };
+    let done = ids("select id from events_done").await;
+    let waiting = ids("select id from events_stack").await;
+    let unread = other
+        .number("select count(*) from events_stack_compact")
+        .await;
+    assert!(done.len() > 20, "{} done in the dump", done.len());
+    assert!(waiting.len() >= 100, "{} wait in the dump", waiting.len());
+    assert!(done.is_subset(&first_run) && done.is_disjoint(&waiting));
+    ned(&other, &["db", "restored"])
+        .await
+        .failed(2, &["say -y", "NED-0003"]);
+    let restored = wait_for(async || {
+        let said = ned(&other, &["-o", "json", "db", "restored", "-y"]).await;
+        (said.code == 0).then(|| said.json())
+    });
+    let restored = restored.await.expect("the owner counts as dead");
+    assert_eq!(restored["waiting"], json!(waiting.len()));
+    let unflagged = "select count(*) from events_stack where not possible_duplicate";
+    assert_eq!(other.number(unflagged).await, 0);
+    // What was committed after the dump began is not in it, and is the producer's to post again.
+    let whole = done.len() + waiting.len() + usize::try_from(unread).unwrap();
+    let daemon = other.start().await;
+    other.drained().await;
+    let all = ids("select id from events_done").await;
+    assert_eq!(all.len(), whole, "{all:?}");
+    let again = started(&other);
+    let once: BTreeSet<i64> = again.iter().copied().collect();
+    assert_eq!(once.len(), again.len(), "twice: {again:?}");
+    assert!(once.is_disjoint(&done), "done in the dump, and done again");
+    assert_eq!(&once | &done, all);
+    // A number that was given after the dump names no second event.
+    let id = other.event(7, "user_add").await;
+    assert!(id > last + 1_000_000, "{id} after {last}");
+    daemon.kill_9().await;
+}
+
+/// A tool of PostgreSQL's, of the newest server that is installed: an older one refuses its dumps.
+fn tool(name: &str, args: &[&str]) -> tokio::process::Command {
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten();
+    let mut places: Vec<_> = versions
+        .map(|version| version.unwrap().path().join("bin").join(name))
+        .filter(|path| path.exists())
+        .collect();
+    places.sort();
+    let place = places.pop().unwrap_or_else(|| name.into());
+    judge(place.to_str().unwrap(), args)
 }
 
 async fn the_doctor_finds_what_is_wrong_and_the_bundle_holds_no_secret(kind: Kind) {
@@ -294,6 +382,12 @@ async fn an_announced_pause_begins_by_itself(kind: Kind) {
     lab.nas(5, RECORD, 2, &[]).await;
     lab.accounts(5, [50, 51]).await;
     let daemon = lab.start().await;
+    // It publishes its numbers some moments after its doors are open.
+    lab.until("the daemon says what it serves", async || {
+        let served = lab.scheduler().await?;
+        (served["nases"].as_array()?.len() == 1).then_some(())
+    })
+    .await;
     ned(&lab, &["nas", "pause", "5", "--at", "2020-01-01 02:00"])
         .await
         .failed(2, &["is over"]);
@@ -439,50 +533,4 @@ async fn manual_completions_and_pages_of_errors_are_printed() {
     let wrong = said(&["--config", "/nonexistent", "config", "check"]).await;
     wrong.failed(3, &["error[NED-0101]"]);
     assert!(said(&["explain", "101"]).await.fine().contains("NED-0101"));
-}
-
-/// A bar where a terminal is there, and nothing of it in a pipe. The terminal is made by
-/// script(1).
-#[tokio::test]
-async fn long_work_shows_a_bar_on_a_terminal_only() {
-    let lab = Lab::new(Kind::Sqlite, "").await;
-    lab.nas(5, RECORD, 2, &[]).await;
-    lab.accounts(5, 1..=20).await;
-    let daemon = lab.start().await;
-    let ids: String = (0..3000).map(|n| format!("{}\n", n % 20 + 1)).collect();
-    std::fs::write(lab.path("ids.txt"), ids).unwrap();
-    let ids = lab.path("ids.txt").display().to_string();
-    let args = [
-        "event",
-        "bulk",
-        &ids,
-        "--format",
-        "ids",
-        "--cmd",
-        "user_auth",
-    ];
-    let piped = ned(&lab, &args).await;
-    assert!(piped.code == 0 && piped.err.is_empty(), "{piped:?}");
-    assert!(piped.out.contains("accepted\t3000"), "{piped:?}");
-    let line = format!(
-        "{} {}",
-        env!("CARGO_BIN_EXE_nas_event_daemon"),
-        args.join(" ")
-    );
-    #[expect(clippy::disallowed_methods, reason = "a terminal is made by a program")]
-    let mut terminal = tokio::process::Command::new("script");
-    terminal
-        .args(["-qec", &line, "/dev/null"])
-        .env("NED_CONFIG", lab.path("ned.toml"))
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .kill_on_drop(true);
-    let seen = finished(terminal, "").await.fine();
-    assert!(
-        seen.contains("posting [") && seen.contains(" of 3000"),
-        "{seen:?}"
-    );
-    assert!(seen.contains("accepted:"), "{seen:?}");
-    daemon.kill_9().await;
 }

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::lab::daemon::{Lab, PATIENCE};
+use crate::lab::daemon::{Lab, PATIENCE, account_log_name};
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 use crate::{RECORD, command, finished, ned};
@@ -11,6 +11,7 @@ use crate::{RECORD, command, finished, ned};
 on_each_store!(
     the_shown_request_does_what_the_verb_does,
     looks_repeat_until_nobody_reads,
+    columns_of_a_list_are_chosen,
     logs_are_followed_and_searched,
 );
 
@@ -92,6 +93,47 @@ async fn the_shown_request_does_what_the_verb_does(kind: Kind) {
     daemon.kill_9().await;
 }
 
+async fn columns_of_a_list_are_chosen(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.nas(6, "No-Such-Scheme", 3, &[]).await;
+    let list = ["nas", "list", "--columns", "scheme,id"];
+    let plain = ned(&lab, &list).await.fine();
+    assert_eq!(plain, "Record\t5\nNo-Such-Scheme\t6\n");
+    let csv = ned(&lab, &[&["-o", "csv"][..], &list].concat())
+        .await
+        .fine();
+    assert!(csv.starts_with("scheme,id\nRecord,5\n"), "{csv}");
+    let json = ned(&lab, &[&["-o", "json"][..], &list].concat())
+        .await
+        .json();
+    assert_eq!(
+        json[1],
+        serde_json::json!({ "scheme": "No-Such-Scheme", "id": 6 })
+    );
+    for (words, columns) in [
+        (&["event", "list"][..], "id,error"),
+        (&["account", "history", "1"], "cmd"),
+        (&["stack", "count", "--by", "nas"], "state,count"),
+        (&["guard", "list"], "id"),
+        (&["audit"], "who,what"),
+        (&["scheme", "list"], "name"),
+        (&["scheme", "vars"], "name"),
+        (&["token", "list"], "name"),
+    ] {
+        let args = [&["-o", "csv", "--columns", columns], words].concat();
+        let said = ned(&lab, &args).await.fine();
+        assert_eq!(said.lines().next(), Some(columns), "{words:?}");
+    }
+    let wrong = ned(&lab, &["nas", "list", "--columns", "id,brekaer"]).await;
+    wrong.failed(2, &["no column \"brekaer\"", "breaker"]);
+    assert_eq!(wrong.out, "");
+    ned(&lab, &["--columns", "id", "nas", "pause", "5"])
+        .await
+        .failed(2, &["print one list"]);
+    assert_eq!(lab.number("select count(*) from nas_state").await, 0);
+}
+
 async fn looks_repeat_until_nobody_reads(kind: Kind) {
     let lab = Lab::new(kind, "").await;
     lab.nas(5, RECORD, 2, &[]).await;
@@ -145,21 +187,56 @@ async fn logs_are_followed_and_searched(kind: Kind) {
     );
     follow.env("NED_CONFIG", lab.path("ned.toml"));
     lab.event(50, "user_add").await;
-    lab.until("the log is there", async || {
-        (ned(&lab, &["logs", "nas", "5"]).await.code == 0).then_some(())
+    lab.until("the logs are there", async || {
+        let nas = ned(&lab, &["logs", "nas", "5"]).await;
+        let account = ned(&lab, &["account", "log", "50"]).await;
+        (nas.code == 0 && account.code == 0).then_some(())
     })
     .await;
     let mut child = follow.spawn().unwrap();
     let out = child.stdout.take().unwrap();
     let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(out));
-    lab.event(50, "user_drop").await;
-    let first = tokio::time::timeout(PATIENCE, lines.next_line())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
-    assert!(first.contains("cmd=user_drop"), "{first}");
+    let mut account = command(
+        "nas_event_daemon",
+        &["account", "log", "50", "-f", "-n", "1"],
+    );
+    account.env("NED_CONFIG", lab.path("ned.toml"));
+    let mut other = account.spawn().unwrap();
+    let out = other.stdout.take().unwrap();
+    let mut its = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(out));
+    // Through rotations: each record is told once, and none is missing.
+    for rotation in 0..3 {
+        let id = lab.event(50, "user_drop").await;
+        let event = format!("event={id} user=50 cmd=user_drop try=1 ");
+        let (start, end) = (format!("{event}start"), format!("{event}end result=done"));
+        let told = async {
+            let mut started = 0;
+            while let Some(line) = lines.next_line().await.unwrap() {
+                assert!(line.contains(&event), "{rotation}: {line}");
+                started += usize::from(line.ends_with(&start));
+                if line.contains(&end) {
+                    break;
+                }
+            }
+            assert_eq!(started, 1, "{rotation}");
+            while let Some(line) = its.next_line().await.unwrap() {
+                if line.contains(&end) {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.unwrap();
+        let logs = [
+            "nas_event_daemon/bras5_127.0.0.1.log",
+            &account_log_name(50),
+        ];
+        for name in logs.iter().filter(|_| rotation < 2) {
+            let log = lab.path("log").join(name);
+            std::fs::rename(&log, log.with_extension(format!("log.{rotation}"))).unwrap();
+        }
+    }
     child.kill().await.unwrap();
+    other.kill().await.unwrap();
     lab.until("the end is logged", async || {
         let said = ned(&lab, &["logs", "nas", "5", "--errors"]).await.fine();
         (said.lines().count() == 1 && said.contains("result=dead")).then_some(())

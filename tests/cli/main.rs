@@ -29,6 +29,7 @@ mod monitoring;
 mod nases;
 mod operators;
 mod schemes;
+mod shown;
 mod tools;
 mod why;
 
@@ -94,6 +95,24 @@ fn command(name: &str, args: &[&str]) -> tokio::process::Command {
         .args(args)
         .env_remove("NED_CONFIG")
         .env_remove("NED_LOG")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// A program that is not ours: one that reads what ours prints, or a tool of the database's.
+fn judge(program: &str, args: &[&str]) -> tokio::process::Command {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an independent judge is a program of its own"
+    )]
+    let mut command = tokio::process::Command::new(program);
+    command
+        .args(args)
+        .env("LC_ALL", "C.UTF-8")
+        .env("MANPAGER", "cat")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -60,6 +60,19 @@ fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(of)
 }
 
+/// The names in the first column of the manual's table of metrics; those of the process are as
+/// usual.
+fn of_the_manual(page: &str) -> BTreeSet<String> {
+    let (_, table) = page.split_once("\n| metric | labels |").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let cells = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+    let names = cells.flat_map(|cell| cell.split('`').step_by(2));
+    let bare = names.filter(|name| !name.is_empty() && *name != "process_*");
+    bare.map(str::to_owned).collect()
+}
+
 /// Every name of ours in a text, without the suffixes of histograms.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
@@ -169,11 +182,17 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
         let unknown: Vec<_> = asked.difference(&known).collect();
         assert!(unknown.is_empty(), "{name} asks for {unknown:?}");
     }
-    let board: Value =
-        serde_json::from_str(&file("packaging/grafana/nas_event_daemon.json")).unwrap();
-    for panel in board["panels"].as_array().unwrap() {
-        assert!(panel["description"].as_str().unwrap().len() > 10, "{panel}");
-    }
+    // The manual's table names each of them, and no other.
+    let manual = of_the_manual(&file("docs/operate.md"));
+    let served: BTreeSet<String> = known
+        .iter()
+        .map(|name| name.replace("nas_event_daemon_", ""))
+        .collect();
+    let apart: Vec<_> = served.symmetric_difference(&manual).collect();
+    assert!(
+        apart.is_empty(),
+        "in the manual or served, not both: {apart:?}"
+    );
     daemon.stop().await;
     // Of more NASes than that there are sums.
     lab.configure("", "[metrics]\nmax_nas = 2\n");
@@ -334,6 +353,42 @@ async fn settings_that_cannot_be_read_grow_old(kind: Kind) {
     lab.sql("alter table nas_away rename to nas").await;
     newer_than(old).await;
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn every_panel_of_the_dashboard_asks_what_prometheus_understands() {
+    let board: Value =
+        serde_json::from_str(&file("packaging/grafana/nas_event_daemon.json")).unwrap();
+    let mut asked = Vec::new();
+    for panel in board["panels"].as_array().unwrap() {
+        assert!(panel["description"].as_str().unwrap().len() > 10, "{panel}");
+        let targets = panel["targets"].as_array().into_iter().flatten();
+        asked.extend(targets.map(|target| target["expr"].as_str().unwrap()));
+    }
+    assert!(asked.len() > 25, "{asked:?}");
+    // Grafana's variables stand within quotes, where any text may stand; as rules that record,
+    // the judge of rules reads them.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("panels.yml");
+    let judged = async |asked: &[&str], well: bool| {
+        let mut rules = "groups:\n- name: panels\n  rules:\n".to_owned();
+        for (number, expr) in asked.iter().enumerate() {
+            let expr = Value::from(*expr);
+            rules.push_str(&format!("  - record: panel:{number}\n    expr: {expr}\n"));
+        }
+        std::fs::write(&path, rules).unwrap();
+        let args = ["check", "rules", path.to_str().unwrap()];
+        peer("promtool", &args, "", well).await
+    };
+    let said = judged(&asked, true).await;
+    let found = format!("SUCCESS: {} rules found", asked.len());
+    assert!(said.contains(&found), "{said}");
+    // A bracket that is missing in any of them is found.
+    let at = asked.iter().rposition(|expr| expr.ends_with(')')).unwrap();
+    let broken = &asked[at][..asked[at].len() - 1];
+    asked[at] = broken;
+    let said = judged(&asked, false).await;
+    assert!(said.contains("could not parse expression"), "{said}");
 }
 
 #[tokio::test]

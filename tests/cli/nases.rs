@@ -15,6 +15,7 @@ on_each_store!(
     a_resync_brings_the_router_to_the_flags,
     a_nas_is_drained_before_somebody_works_on_it,
     a_resumed_nas_is_tried_at_once,
+    a_breaker_is_reset_and_a_pause_stays,
 );
 
 async fn list(lab: &Lab) -> Vec<Value> {
@@ -312,5 +313,50 @@ async fn a_resumed_nas_is_tried_at_once(kind: Kind) {
         (list(&lab).await[0]["breaker"] == "closed").then_some(())
     })
     .await;
+    daemon.stop().await;
+}
+
+async fn a_breaker_is_reset_and_a_pause_stays(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let refusing = Faults {
+        refuse_logins: true,
+        ..Faults::default()
+    };
+    let router = Router::start(lab.root(), "router", refusing);
+    router.serve_as(&lab, 5, "Mikrotik-Simple", 2).await;
+    lab.accounts(5, [1]).await;
+    let reset = ["nas", "reset-breaker", "5"];
+    ned(&lab, &reset).await.failed(4, &["no daemon is running"]);
+    let daemon = lab.start().await;
+    let id = lab.event(1, "user_add").await;
+    lab.until("it is parked", async || {
+        (list(&lab).await[0]["breaker"] == "parked").then_some(())
+    })
+    .await;
+    router.sim.set_faults(Faults::default());
+    ned(&lab, &[&reset[..], &["--dry-run"]].concat())
+        .await
+        .failed(0, &["would be tried at once"]);
+    assert_eq!(list(&lab).await[0]["breaker"], "parked");
+    ned(&lab, &reset).await.fine();
+    assert_eq!(lab.ended(id).await.0, "done");
+    for pause in [
+        &["nas", "pause", "5", "--reason", "works"][..],
+        &["nas", "pause", "5", "--at", "2999-01-01 02:00"],
+    ] {
+        ned(&lab, pause).await.fine();
+        let before = list(&lab).await[0]["note"].clone();
+        ned(&lab, &reset)
+            .await
+            .failed(6, &["NAS 5 is paused", "nas resume 5"]);
+        let note = &list(&lab).await[0]["note"];
+        assert!(
+            note == &before && note.to_string().contains("pause"),
+            "{note}"
+        );
+    }
+    ned(&lab, &["nas", "reset-breaker", "99"])
+        .await
+        .failed(5, &["there is no NAS 99"]);
     daemon.stop().await;
 }

@@ -16,6 +16,7 @@ on_each_store!(
     health_is_told_by_the_exit_code,
     a_scheme_is_rendered_with_an_accounts_variables,
     a_token_opens_the_api,
+    looks_without_a_daemon_say_so,
 );
 
 async fn the_configuration_is_checked_and_shown(kind: Kind) {
@@ -33,6 +34,10 @@ async fn the_configuration_is_checked_and_shown(kind: Kind) {
             .contains("NAS 6 127.0.0.1: skipped: scheme directory missing"),
         "{said:?}"
     );
+    // What a service manager asks before it starts the daemon is the same, and starts none.
+    let asked = ned(&lab, &["run", "--check-config"]).await;
+    assert_eq!((asked.code, &asked.out), (said.code, &said.out));
+    assert!(!lab.path("run/ctl.sock").exists());
     let shown = ned(&lab, &["config", "show"]).await.fine();
     assert!(shown.contains("max_tries = 4\n"), "{shown}");
     assert!(shown.contains("cross_nas_wait = \"30s\"\n"), "{shown}");
@@ -71,6 +76,57 @@ async fn health_is_told_by_the_exit_code(kind: Kind) {
     let elsewhere = elsewhere.display().to_string();
     let said = ned(&lab, &["--config", &elsewhere, "health"]).await.fine();
     assert!(said.starts_with("ok "), "{said}");
+    daemon.stop().await;
+}
+
+async fn looks_without_a_daemon_say_so(kind: Kind) {
+    const SAID: &str = "no daemon is running: read from the database";
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [50]).await;
+    lab.sql("insert into events_stack_compact (cmd, user_id) values ('user_add', 50)")
+        .await;
+    let id = lab.rows("select id from events_stack_compact").await[0][0].clone();
+    let looks: [&[&str]; 12] = [
+        &["status"],
+        &["why", "50"],
+        &["event", "list"],
+        &["event", "show", &id],
+        &["account", "show", "50"],
+        &["account", "history", "50"],
+        &["nas", "list"],
+        &["nas", "show", "5"],
+        &["stack", "count"],
+        &["stack", "count", "--classic"],
+        &["guard", "list"],
+        &["audit"],
+    ];
+    let classic = async || {
+        let counted = named(&lab, "event_count.sh", &[], "").await;
+        let asked = named(&lab, "sqlexec", &["select 1 as n"], "").await;
+        for said in [counted, asked] {
+            assert!(said.code == 0 && said.err.is_empty(), "{said:?}");
+        }
+    };
+    for words in looks {
+        let said = ned(&lab, words).await;
+        said.failed(0, &[SAID]);
+        assert_eq!(
+            said.err.matches("no daemon is running").count(),
+            1,
+            "{said:?}"
+        );
+        assert!(!said.out.contains(SAID), "it is data: {said:?}");
+    }
+    // Scripts of the original know no such line.
+    classic().await;
+    let daemon = lab.start().await;
+    lab.drained().await;
+    for words in looks {
+        let said = ned(&lab, words).await;
+        assert!(said.code == 0 && said.err.is_empty(), "{words:?}: {said:?}");
+    }
+    classic().await;
     daemon.stop().await;
 }
 

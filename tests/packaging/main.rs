@@ -15,8 +15,12 @@ mod lab;
 mod rotation;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+
+use lab::daemon::PATIENCE;
+use lab::db::{Db, Kind, fresh_url, run_sql};
 
 fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
@@ -153,11 +157,15 @@ fn the_service_user_is_made_as_the_unit_wants_it() {
     assert!(unit.contains("\nStateDirectory=nas_event_daemon\n"));
 }
 
-/// The score of the unit, with a drop-in or without, as systemd 252 reckons.
-fn exposure(drop_in: Option<&str>, threshold: &str) -> Output {
+/// The score of a unit, with a drop-in or without, as systemd 252 reckons.
+fn exposure(unit: &str, drop_in: Option<&str>, threshold: &str) -> Output {
+    let text = read(&format!("packaging/systemd/{unit}"));
+    judged(unit, text, drop_in, threshold)
+}
+
+fn judged(unit: &str, mut text: String, drop_in: Option<&str>, threshold: &str) -> Output {
     let dir = tempfile::tempdir().unwrap();
-    let unit = dir.path().join("nas_event_daemon.service");
-    let mut text = read("packaging/systemd/nas_event_daemon.service");
+    let unit = dir.path().join(unit);
     // A drop-in is read after the unit: its settings win, as they do here.
     if let Some(drop_in) = drop_in {
         text = text.replace("[Install]", &format!("{drop_in}\n[Install]"));
@@ -176,12 +184,28 @@ fn exposure(drop_in: Option<&str>, threshold: &str) -> Output {
 }
 
 #[test]
-fn the_unit_exposes_little_and_the_drop_in_no_more_than_scripts_need() {
-    fine(&exposure(None, "25"));
+fn the_units_expose_little_and_the_drop_in_no_more_than_scripts_need() {
+    const DAEMON: &str = "nas_event_daemon.service";
+    const BRIDGE: &str = "nas_event_daemon-bridge.service";
+    fine(&exposure(DAEMON, None, "25"));
+    fine(&exposure(BRIDGE, None, "25"));
     let drop_in = read("packaging/systemd/classic-scripts.conf");
-    fine(&exposure(Some(&drop_in), "45"));
-    // The judge bites: without the hardening of scripts' needs the bar is missed.
-    assert!(!exposure(Some(&drop_in), "25").status.success());
+    fine(&exposure(DAEMON, Some(&drop_in), "45"));
+    // The judge bites: with what scripts need, or as root, the bar is missed.
+    assert!(!exposure(DAEMON, Some(&drop_in), "25").status.success());
+    let bridge = read(&format!("packaging/systemd/{BRIDGE}"));
+    let kept = |line: &&str| !line.starts_with("User=") && !line.starts_with("Protect");
+    let bare: Vec<&str> = bridge.lines().filter(kept).collect();
+    let bare = bare.join("\n") + "\n";
+    assert!(!judged(BRIDGE, bare, None, "25").status.success());
+    // Every unit that is shipped is judged.
+    let units = std::fs::read_dir(root().join("packaging/systemd")).unwrap();
+    let mut units: Vec<String> = units
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".service"))
+        .collect();
+    units.sort();
+    assert_eq!(units, [BRIDGE, DAEMON]);
     for kept in ["NoNewPrivileges=no", "CapabilityBoundingSet=~", "User=root"] {
         assert!(!drop_in.contains(kept), "the drop-in gives away {kept}");
     }
@@ -202,8 +226,7 @@ fn logrotate_reads_our_files() {
     }
 }
 
-#[test]
-fn the_compose_example_names_what_is_there() {
+fn compose() -> serde_json::Value {
     let parsed = judge(
         "/usr/bin/python3",
         &[
@@ -212,7 +235,12 @@ fn the_compose_example_names_what_is_there() {
         ],
     );
     fine(&parsed);
-    let file: serde_json::Value = serde_json::from_slice(&parsed.stdout).unwrap();
+    serde_json::from_slice(&parsed.stdout).unwrap()
+}
+
+#[test]
+fn the_compose_example_names_what_is_there() {
+    let file = compose();
     let daemon = &file["services"]["daemon"];
     let variables = daemon["environment"].as_object().unwrap();
     let ours = variables
@@ -255,6 +283,172 @@ fn the_compose_example_names_what_is_there() {
     assert_eq!(health.last().unwrap(), "health");
     let dockerfile = read("packaging/compose/Dockerfile");
     assert!(dockerfile.contains("USER nas_event_daemon"));
+}
+
+/// Directories that the Dockerfile makes for the service user.
+fn made_by_the_image() -> Vec<String> {
+    let dockerfile = read("packaging/compose/Dockerfile").replace("\\\n", " ");
+    let made = dockerfile.split("install -d -o nas_event_daemon -g nas_event_daemon");
+    let made = made.last().unwrap().lines().next().unwrap();
+    made.split_whitespace().map(str::to_owned).collect()
+}
+
+/// What the image runs, and with which words.
+fn run_by_the_image() -> Vec<String> {
+    let dockerfile = read("packaging/compose/Dockerfile");
+    let list = |name: &str| -> Vec<String> {
+        let line = dockerfile.lines().find_map(|line| line.strip_prefix(name));
+        serde_json::from_str(line.unwrap()).unwrap()
+    };
+    [list("ENTRYPOINT "), list("CMD ")].concat()
+}
+
+/// A server that asks for the password and hears which one it is told.
+async fn asks_for_the_password(listener: tokio::net::TcpListener) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let length = stream.read_u32().await.unwrap();
+        let mut rest = vec![0; length as usize - 4];
+        stream.read_exact(&mut rest).await.unwrap();
+        // It asks for TLS first, and is told that there is none.
+        if rest == 80_877_103_u32.to_be_bytes() {
+            stream.write_all(b"N").await.unwrap();
+            let length = stream.read_u32().await.unwrap();
+            rest = vec![0; length as usize - 4];
+            stream.read_exact(&mut rest).await.unwrap();
+        }
+        // AuthenticationCleartextPassword; then a PasswordMessage, or the client goes away.
+        stream.write_all(b"R\0\0\0\x08\0\0\0\x03").await.unwrap();
+        if stream.read_u8().await.is_ok_and(|kind| kind == b'p') {
+            let length = stream.read_u32().await.unwrap();
+            let mut password = vec![0; length as usize - 5];
+            stream.read_exact(&mut password).await.unwrap();
+            return String::from_utf8(password).unwrap();
+        }
+    }
+}
+
+/// The binary in the place of the image: its directories, its words, exactly the environment of the
+/// example, where only the database's address and the published port are those of this test. The
+/// image itself is not built.
+#[tokio::test]
+async fn the_compose_example_runs_what_it_says() {
+    let binary = env!("CARGO_BIN_EXE_nas_event_daemon");
+    let file = compose();
+    let daemon = &file["services"]["daemon"];
+    let health: Vec<String> =
+        serde_json::from_value(daemon["healthcheck"]["test"].clone()).unwrap();
+    let (first, health) = health.split_first().unwrap();
+    assert_eq!(first, "CMD");
+    let ours = |words: &[String]| -> String {
+        let words = words.iter().map(|word| match word.as_str() {
+            "/usr/sbin/nas_event_daemon" => binary.to_owned(),
+            word => nas_event_daemon::shell::quote(word),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let pgpass = dir.path().join("pgpass");
+    // As the head of the example says.
+    let head = read("packaging/compose/compose.yml");
+    let form = "database:5432:billing:nas_event_daemon:";
+    assert!(head.contains(&format!("printf '{form}%s\\n'")), "{form}");
+    let (port, _kept) = lab::daemon::own_port();
+    let environment = |address: &str, database: &str| -> Vec<(String, String)> {
+        let (host, port_of_it) = address.rsplit_once(':').unwrap();
+        let line = form
+            .replace("database:5432", &format!("{host}:{port_of_it}"))
+            .replace("billing", database);
+        std::fs::write(&pgpass, format!("{line}geheim\n")).unwrap();
+        std::fs::set_permissions(&pgpass, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let variables = daemon["environment"].as_object().unwrap().iter();
+        let here = variables.map(|(name, value)| {
+            let value = value.as_str().unwrap();
+            let value = match name.as_str() {
+                "NED_DATABASE__URL" => {
+                    let there = "@database/billing";
+                    assert!(value.ends_with(there), "{value}");
+                    value.replace(there, &format!("@{address}/{database}"))
+                }
+                "PGPASSFILE" => pgpass.display().to_string(),
+                "NED_HTTP__LISTEN" => value.replace("8082", &port.to_string()),
+                _ => value.to_owned(),
+            };
+            (name.clone(), value)
+        });
+        here.collect()
+    };
+    let image = |steps: &str| {
+        let dirs = made_by_the_image().join(" ");
+        let script = format!(
+            "mount -t tmpfs none /var && mount -t tmpfs none /run && mkdir -p {dirs} || exit 99\n\
+             run() {{ exec {}; }}\nhealth() {{ {}; }}\n{steps}",
+            ours(&run_by_the_image()),
+            ours(health)
+        );
+        let mut command = tokio::process::Command::from(inside(&script));
+        command.kill_on_drop(true);
+        command
+    };
+
+    // The password comes out of PGPASSFILE.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut asking = image("run");
+    asking.env_clear().envs(environment(&address, "billing"));
+    let mut child = asking.spawn().unwrap();
+    let told = tokio::time::timeout(PATIENCE, asks_for_the_password(listener)).await;
+    assert_eq!(told.unwrap(), "geheim");
+    child.kill().await.unwrap();
+
+    // A database of its own on the server of the tests, and the user of the example.
+    let (url, _) = fresh_url(Kind::Postgres).await;
+    let server = address_and_name(&url);
+    run_sql(
+        &url,
+        "do $$ begin create role nas_event_daemon login; exception when duplicate_object then null; end $$;
+         grant all on schema public to nas_event_daemon",
+    )
+    .await;
+    let mut whole = image(
+        "health; echo before=$?\nrun & pid=$!\n\
+         for _ in $(seq 900); do health >/dev/null 2>&1 && break; sleep 0.1; done\n\
+         health; echo healthy=$?\nkill -TERM $pid; wait $pid; echo stopped=$?\n",
+    );
+    whole.env_clear().envs(environment(&server.0, &server.1));
+    let output = tokio::time::timeout(PATIENCE * 2, whole.output()).await;
+    let output = output.expect("it does not end").unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    for step in ["before=4", "healthy=0", "stopped=0"] {
+        assert!(said.contains(step), "{step}: {said}");
+    }
+    let db = Db::at(url, Kind::Postgres).await;
+    let worked = "select (select max(epoch) from owner)::text, tableowner from pg_tables where tablename = 'events_stack'";
+    let rows = db.store.sql(worked, false).await.unwrap().rows;
+    let row: Vec<&str> = rows[0].iter().flatten().map(String::as_str).collect();
+    assert_eq!(row, ["1", "nas_event_daemon"], "another database: {said}");
+}
+
+/// `host:port` and name of a database.
+fn address_and_name(url: &str) -> (String, String) {
+    let (_, rest) = url.split_once('@').unwrap();
+    let (address, database) = rest.split_once('/').unwrap();
+    (address.to_owned(), database.to_owned())
+}
+
+/// A shell that may mount, and whose mounts nobody else sees; what it started ends with it.
+fn inside(script: &str) -> Command {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an image is stood in for by namespaces"
+    )]
+    let mut command = Command::new("unshare");
+    command
+        .args(["--map-root-user", "--mount", "--pid", "--fork"])
+        .args(["--kill-child", "--mount-proc", "/bin/bash", "-c", script])
+        .stdin(std::process::Stdio::null());
+    command
 }
 
 #[test]

@@ -15,6 +15,7 @@ on_each_store!(
     so_many_retries_are_spread_at_once,
     a_spread_retry_takes_its_time,
     accounts_batches_and_the_audit,
+    a_hundred_thousand_events_come_in_one_call,
     every_change_is_in_the_audit_and_no_other,
 );
 
@@ -343,6 +344,36 @@ async fn every_change_is_in_the_audit_and_no_other(kind: Kind) {
             assert!(row.detail.contains(part), "{path} {body}: {row:?}");
         }
     }
+}
+
+async fn a_hundred_thousand_events_come_in_one_call(kind: Kind) {
+    let (db, h) = house(kind).await;
+    let lines: String = (0..100_000)
+        .map(|n| format!("{{\"user_id\":{},\"cmd\":\"user_redirect\"}}\n", n % 4 + 1))
+        .collect();
+    let path = "/api/v1/events/bulk?batch_id=night";
+    let said = h.with("operator", "POST", path, &lines).await;
+    assert_eq!(said.status, 200, "{}", said.text);
+    let said = said.json();
+    assert_eq!(
+        (&said["accepted"], &said["rejected_total"]),
+        (&json!(100_000), &json!(0)),
+        "{said}"
+    );
+    // What is counted is in the database, each once, under the batch that progress is asked for.
+    let rows = "select count(distinct id), count(distinct user_id) from events_stack_compact where batch_id = 'night'";
+    let rows = db.store.sql(rows, false).await.unwrap().rows;
+    assert_eq!(rows[0][0].as_deref(), Some("100000"));
+    assert_eq!(rows[0][1].as_deref(), Some("4"));
+    let progress = h
+        .with("viewer", "GET", "/api/v1/batches/night", "")
+        .await
+        .json();
+    assert_eq!(
+        (&progress["events"], &progress["finished"]),
+        (&json!(100_000), &json!(false)),
+        "{progress}"
+    );
 }
 
 async fn accounts_batches_and_the_audit(kind: Kind) {

@@ -41,7 +41,7 @@ use super::{
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasChange, NasId, NasSecret, NasState};
 use crate::store::query::{Column, Model, Query};
-use crate::store::sample::{Filled, Filling};
+use crate::store::sample::{Filled, Filling, Told};
 
 /// Connections for intake, tools and settings at once; the server's own limit is often 100.
 const POOL: u32 = 8;
@@ -468,8 +468,12 @@ impl Store for Postgres {
         owner::restored(self).await
     }
 
-    async fn fill(&self, all: &[Filling], keep: bool) -> Result<Vec<Filled>> {
-        call("fill the sample billing", sample::fill(self, all, keep)).await
+    async fn fill(&self, all: &[Filling], keep: bool, told: Told<'_>) -> Result<Vec<Filled>> {
+        call(
+            "fill the sample billing",
+            sample::fill(self, all, keep, told),
+        )
+        .await
     }
 
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {

@@ -5,17 +5,23 @@ use sqlx::PgConnection;
 
 use super::{Postgres, sql};
 use crate::store::Result;
-use crate::store::sample::{Filled, Filling, Sheet, ours, text_of};
+use crate::store::sample::{Filled, Filling, Sheet, Told, ours, text_of};
 
 /// Rows of one statement.
 const CHUNK: usize = 1_000;
 const DOING: &str = "fill the sample billing";
 
-pub(super) async fn fill(store: &Postgres, all: &[Filling], keep: bool) -> Result<Vec<Filled>> {
+pub(super) async fn fill(
+    store: &Postgres,
+    all: &[Filling],
+    keep: bool,
+    told: Told<'_>,
+) -> Result<Vec<Filled>> {
     let mut tx = store.pool.begin().await.map_err(sql(DOING))?;
     let mut out = Vec::with_capacity(all.len());
+    let mut written = 0;
     for filling in all {
-        out.push(one(&mut tx, filling).await?);
+        out.push(one(&mut tx, filling, &mut written, told).await?);
     }
     if keep {
         tx.commit()
@@ -27,7 +33,12 @@ pub(super) async fn fill(store: &Postgres, all: &[Filling], keep: bool) -> Resul
     Ok(out)
 }
 
-async fn one(tx: &mut PgConnection, filling: &Filling) -> Result<Filled> {
+async fn one(
+    tx: &mut PgConnection,
+    filling: &Filling,
+    written: &mut u64,
+    told: Told<'_>,
+) -> Result<Filled> {
     let Sheet { table, key, .. } = filling.sheet;
     let columns: Vec<(String, bool)> = sqlx::query_as(
         "select a.attname::text, c.relkind = 'r' from pg_class c join pg_attribute a on a.attrelid = c.oid
@@ -49,8 +60,8 @@ async fn one(tx: &mut PgConnection, filling: &Filling) -> Result<Filled> {
     let upsert = filling.upsert(&source, "is distinct from");
     let known = format!("select count(*) from {table} where {key} = any($1)");
     let (mut given_there, mut touched) = (0, 0);
-    for rows in filling.rows.chunks(CHUNK) {
-        let keys: Vec<i64> = rows
+    for chunk in filling.rows.chunks(CHUNK) {
+        let keys: Vec<i64> = chunk
             .iter()
             .filter_map(|row| row.get(*key).and_then(Value::as_i64))
             .collect();
@@ -60,12 +71,14 @@ async fn one(tx: &mut PgConnection, filling: &Filling) -> Result<Filled> {
             .await
             .map_err(sql(DOING))?;
         let done = sqlx::query(sqlx::AssertSqlSafe(upsert.clone()))
-            .bind(text_of(rows))
+            .bind(text_of(chunk))
             .execute(&mut *tx)
             .await
             .map_err(sql(DOING))?;
         given_there += some;
         touched += i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
+        *written += chunk.len() as u64;
+        told(*written);
     }
     Ok(filling.filled(there, given_there, touched))
 }

@@ -39,7 +39,7 @@ use crate::clock;
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasChange, NasId, NasSecret, NasState};
 use crate::store::query::{Column, Model, Query};
-use crate::store::sample::{Filled, Filling};
+use crate::store::sample::{Filled, Filling, Told};
 
 /// How long a write waits for another process that holds the lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -486,8 +486,8 @@ impl Store for Sqlite {
         backup::restored(self).await
     }
 
-    async fn fill(&self, all: &[Filling], keep: bool) -> Result<Vec<Filled>> {
-        sample::fill(self, all, keep).await
+    async fn fill(&self, all: &[Filling], keep: bool, told: Told<'_>) -> Result<Vec<Filled>> {
+        sample::fill(self, all, keep, told).await
     }
 
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {

@@ -4,18 +4,24 @@ use sqlx::SqliteConnection;
 
 use super::{Sqlite, sql};
 use crate::store::Result;
-use crate::store::sample::{Filled, Filling, Sheet, ours, text_of};
+use crate::store::sample::{Filled, Filling, Sheet, Told, ours, text_of};
 
 /// Rows of one statement.
 const CHUNK: usize = 500;
 const DOING: &str = "fill the sample billing";
 
-pub(super) async fn fill(store: &Sqlite, all: &[Filling], keep: bool) -> Result<Vec<Filled>> {
+pub(super) async fn fill(
+    store: &Sqlite,
+    all: &[Filling],
+    keep: bool,
+    told: Told<'_>,
+) -> Result<Vec<Filled>> {
     let mut writer = store.write().await;
     let mut tx = writer.begin().await?;
     let mut out = Vec::with_capacity(all.len());
+    let mut written = 0;
     for filling in all {
-        out.push(one(&mut tx, filling).await?);
+        out.push(one(&mut tx, filling, &mut written, told).await?);
     }
     if keep {
         tx.commit()
@@ -27,7 +33,12 @@ pub(super) async fn fill(store: &Sqlite, all: &[Filling], keep: bool) -> Result<
     Ok(out)
 }
 
-async fn one(tx: &mut SqliteConnection, filling: &Filling) -> Result<Filled> {
+async fn one(
+    tx: &mut SqliteConnection,
+    filling: &Filling,
+    written: &mut u64,
+    told: Told<'_>,
+) -> Result<Filled> {
     let Sheet { table, key, .. } = filling.sheet;
     let is_table: (bool,) = sqlx::query_as(
         "select exists (select 1 from sqlite_master where type = 'table' and lower(name) = ?1)",
@@ -58,8 +69,8 @@ async fn one(tx: &mut SqliteConnection, filling: &Filling) -> Result<Filled> {
         "select count(*) from {table} where {key} in (select value ->> '$.{key}' from json_each(?1))"
     );
     let (mut given_there, mut touched) = (0, 0);
-    for rows in filling.rows.chunks(CHUNK) {
-        let rows = text_of(rows);
+    for chunk in filling.rows.chunks(CHUNK) {
+        let rows = text_of(chunk);
         let (some,): (i64,) = sqlx::query_as(sqlx::AssertSqlSafe(known.clone()))
             .bind(&rows)
             .fetch_one(&mut *tx)
@@ -72,6 +83,8 @@ async fn one(tx: &mut SqliteConnection, filling: &Filling) -> Result<Filled> {
             .map_err(sql(DOING))?;
         given_there += some;
         touched += i64::try_from(done.rows_affected()).unwrap_or(i64::MAX);
+        *written += chunk.len() as u64;
+        told(*written);
     }
     Ok(filling.filled(there, given_there, touched))
 }

@@ -9,6 +9,8 @@
     reason = "a failed step fails the test"
 )]
 
+mod typed;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -17,6 +19,9 @@ const PREAMBLE: &str = r#"
 set -euo pipefail
 ip link set lo up
 ip address add 10.90.185.2/32 dev lo
+# Where the package puts the daemon's sockets.
+mount -t tmpfs none /run
+ln -s ~/ned/run /run/nas_event_daemon
 # Building and testing are the reader's; what is built is here already.
 cargo() {
     case "$1 $*" in
@@ -60,12 +65,17 @@ fn root() -> PathBuf {
 
 /// First line and text of every block that begins with three backticks and `sh`.
 fn blocks(page: &str) -> Vec<(usize, String)> {
+    blocks_of(page, "```sh")
+}
+
+/// The same of another kind.
+fn blocks_of(page: &str, kind: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut open: Option<(usize, usize, String)> = None;
     for (number, line) in page.lines().enumerate() {
         let bare = line.trim_start();
         match &mut open {
-            None if bare == "```sh" => {
+            None if bare == kind => {
                 open = Some((number + 2, line.len() - bare.len(), String::new()));
             }
             None => {}
@@ -222,6 +232,88 @@ fn a_newcomer_can_follow_the_russian_readme() {
         .collect()
     };
     assert_eq!(code("README.ru.md"), code("README.md"));
+}
+
+/// The prose says as much, too: as many points, rows and links in each section.
+#[test]
+fn the_russian_readme_is_as_full_as_the_english_one() {
+    let english = fullness(&page("README.md"));
+    let russian: Vec<_> = fullness(&page("README.ru.md"))
+        .into_iter()
+        // A glossary, which only the translation needs.
+        .filter(|section| section.heading != "## Слова")
+        .collect();
+    assert!(english.len() > 3, "{english:?}");
+    let all = |of: fn(&Section) -> usize| english.iter().map(of).sum::<usize>();
+    assert!(
+        all(|s| s.points) > 10 && all(|s| s.links) > 10,
+        "{english:?}"
+    );
+    assert_eq!(unequal(&english, &russian), "");
+    // A point, a row or a link that only one of them has is found.
+    let russian = page("README.ru.md");
+    let point = russian.lines().find(|line| line.starts_with("- ")).unwrap();
+    for planted in [
+        russian.replacen(point, "", 1),
+        russian.replacen("](", "", 1),
+        russian.replacen("\n## ", "\n| a | b |\n## ", 1),
+    ] {
+        let planted: Vec<_> = fullness(&planted)
+            .into_iter()
+            .filter(|section| section.heading != "## Слова")
+            .collect();
+        assert_ne!(unequal(&english, &planted), "");
+    }
+}
+
+#[derive(Debug, Default)]
+struct Section {
+    heading: String,
+    points: usize,
+    rows: usize,
+    links: usize,
+}
+
+/// What stands in each section, code left out.
+fn fullness(page: &str) -> Vec<Section> {
+    let (mut all, mut code) = (vec![Section::default()], false);
+    for line in page.lines() {
+        let bare = line.trim_start();
+        if bare.starts_with("```") {
+            code = !code;
+        } else if line.starts_with('#') && !code {
+            all.push(Section {
+                heading: line.to_owned(),
+                ..Section::default()
+            });
+        } else if let (Some(section), false) = (all.last_mut(), code) {
+            let number = bare.split_once(". ").map_or("", |(number, _)| number);
+            let numbered = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+            section.points += usize::from(bare.starts_with("- ") || numbered);
+            section.rows += usize::from(bare.starts_with('|'));
+            section.links += line.matches("](").count();
+        }
+    }
+    all
+}
+
+/// Sections that do not hold as much as their counterparts.
+fn unequal(one: &[Section], other: &[Section]) -> String {
+    let amounts = |s: &Section| {
+        (
+            s.heading.split(' ').next().map(str::to_owned),
+            s.points,
+            s.rows,
+            s.links,
+        )
+    };
+    let pairs = one.iter().zip(other);
+    let unequal = pairs.filter(|(a, b)| amounts(a) != amounts(b));
+    let mut said: Vec<String> = unequal.map(|(a, b)| format!("{a:?} {b:?}")).collect();
+    if one.len() != other.len() {
+        said.push(format!("{} sections and {}", one.len(), other.len()));
+    }
+    said.join("\n")
 }
 
 #[test]
