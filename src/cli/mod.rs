@@ -53,6 +53,7 @@ pub mod stack;
 pub mod table;
 pub mod token;
 pub mod verdict;
+pub mod verdict_device;
 pub mod waiting;
 pub mod why;
 

@@ -388,6 +388,26 @@ async fn the_device_is_asked_and_believed(kind: Kind) {
     session(&mine, &address(500));
     cause(&lab, 500, "open", live).await;
 
+    // An ISG answers in words of its own, and the others hold no session of the account.
+    let isg = radius::Sim::start(Options::default()).await.unwrap();
+    let port = isg.addr().port().to_string();
+    lab.nas(18, "Cisco-ISG", 2, &[("coa_port", port)]).await;
+    lab.sql("insert into nas_secret (nas_id, coa_secret) values (18, 'secret')")
+        .await;
+    lab.accounts(18, [510]).await;
+    ned(&lab, &["nas", "reload"]).await.fine();
+    let said = cause(&lab, 510, "device_unread", live).await;
+    assert!(
+        said["device"].as_str().unwrap().starts_with("no session"),
+        "{said}"
+    );
+    let (verdict, next) = (said["verdict"].to_string(), said["next"].to_string());
+    assert!(
+        verdict.contains("no session") && verdict.contains("cannot be compared"),
+        "{said}"
+    );
+    assert!(next.contains("account resync 510"), "{said}");
+
     drop(mine);
     cause(&lab, 500, "device_silent", &["--live", "--timeout", "5s"]).await;
     daemon.kill_9().await;
@@ -397,6 +417,12 @@ async fn without_a_daemon_the_database_says_why(kind: Kind) {
     let lab = Lab::new(kind, "").await;
     lab.nas(5, RECORD, 2, &[]).await;
     lab.accounts(5, [50]).await;
+    cause(&lab, 50, "never_sent", &[]).await;
+    let said = cause(&lab, 50, "no_daemon", &["--live"]).await;
+    assert!(
+        said["verdict"].to_string().contains("was not asked"),
+        "{said}"
+    );
     post(&lab, "user_add", 50).await;
     let said = cause(&lab, 50, "no_daemon", &[]).await;
     assert!(
