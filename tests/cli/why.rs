@@ -172,6 +172,11 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
             .contains("user_add done"),
         "{said}"
     );
+    let answer = said["last_answer"].as_str().unwrap();
+    assert!(
+        answer.contains("cmd=user_add") && answer.contains("end result=done"),
+        "{said}"
+    );
     assert_eq!(
         said["wants"],
         "user_add, user_rate_set, user_accept, user_redirect_cancel"
@@ -208,6 +213,11 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     let said = cause(&lab, 100, "login_refused", &[]).await;
     assert!(!said.to_string().contains("wrong\""), "no password: {said}");
     let said = cause(&lab, 110, "dead", &[]).await;
+    let answer = said["last_answer"].as_str().unwrap();
+    assert!(
+        answer.contains("cmd=user_add") && answer.contains("end result=dead"),
+        "{said}"
+    );
     assert!(
         said["next"].as_str().unwrap().contains("event retry"),
         "{said}"
