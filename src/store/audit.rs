@@ -4,7 +4,6 @@
 use serde::Serialize;
 
 use super::{Post, Posted, Result, Store};
-use crate::clock;
 use crate::event::{CompactEvent, EventId};
 
 /// One change.
@@ -94,16 +93,6 @@ pub async fn audit_rows(
         }
     });
     Ok(each.collect())
-}
-
-/// Deletes at most `limit` rows from before `before_ms` (wall ms), the oldest first; how many.
-pub async fn prune_audit(store: &dyn Store, before_ms: i64, limit: usize) -> Result<u64> {
-    let before = clock::utc_text(before_ms);
-    // The zone is for PostgreSQL, whatever its setting; SQLite compares as far as its texts go.
-    let text = format!(
-        "delete from audit where id in (select id from audit order by id limit {limit}) and at < '{before}+00'"
-    );
-    store.sql(&text, true).await.map(|answer| answer.changed)
 }
 
 #[cfg(test)]

@@ -279,6 +279,11 @@ fn migrator() -> Migrator {
             "dead_by_nas",
             include_str!("../../../migrations/sqlite/0010_dead_by_nas.sql"),
         ),
+        (
+            11,
+            "audit_guard",
+            include_str!("../../../migrations/sqlite/0011_audit_guard.sql"),
+        ),
     ])
 }
 
@@ -452,6 +457,10 @@ impl Store for Sqlite {
         user: Option<UserId>,
     ) -> Result<Vec<AccountFlags>> {
         nas::account_flags(self, nas, user).await
+    }
+
+    async fn prune_audit(&self, before_ms: i64, limit: usize) -> Result<u64> {
+        look::prune_audit(self, before_ms, limit).await
     }
 
     async fn prune_done(&self, before_ms: i64, limit: usize) -> Result<u64> {
