@@ -270,12 +270,23 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
         said["verdict"].as_str().unwrap().contains("coa_secret"),
         "{said}"
     );
-    let said = on_a_full_disk(&lab, 110).await;
-    assert_eq!(said["cause"], "disk_full", "{said}");
-    assert!(
-        said["next"].as_str().unwrap().contains("logs prune"),
-        "{said}"
+    // Where the logs lie, and where the database lies, if it is a file.
+    let mut disks = vec![lab.path("log")];
+    disks.extend(
+        lab.db
+            .file()
+            .and_then(|file| Some(file.parent()?.to_owned())),
     );
+    for disk in disks {
+        let said = on_a_full_disk(&lab, 110, &disk).await;
+        assert_eq!(said["cause"], "disk_full", "{said}");
+        let verdict = said["verdict"].as_str().unwrap();
+        assert!(verdict.contains(&disk.display().to_string()), "{said}");
+        assert!(
+            said["next"].as_str().unwrap().contains("logs prune"),
+            "{said}"
+        );
+    }
     let waiting = cause(&lab, 113, "deferred", &[]).await;
     let id = waiting["waiting"]
         .as_str()
@@ -304,9 +315,12 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     daemon.kill_9().await;
 }
 
-/// The same question where the directory of the logs is a file system without room.
-async fn on_a_full_disk(lab: &Lab, user: i64) -> Value {
-    let script = "mount -t tmpfs -o size=64k none \"$1\" && exec \"$2\" -o json why \"$3\"";
+/// The same question where this directory is a file system without room; what is in it goes along.
+async fn on_a_full_disk(lab: &Lab, user: i64, disk: &std::path::Path) -> Value {
+    // Room for a database, and for nothing that a daemon would still write: `ROOM_MIN` of `why`.
+    let script = "copy=$(mktemp -d) && cp -a \"$1/.\" \"$copy\" && \
+                  mount -t tmpfs -o size=12m none \"$1\" && cp -a \"$copy/.\" \"$1\" && \
+                  rm -r \"$copy\" && exec \"$2\" -o json why \"$3\"";
     #[expect(
         clippy::disallowed_methods,
         reason = "a mount of its own needs unshare(1)"
@@ -314,7 +328,7 @@ async fn on_a_full_disk(lab: &Lab, user: i64) -> Value {
     let mut command = tokio::process::Command::new("unshare");
     command
         .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
-        .arg(lab.path("log"))
+        .arg(disk)
         .arg(env!("CARGO_BIN_EXE_nas_event_daemon"))
         .arg(user.to_string())
         .env("NED_CONFIG", lab.path("ned.toml"))
