@@ -293,6 +293,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         status: status.clone(),
         limited: Arc::clone(&limited),
         held,
+        logs: logs.clone(),
     };
     let alarm = config.alarm.clone();
     tasks.spawn(alarms::run(

@@ -2,6 +2,7 @@
 //! sockets' bounds over real connections on loopback.
 
 #[cfg(test)]
+mod alarms;
 mod billing;
 #[cfg(test)]
 mod classic;
