@@ -444,6 +444,9 @@ pub trait Store: Send + Sync {
     /// nothing can be changed unless `write`.
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer>;
 
+    /// Whether [`Store::sql`] would refuse a statement for its words alone.
+    fn sql_allowed(&self, statement: &str, write: bool) -> Result<()>;
+
     /// Writes a copy of the whole database as it stands at one moment into a new file, while the
     /// daemon goes on. Only where the database is a file.
     async fn backup(&self, _to: &std::path::Path) -> Result<()> {

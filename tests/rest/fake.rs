@@ -442,6 +442,9 @@ impl Store for Fake {
         Ok(())
     }
 
+    fn sql_allowed(&self, _: &str, _: bool) -> Result<()> {
+        no()
+    }
     async fn sql(&self, _: &str, _: bool) -> Result<SqlAnswer> {
         no()
     }

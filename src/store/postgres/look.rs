@@ -340,11 +340,8 @@ const PLANNED: [&str; 9] = [
     "select", "with", "values", "table", "insert", "update", "delete", "merge", "create",
 ];
 
-pub(super) async fn sql_statement(
-    store: &Postgres,
-    statement: &str,
-    write: bool,
-) -> Result<SqlAnswer> {
+/// The word that a statement begins with, if its words allow it.
+pub(super) fn allowed(statement: &str, write: bool) -> Result<String> {
     let lower = statement.to_ascii_lowercase();
     operator::hides_secrets(&lower)?;
     if let Some(way) = AROUND.iter().find(|way| lower.contains(**way)) {
@@ -381,6 +378,15 @@ pub(super) async fn sql_statement(
             "{first:?} of so much is not allowed here: our tables and the audit may be in it"
         )));
     }
+    Ok(first)
+}
+
+pub(super) async fn sql_statement(
+    store: &Postgres,
+    statement: &str,
+    write: bool,
+) -> Result<SqlAnswer> {
+    let first = allowed(statement, write)?;
     // A connection of its own: what the statement sets, creates or leaves open ends with it.
     let mut conn = connection::open(&store.options)
         .await

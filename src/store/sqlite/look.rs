@@ -338,11 +338,8 @@ const DETOURS: [&str; 4] = [
 /// In `p5`: `p2` is no page but the number of a register (sqlite.org, `OPFLAG_P2ISREG`).
 const IN_REGISTER: i64 = 0x10;
 
-pub(super) async fn sql_statement(
-    store: &Sqlite,
-    statement: &str,
-    write: bool,
-) -> Result<SqlAnswer> {
+/// The word that a statement begins with, if its words allow it.
+pub(super) fn allowed(statement: &str, write: bool) -> Result<String> {
     let lower = statement.to_ascii_lowercase();
     operator::hides_secrets(&lower)?;
     if let Some(way) = DETOURS.iter().find(|way| lower.contains(**way)) {
@@ -377,6 +374,15 @@ pub(super) async fn sql_statement(
             )));
         }
     }
+    Ok(first)
+}
+
+pub(super) async fn sql_statement(
+    store: &Sqlite,
+    statement: &str,
+    write: bool,
+) -> Result<SqlAnswer> {
+    let first = allowed(statement, write)?;
     let text = sqlx::AssertSqlSafe(statement.to_owned());
     let mut answer = SqlAnswer::default();
     if write {

@@ -499,6 +499,10 @@ impl Store for Sqlite {
         sample::fill(self, all, keep).await
     }
 
+    fn sql_allowed(&self, statement: &str, write: bool) -> Result<()> {
+        look::allowed(statement, write).map(|_| ())
+    }
+
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {
         look::sql_statement(self, statement, write).await
     }
