@@ -15,7 +15,7 @@ use super::exit::{DONE, FAILED, Failed, Outcome, PART_FAILED, REFUSED, USAGE, re
 use super::progress::Progress;
 use super::request::Request;
 use super::table::Table;
-use super::{Console, logs, who};
+use super::{Console, Reason, logs, who};
 use crate::clock;
 use crate::config::parse_duration;
 use crate::event::EventId;
@@ -151,6 +151,8 @@ pub struct Retry {
     /// One after the other, all within this time: a NAS that has just come back gets no rush
     #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "state")]
     spread: Option<Duration>,
+    #[command(flatten)]
+    reason: Reason,
 }
 
 /// Which events to give up.
@@ -176,10 +178,14 @@ impl Retry {
     /// The same over the API.
     pub fn request(&self) -> Option<Request> {
         match (self.ids.as_slice(), &self.state) {
-            ([id], None) => Some(Request::post(format!("/api/v1/events/{id}/retry"), &[])),
+            ([id], None) => {
+                let path = format!("/api/v1/events/{id}/retry");
+                Some(Request::post(path, &[self.reason.field()]))
+            }
             ([], Some(state)) if !self.which.is_only_here() => {
                 let spread = self.spread.map(|time| format!("{}ms", time.as_millis()));
-                let order = self.which.order(Some(state), ("spread", json!(spread)));
+                let mut order = self.which.order(Some(state), ("spread", json!(spread)));
+                order.push(self.reason.field());
                 Some(Request::post("/api/v1/events/retry", &order))
             }
             _ => None,
@@ -238,7 +244,7 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
         }
         match store.retry_dead(row.id).await? {
             Some(new) => {
-                let detail = format!("event={} as={new}", row.id);
+                let detail = args.reason.of(&format!("event={} as={new}", row.id));
                 store.audit(&who(), "retry", &detail).await?;
                 table.push(vec![json!(row.id), json!(new)]);
             }

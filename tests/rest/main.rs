@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod alarms;
+#[cfg(test)]
 mod billing;
 #[cfg(test)]
 mod classic;
