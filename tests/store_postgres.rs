@@ -341,6 +341,13 @@ async fn secrets_are_not_reached_by_detours() {
         "select lo_import('/etc/passwd')".to_owned(),
         "create materialized view stolen as select * from cards".to_owned(),
         "select * into stolen from cards".to_owned(),
+        "create or replace temp view shown (a) as (select password from cards)".to_owned(),
+        "create view shown as select password from cards with check option".to_owned(),
+        "create view shown /* as */ as select password from cards".to_owned(),
+        "create foreign table f (a text) server s options (table_name 'nas_'\n'secret')".to_owned(),
+        "create publication p for all tables".to_owned(),
+        "grant select on all tables in schema public to public".to_owned(),
+        "grant current_user to public".to_owned(),
         "merge into users u using cards c on u.id = c.nas_id when matched then update set login = c.password".to_owned(),
         // What takes the audit along.
         "drop schema public cascade".to_owned(),

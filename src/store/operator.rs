@@ -17,6 +17,15 @@ const AROUND: [&str; 2] = ["with", "explain"];
 /// What that other one may not be.
 const CHANGING: [&str; 3] = ["update", "delete", "merge"];
 
+/// `create or replace temporary recursive view`
+const VIEW_WITHIN: usize = 6;
+/// How PostgreSQL's `create view` may end after its body.
+const CHECKS: [&str; 3] = [
+    "with check option",
+    "with local check option",
+    "with cascaded check option",
+];
+
 /// The word that a statement begins with, in small letters; empty if it begins with a comment.
 pub(super) fn first_word(lower: &str) -> String {
     lower
@@ -68,6 +77,31 @@ pub(super) fn keeps_the_audit(lower: &str, first: &str) -> Result<()> {
         "the audit table is only ever appended to; audit.keep says how long its rows are kept"
             .to_owned(),
     ))
+}
+
+/// What a statement would read, if that is another statement inside it: the body of a view that it
+/// creates. A view shows later, also to expansion, what was not read when it was made.
+pub(super) fn body<'a>(statement: &'a str, first: &str) -> Option<&'a str> {
+    let lower = statement.to_ascii_lowercase();
+    let commented = lower.contains("/*") || lower.contains("--");
+    let within = if commented { usize::MAX } else { VIEW_WITHIN };
+    if first != "create" || !words(&lower).take(within).any(|word| word == "view") {
+        return None;
+    }
+    // What is not the word itself (in a comment, in a name) leaves a rest that is no statement.
+    let at = lower.match_indices("as").find(|(at, word)| {
+        let before = lower.get(..*at).and_then(|text| text.chars().last());
+        let after = lower
+            .get(at + word.len()..)
+            .and_then(|text| text.chars().next());
+        let apart = |c: Option<char>| c.is_none_or(|c| !c.is_ascii_alphanumeric() && c != '_');
+        apart(before) && apart(after)
+    });
+    let from = at.map_or(lower.len(), |(at, word)| at + word.len());
+    let end = CHECKS
+        .iter()
+        .find_map(|check| lower.trim_end().strip_suffix(check));
+    statement.get(from..end.map_or(statement.len(), |kept| kept.len().max(from)))
 }
 
 /// Whether a text is one statement by SQLite's rules of quoting (sqlite.org, "SQL Language
@@ -149,6 +183,35 @@ mod tests {
             "/* select */ drop table audit",
         ] {
             assert!(refused(change), "{change}");
+        }
+    }
+
+    #[test]
+    fn the_body_of_a_view_is_found() {
+        for (view, inner) in [
+            ("create view v as select 1", Some(" select 1")),
+            (
+                "CREATE OR REPLACE TEMP VIEW cases (a) As(select 1)",
+                Some("(select 1)"),
+            ),
+            (
+                "create view v as select 1 with local check option",
+                Some(" select 1 "),
+            ),
+            (
+                "create view v /* as */ as select 1",
+                Some(" */ as select 1"),
+            ),
+            (
+                "create /* a b c d e f */ view v as select 1",
+                Some(" select 1"),
+            ),
+            ("create view v", Some("")),
+            ("create table view_of (a text)", None),
+            ("select 1 as view", None),
+        ] {
+            let first = first_word(&view.to_ascii_lowercase());
+            assert_eq!(body(view, &first), inner, "{view}");
         }
     }
 

@@ -118,6 +118,7 @@ pub(super) async fn secrets_are_never_readable_by_statements(db: Db) {
         "alter table nas_secret rename to open",
         "attach 'elsewhere.db' as elsewhere",
         "vacuum into 'elsewhere.db'",
+        "create virtual table found using fts5(password, content=cards)",
     ] {
         assert!(db.store.sql(statement, true).await.is_err(), "{statement}");
     }
@@ -146,6 +147,11 @@ pub(super) async fn secrets_are_never_readable_by_statements(db: Db) {
             true,
         ),
         ("create table stolen as select * from cards_again", true),
+        // Expansion would read it, too.
+        (
+            "create view shown as select id as user_id, password as comment from cards",
+            true,
+        ),
     ] {
         let refused = db.store.sql(statement, write).await;
         let Err(Error::Refused(text)) = refused else {
@@ -155,6 +161,13 @@ pub(super) async fn secrets_are_never_readable_by_statements(db: Db) {
             text.contains("would read nas_secret"),
             "{statement}: {text}"
         );
+    }
+    for fine in [
+        "create view logins as select id, login from users",
+        "insert into copied select id, login from logins",
+        "delete from copied",
+    ] {
+        db.store.sql(fine, true).await.unwrap();
     }
     let copied = "select count(*) from copied";
     let copied = db.store.sql(copied, false).await.unwrap().rows;

@@ -315,7 +315,7 @@ const CHANGES: [&str; 23] = [
     "begin", "start", "commit", "end", "rollback",
 ];
 /// What `create` and `alter` may not name, for the same reason.
-const CODE: [&str; 8] = [
+const CODE: [&str; 12] = [
     "function",
     "procedure",
     "routine",
@@ -324,6 +324,11 @@ const CODE: [&str; 8] = [
     "aggregate",
     "trigger",
     "rule",
+    // What another server would show, or be shown.
+    "foreign",
+    "server",
+    "publication",
+    "subscription",
 ];
 
 /// What `drop` and `alter` may not name: our tables, or what their triggers are written in, go with it.
@@ -373,6 +378,13 @@ pub(super) fn allowed(statement: &str, write: bool) -> Result<String> {
             if makes_code { " with code" } else { "" }
         )));
     }
+    if first == "grant" && (!has(&["on"]) || has(&["tables"])) {
+        return Err(Error::Refused(
+            "grant names its tables here: of a role, or of all tables, it could show those that are \
+             never readable"
+                .to_owned(),
+        ));
+    }
     if write && ["drop", "alter"].contains(&first.as_str()) && has(&WHOLE) {
         return Err(Error::Refused(format!(
             "{first:?} of so much is not allowed here: our tables and the audit may be in it"
@@ -405,24 +417,25 @@ pub(super) async fn sql_statement(
 /// Asks the server which tables the statement would read. What functions read inside is not in
 /// the plan: those that run a text are refused by name, those of the billing are its own affair.
 async fn reads_nothing_hidden(conn: &mut PgConnection, first: &str, statement: &str) -> Result<()> {
+    let view = operator::body(statement, first).filter(|_| !statement_is_copy(statement));
     let explained = match first {
         "explain" => after_explain(statement),
-        _ => statement,
+        _ => view.unwrap_or(statement),
     };
     let inner = operator::first_word(&explained.to_ascii_lowercase());
     if !PLANNED.contains(&inner.as_str()) {
-        return match first {
-            "explain" => Err(Error::Refused(format!(
-                "no plan is shown of {inner:?}: what it would read cannot be seen"
-            ))),
-            _ => Ok(()),
-        };
+        if first != "explain" && view.is_none() {
+            return Ok(());
+        }
+        return Err(Error::Refused(format!(
+            "{inner:?} has no plan: what it would read cannot be seen"
+        )));
     }
     let text = sqlx::AssertSqlSafe(format!("explain (format json) {explained}"));
     let row = match sqlx::raw_sql(text).fetch_one(conn).await {
         Ok(row) => row,
         // Of what is created only `as select` has a plan; the rest reads nothing.
-        Err(sqlx::Error::Database(_)) if first == "create" => return Ok(()),
+        Err(sqlx::Error::Database(_)) if first == "create" && view.is_none() => return Ok(()),
         Err(error) => return Err(sql("run the statement")(error)),
     };
     let plan = value_text(&row, 0).map_err(sql("read the statement's plan"))?;
@@ -433,6 +446,12 @@ async fn reads_nothing_hidden(conn: &mut PgConnection, first: &str, statement: &
         }
     }
     Ok(())
+}
+
+/// A materialized view has a plan of its own.
+fn statement_is_copy(statement: &str) -> bool {
+    let lower = statement.to_ascii_lowercase();
+    operator::words(&lower).nth(1) == Some("materialized")
 }
 
 /// What `explain` with its options is about.
