@@ -216,6 +216,15 @@ async fn named(store: &dyn Store, ids: &[i64]) -> Result<Vec<EventRow>, Failed> 
     Ok(rows)
 }
 
+/// What is noted of many events before anything is done to them.
+fn meant(rows: &[EventRow]) -> String {
+    let ids = || rows.iter().map(|row| row.id);
+    match (ids().min(), ids().max()) {
+        (Some(first), Some(last)) => format!("n={} events={first}..{last}", rows.len()),
+        _ => "n=0".to_owned(),
+    }
+}
+
 /// Posts dead events anew.
 pub async fn retry(console: &Console, args: Retry) -> Outcome {
     let store = console.store(&console.config()?).await?;
@@ -235,6 +244,11 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
     let pause = args.spread.unwrap_or_default();
     let pause = pause.checked_div(u32::try_from(rows.len()).unwrap_or(u32::MAX));
     let pause = pause.unwrap_or_default();
+    if bulk {
+        // Before the first of them: who is killed in the middle has changed something.
+        let detail = args.reason.of(&meant(&rows));
+        store.audit(&who(), "retry_many", &detail).await?;
+    }
     let mut table = Table::new(&["id", "retried_as"]);
     let mut skipped = Vec::new();
     let bar = Progress::of("retrying", rows.len() as u64);
@@ -278,6 +292,7 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
 pub async fn give_up(console: &Console, args: Give) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
+    let bulk = args.state.is_some();
     let rows = match args.state {
         Some(state) => args.which.all(store.as_ref(), state).await?,
         None => named(store.as_ref(), &args.ids).await?,
@@ -296,6 +311,10 @@ pub async fn give_up(console: &Console, args: Give) -> Outcome {
         return Ok(REFUSED);
     }
     let ctl = Ctl::new(&config)?;
+    if bulk {
+        let detail = format!("{} why={:?}", meant(&rows), args.reason);
+        store.audit(&who(), "drop_many", &detail).await?;
+    }
     let mut table = Table::new(&["id", "result"]);
     let mut refused = 0;
     let mut failed = None;

@@ -56,7 +56,9 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
     lab.sql(&format!(
         "insert into events_stack (id, event_type, user_id, nas_id, params, class, event_date, state) values {};
          insert into events_dead (id, event_type, user_id, nas_id, class, event_date, reason) values
-           (900010, 'user_add', 7, 5, 1, '2026-01-01 00:00:00', 'x')",
+           (900010, 'user_add', 7, 5, 1, '2026-01-01 00:00:00', 'x'),
+           (900011, 'user_add', 8, 5, 1, '2026-01-01 00:00:00', 'x'),
+           (900012, 'user_add', 9, 5, 1, '2026-01-01 00:00:00', 'x')",
         held.join(", ")
     ))
     .await;
@@ -89,6 +91,18 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
             ],
             Some("guard allow"),
             &["batch=1 source=Some(\"crm\")", "max=9 why=\"tariffs\""],
+        ),
+        (
+            &[
+                "event", "retry", "--state", "dead", "--user", "8", "--reason", "a try",
+            ],
+            Some("retry_many"),
+            &["n=1 events=900011..900011 why=\"a try\""],
+        ),
+        (
+            &["event", "drop", "--state", "dead", "-y", "--reason", "gone"],
+            Some("drop_many"),
+            &["n=1 events=900012..900012 why=\"gone\""],
         ),
         (&["guard", "list"], None, &[]),
         (
@@ -193,9 +207,15 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
             assert_eq!(fresh, Vec::<Value>::new(), "{args:?}");
             continue;
         };
-        // What a resync posts is noted by the posting, too.
-        if what == "resync" {
-            fresh.retain(|row| row["what"] != "post");
+        // Each part of these is noted, too.
+        for (many, part) in [
+            ("resync", "post"),
+            ("retry_many", "retry"),
+            ("drop_many", "drop"),
+        ] {
+            if what == many {
+                fresh.retain(|row| row["what"] != part);
+            }
         }
         let [row] = fresh.as_slice() else {
             panic!("{args:?}: {fresh:?}")
