@@ -300,12 +300,25 @@ async fn a_producer_needs_cmd_and_user_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_are_not_reached_by_detours() {
     let db = filled().await;
+    db.sql("create view cards as select nas_id, password from nas_secret")
+        .await;
     for statement in [
         "select * from U&\"nas\\005fsecret\"",
         "select query_to_xml('select * from nas_' || 'sec' || 'ret', true, true, '')",
         "select most_common_vals from pg_stats where tablename like 'nas_sec%'",
         "copy users to program 'cat'",
         "do $$ begin null; end $$",
+        "select pg_read_file('pg_hba.conf')",
+        "select get_raw_page('nas_' || 'secret', 0)",
+        // Under another name: a plan and what it counts tell of rows, too.
+        "select * from cards",
+        "(select password from cards)",
+        "table cards",
+        "explain analyze select * from cards where password like 'a%'",
+        "explain (costs off, analyze) select * from cards",
+        "explain analyze(select * from cards)",
+        "explain/**/analyze select * from cards",
+        "explain ( costs off ) (select * from cards)",
     ] {
         let answer = db.store.sql(statement, false).await;
         assert!(
@@ -325,6 +338,22 @@ async fn secrets_are_not_reached_by_detours() {
         "execute p".to_owned(),
         "call f()".to_owned(),
         "copy users to stdout".to_owned(),
+        "select lo_import('/etc/passwd')".to_owned(),
+        "create materialized view stolen as select * from cards".to_owned(),
+        "select * into stolen from cards".to_owned(),
+        "create or replace temp view shown (a) as (select password from cards)".to_owned(),
+        "create view shown as select password from cards with check option".to_owned(),
+        "create view shown /* as */ as select password from cards".to_owned(),
+        "create foreign table f (a text) server s options (table_name 'nas_'\n'secret')".to_owned(),
+        "create publication p for all tables".to_owned(),
+        "grant select on all tables in schema public to public".to_owned(),
+        "grant current_user to public".to_owned(),
+        "merge into users u using cards c on u.id = c.nas_id when matched then update set login = c.password".to_owned(),
+        // What takes the audit along.
+        "drop schema public cascade".to_owned(),
+        "drop owned by current_user".to_owned(),
+        "drop extension plpgsql cascade".to_owned(),
+        "alter role current_user set session_replication_role = replica".to_owned(),
         "select ts_rewrite('a'::tsquery, 'select password::tsquery, login::tsquery from nas_' || 'secret')".to_owned(),
     ] {
         let answer = db.store.sql(&statement, true).await;

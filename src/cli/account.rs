@@ -8,7 +8,7 @@ use super::exit::{DONE, Failed, NOT_FOUND, Outcome};
 use super::logs::{self, Look};
 use super::request::Request;
 use super::table::Table;
-use super::{Console, resync};
+use super::{Console, Reason, resync};
 use crate::event::UserId;
 use crate::store::query::{Model, Query};
 use crate::store::{Filter, Store};
@@ -32,6 +32,9 @@ pub enum Verb {
     Resync {
         /// users.id
         user: i64,
+        /// Why.
+        #[command(flatten)]
+        reason: Reason,
     },
 }
 
@@ -88,9 +91,9 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             logs::shown(console, &path, &args.look).await
         }
         Verb::History(args) => history(console, store.as_ref(), args).await,
-        Verb::Resync { user } => {
+        Verb::Resync { user, reason } => {
             let whom = resync::Whom::Account(UserId(user));
-            resync::resync(console, &config, store, whom, None).await
+            resync::resync(console, &config, store, whom, None, &reason).await
         }
     }
 }

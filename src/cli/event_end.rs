@@ -15,7 +15,7 @@ use super::exit::{DONE, FAILED, Failed, Outcome, PART_FAILED, REFUSED, USAGE, re
 use super::progress::Progress;
 use super::request::Request;
 use super::table::Table;
-use super::{Console, logs, who};
+use super::{Console, Reason, logs, who};
 use crate::clock;
 use crate::config::parse_duration;
 use crate::event::EventId;
@@ -151,6 +151,8 @@ pub struct Retry {
     /// One after the other, all within this time: a NAS that has just come back gets no rush
     #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "state")]
     spread: Option<Duration>,
+    #[command(flatten)]
+    reason: Reason,
 }
 
 /// Which events to give up.
@@ -176,10 +178,14 @@ impl Retry {
     /// The same over the API.
     pub fn request(&self) -> Option<Request> {
         match (self.ids.as_slice(), &self.state) {
-            ([id], None) => Some(Request::post(format!("/api/v1/events/{id}/retry"), &[])),
+            ([id], None) => {
+                let path = format!("/api/v1/events/{id}/retry");
+                Some(Request::post(path, &[self.reason.field()]))
+            }
             ([], Some(state)) if !self.which.is_only_here() => {
                 let spread = self.spread.map(|time| format!("{}ms", time.as_millis()));
-                let order = self.which.order(Some(state), ("spread", json!(spread)));
+                let mut order = self.which.order(Some(state), ("spread", json!(spread)));
+                order.push(self.reason.field());
                 Some(Request::post("/api/v1/events/retry", &order))
             }
             _ => None,
@@ -210,6 +216,15 @@ async fn named(store: &dyn Store, ids: &[i64]) -> Result<Vec<EventRow>, Failed> 
     Ok(rows)
 }
 
+/// What is noted of many events before anything is done to them.
+fn meant(rows: &[EventRow]) -> String {
+    let ids = || rows.iter().map(|row| row.id);
+    match (ids().min(), ids().max()) {
+        (Some(first), Some(last)) => format!("n={} events={first}..{last}", rows.len()),
+        _ => "n=0".to_owned(),
+    }
+}
+
 /// Posts dead events anew.
 pub async fn retry(console: &Console, args: Retry) -> Outcome {
     let store = console.store(&console.config()?).await?;
@@ -229,6 +244,11 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
     let pause = args.spread.unwrap_or_default();
     let pause = pause.checked_div(u32::try_from(rows.len()).unwrap_or(u32::MAX));
     let pause = pause.unwrap_or_default();
+    if bulk {
+        // Before the first of them: who is killed in the middle has changed something.
+        let detail = args.reason.of(&meant(&rows));
+        store.audit(&who(), "retry_many", &detail).await?;
+    }
     let mut table = Table::new(&["id", "retried_as"]);
     let mut skipped = Vec::new();
     let bar = Progress::of("retrying", rows.len() as u64);
@@ -238,7 +258,7 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
         }
         match store.retry_dead(row.id).await? {
             Some(new) => {
-                let detail = format!("event={} as={new}", row.id);
+                let detail = args.reason.of(&format!("event={} as={new}", row.id));
                 store.audit(&who(), "retry", &detail).await?;
                 table.push(vec![json!(row.id), json!(new)]);
             }
@@ -272,6 +292,7 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
 pub async fn give_up(console: &Console, args: Give) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
+    let bulk = args.state.is_some();
     let rows = match args.state {
         Some(state) => args.which.all(store.as_ref(), state).await?,
         None => named(store.as_ref(), &args.ids).await?,
@@ -290,6 +311,10 @@ pub async fn give_up(console: &Console, args: Give) -> Outcome {
         return Ok(REFUSED);
     }
     let ctl = Ctl::new(&config)?;
+    if bulk {
+        let detail = format!("{} why={:?}", meant(&rows), args.reason);
+        store.audit(&who(), "drop_many", &detail).await?;
+    }
     let mut table = Table::new(&["id", "result"]);
     let mut refused = 0;
     let mut failed = None;

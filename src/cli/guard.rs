@@ -10,7 +10,7 @@ use serde_json::json;
 use super::event::time;
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, PART_FAILED, USAGE, remark, say};
 use super::table::Table;
-use super::{Console, who};
+use super::{Console, Reason, who};
 use crate::clock;
 use crate::config::parse_duration;
 use crate::event::{Cmd, EventId};
@@ -18,6 +18,9 @@ use crate::store::{EventRow, Filter, GuardOrder, OrderKind, Store};
 
 /// Rows of a page; the store's own limit.
 const PAGE: usize = 1_000;
+
+/// Held events that the audit names one by one.
+const NAMED: usize = 100;
 
 /// Verbs of the intent guard.
 #[derive(Debug, Subcommand)]
@@ -34,6 +37,9 @@ pub enum Verb {
     Revoke {
         /// Its number in `guard list`
         id: i64,
+        /// Why.
+        #[command(flatten)]
+        reason: Reason,
     },
 }
 
@@ -52,6 +58,9 @@ pub struct Which {
     /// Of these only this command
     #[arg(long, conflicts_with = "ids")]
     cmd: Option<String>,
+    /// Why.
+    #[command(flatten)]
+    reason: Reason,
 }
 
 /// A batch that is meant.
@@ -75,6 +84,9 @@ pub struct Allow {
     /// Again each month, on this day and hour (UTC)
     #[arg(long)]
     monthly: bool,
+    /// Why.
+    #[command(flatten)]
+    reason: Reason,
 }
 
 /// A moment in the server's time zone, wall ms.
@@ -129,7 +141,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Approve(which) => approve(store, which).await,
         Verb::Deny(which) => deny(console, store, which).await,
         Verb::Allow(args) => allow(console, store, args).await,
-        Verb::Revoke { id } if console.dry_run => {
+        Verb::Revoke { id, .. } if console.dry_run => {
             let orders = store.guard_orders().await?;
             let is_it = |order: &GuardOrder| order.id == id && order.kind == OrderKind::Allow;
             let known = orders.iter().any(is_it);
@@ -140,14 +152,13 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             });
             Ok(if known { DONE } else { NOT_FOUND })
         }
-        Verb::Revoke { id } => {
+        Verb::Revoke { id, reason } => {
             if !store.remove_guard_order(id, OrderKind::Allow).await? {
                 let text = format!("there is no announced batch {id}\nhint: see guard list");
                 return Err(Failed::new(NOT_FOUND, text));
             }
-            store
-                .audit(&who(), "guard revoke", &format!("batch={id}"))
-                .await?;
+            let detail = reason.of(&format!("batch={id}"));
+            store.audit(&who(), "guard revoke", &detail).await?;
             remark(format!("the announced batch {id} was taken back"));
             Ok(DONE)
         }
@@ -294,12 +305,13 @@ async fn approve(store: &dyn Store, which: Which) -> Outcome {
             store.add_guard_order(&order(Some(h.row.id))).await?;
         }
     }
-    let detail = format!(
-        "events={} source={:?} cmd={:?}",
+    let detail = which.reason.of(&format!(
+        "events={} source={:?} cmd={:?} ids={}",
         held.len(),
         which.source,
-        which.cmd
-    );
+        which.cmd,
+        numbers(held.iter().map(|h| h.row.id))
+    ));
     store.audit(&who(), "guard approve", &detail).await?;
     say(held.len().to_string());
     remark(format!(
@@ -312,21 +324,47 @@ async fn approve(store: &dyn Store, which: Which) -> Outcome {
 async fn deny(console: &Console, store: &dyn Store, which: Which) -> Outcome {
     let (held, missing) = chosen(store, &which).await?;
     let mut table = Table::new(&["id", "result"]);
-    let mut done = 0;
+    let mut gone = Vec::new();
+    let colon = if which.reason.reason.is_empty() {
+        ""
+    } else {
+        ": "
+    };
+    let why = format!(
+        "{}: denied at the guard{colon}{}",
+        who(),
+        which.reason.reason
+    );
     for h in &held {
-        let why = format!("{}: denied at the guard", who());
         if store.drop_event(h.row.id, &why).await? {
-            done += 1;
+            gone.push(h.row.id);
             table.push(vec![json!(h.row.id), json!("dropped")]);
         }
     }
-    let detail = format!(
-        "events={done} source={:?} cmd={:?}",
-        which.source, which.cmd
-    );
+    let detail = which.reason.of(&format!(
+        "events={} source={:?} cmd={:?} ids={}",
+        gone.len(),
+        which.source,
+        which.cmd,
+        numbers(gone.iter().copied())
+    ));
     store.audit(&who(), "guard deny", &detail).await?;
     console.list(&table);
-    told(&missing, done)
+    told(&missing, gone.len())
+}
+
+/// Numbers of events for the audit: the smallest and the largest of many.
+fn numbers(ids: impl Iterator<Item = EventId>) -> String {
+    let mut ids: Vec<EventId> = ids.collect();
+    ids.sort_unstable();
+    match ids.as_slice() {
+        [first, .., last] if ids.len() > NAMED => format!("{first}..{last}"),
+        ids => ids
+            .iter()
+            .map(EventId::to_string)
+            .collect::<Vec<_>>()
+            .join(","),
+    }
 }
 
 async fn allow(console: &Console, store: &dyn Store, args: Allow) -> Outcome {
@@ -354,10 +392,10 @@ async fn allow(console: &Console, store: &dyn Store, args: Allow) -> Outcome {
         return Ok(DONE);
     }
     let id = store.add_guard_order(&order).await?;
-    let detail = format!(
+    let detail = args.reason.of(&format!(
         "batch={id} source={:?} cmd={:?} max={}",
         order.source, order.cmd, order.most
-    );
+    ));
     store.audit(&who(), "guard allow", &detail).await?;
     say(id.to_string());
     Ok(DONE)

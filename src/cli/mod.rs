@@ -53,6 +53,7 @@ pub mod stack;
 pub mod table;
 pub mod token;
 pub mod verdict;
+pub mod verdict_device;
 pub mod waiting;
 pub mod why;
 
@@ -63,7 +64,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::config::Config;
@@ -317,7 +318,7 @@ impl Verb {
             | Self::Version => true,
             Self::Nas(verb) => !matches!(
                 verb,
-                nas::Verb::Test { .. } | nas::Verb::Reload | nas::Verb::Rekey(_)
+                nas::Verb::Test { .. } | nas::Verb::Reload(_) | nas::Verb::Rekey(_)
             ),
             Self::Db(verb) => matches!(verb, db::Verb::Restore(_) | db::Verb::Restored { .. }),
             Self::Scheme(verb) => !matches!(verb, scheme::Verb::New(_) | scheme::Verb::Test { .. }),
@@ -514,6 +515,30 @@ pub fn sqlite_file(url: &str) -> Option<&Path> {
     let rest = rest.strip_prefix("//").unwrap_or(rest);
     let path = rest.split('?').next().unwrap_or_default();
     (!path.is_empty() && !path.contains(":memory:")).then(|| Path::new(path))
+}
+
+/// Why something is changed, for the audit table.
+#[derive(Debug, Args, Default, Clone)]
+pub struct Reason {
+    /// Why, for those who look later; kept in the audit
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub reason: String,
+}
+
+impl Reason {
+    /// The detail of a row of the audit, with the reason if there is one.
+    pub fn of(&self, detail: &str) -> String {
+        match self.reason.as_str() {
+            "" => detail.to_owned(),
+            why => format!("{detail} why={why:?}"),
+        }
+    }
+
+    /// For a body of the API.
+    pub fn field(&self) -> (&'static str, Value) {
+        let why = Some(&self.reason).filter(|why| !why.is_empty());
+        ("why", serde_json::json!(why))
+    }
 }
 
 /// Who changes something from the command line, for the audit table.

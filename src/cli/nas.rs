@@ -8,7 +8,7 @@ use super::exit::{DONE, Failed, NOT_FOUND, Outcome, REFUSED, remark};
 use super::nas_pause::{self, Drain, Pause, Resume};
 use super::request::Request;
 use super::table::Table;
-use super::{Console, nas_diff, nas_test, rekey, resync, who};
+use super::{Console, Reason, nas_diff, nas_test, rekey, resync, who};
 use crate::clock;
 use crate::config::Config;
 use crate::daemon;
@@ -45,16 +45,25 @@ pub enum Verb {
         /// 1 to 100, or "default" for what the billing says
         #[arg(value_parser = forks)]
         forks: Override,
+        /// Why.
+        #[command(flatten)]
+        reason: Reason,
     },
     /// Send commands from now on, whatever nas.mode says (but off).
     Activate {
         /// nas.id
         id: i64,
+        /// Why.
+        #[command(flatten)]
+        reason: Reason,
     },
     /// Send nothing from now on: everything is rendered, ordered and logged only.
     Observe {
         /// nas.id
         id: i64,
+        /// Why.
+        #[command(flatten)]
+        reason: Reason,
     },
     /// Override nas.mode, or take the override back.
     Mode {
@@ -63,6 +72,9 @@ pub enum Verb {
         /// active, observe, or "default" for what the billing says
         #[arg(value_parser = mode)]
         mode: ModeOverride,
+        /// Why.
+        #[command(flatten)]
+        reason: Reason,
     },
     /// Log in and time one harmless command.
     Test {
@@ -70,7 +82,7 @@ pub enum Verb {
         id: i64,
     },
     /// Let the daemon read the settings of all NASes now, not within settings_interval.
-    Reload,
+    Reload(Reason),
     /// Show the SSH host keys that are believed and presented, and take the new one.
     Rekey(rekey::Rekey),
     /// Compare what the flags of its accounts call for with what stands on it; changes nothing.
@@ -87,6 +99,9 @@ pub struct Resync {
     /// Events per second; default: as fast as the database takes them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: Option<u32>,
+    /// Why.
+    #[command(flatten)]
+    reason: Reason,
 }
 
 /// A number of forks, or none.
@@ -125,9 +140,10 @@ impl Verb {
             Self::Show { id } => Some(Request::get(path(id, ""))),
             Self::Pause(args) => args.request(),
             Self::Resume(args) => args.request(),
-            Self::Reload => Some(Request::post("/api/v1/reload", &[])),
-            Self::Forks { id, forks } => {
-                let request = Request::post(path(id, "/forks"), &[("forks", json!(forks.0))]);
+            Self::Reload(reason) => Some(Request::post("/api/v1/reload", &[reason.field()])),
+            Self::Forks { id, forks, reason } => {
+                let fields = [("forks", json!(forks.0)), reason.field()];
+                let request = Request::post(path(id, "/forks"), &fields);
                 // null takes the override back, and must be said.
                 Some(if forks.0.is_none() {
                     request.null("forks")
@@ -162,8 +178,8 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::ResetBreaker { id } => {
             nas_pause::reset_breaker(console, &config, store.as_ref(), id).await
         }
-        Verb::Forks { id, forks } => {
-            let detail = format!("nas={id} forks={:?}", forks.0);
+        Verb::Forks { id, forks, reason } => {
+            let detail = reason.of(&format!("nas={id} forks={:?}", forks.0));
             let set = NasChange::Forks(forks.0);
             change(
                 console,
@@ -176,24 +192,28 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             )
             .await
         }
-        Verb::Activate { id } => {
-            set_mode(console, &config, store.as_ref(), id, Some(Mode::Active)).await
+        Verb::Activate { id, reason } => {
+            let mode = Some(Mode::Active);
+            set_mode(console, &config, store.as_ref(), id, mode, &reason).await
         }
-        Verb::Observe { id } => {
-            set_mode(console, &config, store.as_ref(), id, Some(Mode::Observe)).await
+        Verb::Observe { id, reason } => {
+            let mode = Some(Mode::Observe);
+            set_mode(console, &config, store.as_ref(), id, mode, &reason).await
         }
-        Verb::Mode { id, mode } => set_mode(console, &config, store.as_ref(), id, mode.0).await,
+        Verb::Mode { id, mode, reason } => {
+            set_mode(console, &config, store.as_ref(), id, mode.0, &reason).await
+        }
         Verb::Test { id } => nas_test::test(&config, store.as_ref(), NasId(id)).await,
         Verb::Diff(args) => nas_diff::diff(console, &config, store.as_ref(), args).await,
-        Verb::Reload => {
-            poke(&config).await;
+        Verb::Reload(reason) => {
+            poke_because(&config, &reason).await;
             Ok(DONE)
         }
         Verb::Rekey(args) => rekey::rekey(&config, store.as_ref(), args).await,
         Verb::Resync(args) => {
             let _ = find(store.as_ref(), NasId(args.id)).await?;
             let whom = resync::Whom::Nas(NasId(args.id));
-            resync::resync(console, &config, store, whom, args.rate).await
+            resync::resync(console, &config, store, whom, args.rate, &args.reason).await
         }
     }
 }
@@ -251,6 +271,7 @@ async fn set_mode(
     store: &dyn Store,
     id: i64,
     mode: Option<Mode>,
+    reason: &Reason,
 ) -> Outcome {
     let id = NasId(id);
     match find(store, id).await? {
@@ -274,7 +295,7 @@ async fn set_mode(
         }
     }
     let word = mode.map_or("default", Mode::as_str);
-    let detail = format!("nas={id} mode={word}");
+    let detail = reason.of(&format!("nas={id} mode={word}"));
     change(
         console,
         config,
@@ -296,8 +317,13 @@ async fn set_mode(
 
 /// Makes a running daemon read its settings now; without one there is nobody to tell.
 pub(super) async fn poke(config: &Config) {
+    poke_because(config, &Reason::default()).await;
+}
+
+async fn poke_because(config: &Config, reason: &Reason) {
+    let (key, why) = reason.field();
     let told = match Ctl::new(config) {
-        Ok(ctl) => ctl.post("/api/v1/reload", &json!({})).await,
+        Ok(ctl) => ctl.post("/api/v1/reload", &json!({ key: why })).await,
         Err(failed) => Err(failed),
     };
     match told {

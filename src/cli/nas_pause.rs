@@ -7,11 +7,11 @@ use clap::Args;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::Console;
 use super::ctl::{Ctl, refusal};
 use super::exit::{DONE, Failed, NOT_REACHABLE, Outcome, REFUSED, TIMED_OUT, remark};
 use super::nas::{change, find, live_of};
 use super::request::Request;
+use super::{Console, Reason};
 use crate::clock;
 use crate::config::{Config, parse_duration};
 use crate::nas::{NasChange, NasId};
@@ -43,6 +43,8 @@ pub struct Resume {
     /// nas.id, one or several
     #[arg(required = true)]
     ids: Vec<i64>,
+    #[command(flatten)]
+    reason: Reason,
 }
 
 /// Which, and how long is waited.
@@ -78,7 +80,7 @@ impl Resume {
     /// The same over the API.
     pub fn request(&self) -> Option<Request> {
         match self.ids.as_slice() {
-            [id] => Some(Request::post(path(*id, "resume"), &[])),
+            [id] => Some(Request::post(path(*id, "resume"), &[self.reason.field()])),
             _ => None,
         }
     }
@@ -135,16 +137,19 @@ pub async fn resume(
 ) -> Outcome {
     known(store, &args.ids).await?;
     let ctl = Ctl::new(config)?;
+    let (key, why) = args.reason.field();
+    let body = json!({ key: why });
     for id in &args.ids {
         if !console.dry_run {
-            match ctl.raw(Method::POST, &path(*id, "resume"), None).await? {
+            let path = path(*id, "resume");
+            match ctl.raw(Method::POST, &path, Some(&body)).await? {
                 Some((status, _)) if status.is_success() => continue,
                 // Who may change the database need not be who runs the daemon.
                 Some((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) | None => {}
                 Some((status, text)) => return Err(refusal(status, &text)),
             }
         }
-        let detail = format!("nas={id}");
+        let detail = args.reason.of(&format!("nas={id}"));
         let resume = NasChange::Resume;
         change(
             console,

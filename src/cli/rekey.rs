@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, USAGE, remark, say};
 use super::nas::{find, poke};
-use super::who;
+use super::{Reason, who};
 use crate::attempt::{Failure, FailureClass};
 use crate::config::Config;
 use crate::driver::ssh;
@@ -24,6 +24,9 @@ pub struct Rekey {
     /// Take the presented key without asking
     #[arg(short, long)]
     pub yes: bool,
+    /// Why.
+    #[command(flatten)]
+    pub reason: Reason,
 }
 
 /// Runs the verb.
@@ -82,6 +85,7 @@ pub async fn rekey(config: &Config, store: &dyn Store, args: Rekey) -> Outcome {
         ));
     }
     let detail = format!("nas={id} was={believed:?} is={:?}", shown(&presented));
+    let detail = args.reason.of(&detail);
     store.audit(&who(), "nas_rekey", &detail).await?;
     poke(config).await;
     say("the presented key is believed from now on");

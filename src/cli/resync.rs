@@ -23,7 +23,7 @@ use super::exit::{DONE, Failed, NOT_FOUND, Outcome, remark};
 use super::post::Inbox;
 use super::progress::Progress;
 use super::table::Table;
-use super::{Console, who};
+use super::{Console, Reason, who};
 use crate::clock;
 use crate::config::Config;
 use crate::event::UserId;
@@ -73,6 +73,7 @@ pub async fn resync(
     store: Arc<dyn Store>,
     whom: Whom,
     rate: Option<u32>,
+    reason: &Reason,
 ) -> Outcome {
     let (flags, name) = match whom {
         Whom::Nas(nas) => (
@@ -106,6 +107,7 @@ pub async fn resync(
         let mut inbox = Inbox::new(config, Arc::clone(&store))?;
         post(&mut inbox, events, rate).await?;
         let detail = format!("batch={batch} accounts={} events={total}", flags.len());
+        let detail = reason.of(&detail);
         store.audit(&who(), "resync", &detail).await?;
     }
     let mut table = Table::new(&["cmd", "count"]);

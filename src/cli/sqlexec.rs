@@ -27,7 +27,7 @@ pub struct Sql {
     /// Read the statements from a file
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Let statements change things; noted in the audit
+    /// Let statements change things; each is noted in the audit before it runs
     #[arg(long)]
     write: bool,
 }
@@ -83,12 +83,20 @@ pub async fn run(console: &Console, args: Sql) -> Outcome {
             list = on;
             continue;
         }
-        let answer = store.sql(&statement, args.write).await;
-        let answer = answer.map_err(|error| refused(error, args.write))?;
+        let fail = |error| refused(error, args.write);
         if args.write {
-            // After it: a statement that was refused may hold the secret that it was refused for.
+            // Before it: who is killed in the middle has changed something. What is refused for its
+            // words is not noted, for it may hold the secret that it was refused for.
+            store.sql_allowed(&statement, true).map_err(fail)?;
             store.audit(&who(), "sql", &statement).await?;
         }
+        let answer = store.sql(&statement, args.write).await;
+        if let (Err(error), true) = (&answer, args.write) {
+            store
+                .audit(&who(), "sql_failed", &crate::store::chain(error))
+                .await?;
+        }
+        let answer = answer.map_err(fail)?;
         if answer.columns.is_empty() {
             if answer.changed > 0 {
                 remark(format!("{} rows changed", answer.changed));

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, USAGE, say};
 use super::table::Table;
-use super::{Console, who};
+use super::{Console, Reason, who};
 use crate::intake::access::{Scope, hex};
 use crate::store::Token;
 
@@ -28,6 +28,9 @@ pub enum Verb {
         /// viewer reads; support also asks for user_info; operator also posts; admin all
         #[arg(long, value_parser = ["viewer", "support", "operator", "admin"])]
         scope: String,
+        /// Why.
+        #[command(flatten)]
+        reason: Reason,
     },
     /// Who has a token, and what it may do; never the token itself.
     List,
@@ -35,15 +38,22 @@ pub enum Verb {
     Revoke {
         /// As in token list
         name: String,
+        /// Why.
+        #[command(flatten)]
+        reason: Reason,
     },
 }
 
 /// Runs one verb.
 pub async fn run(console: &Console, verb: Verb) -> Outcome {
-    let (name, scope) = match verb {
-        Verb::Create { name, scope } => (name, scope),
+    let (name, scope, reason) = match verb {
+        Verb::Create {
+            name,
+            scope,
+            reason,
+        } => (name, scope, reason),
         Verb::List => return list(console).await,
-        Verb::Revoke { name } => return revoke(console, &name).await,
+        Verb::Revoke { name, reason } => return revoke(console, &name, &reason).await,
     };
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
     if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
@@ -63,7 +73,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         hash: hex(&Sha256::digest(secret.as_bytes())),
     };
     store.add_token(&token).await?;
-    let detail = format!("name={name} scope={}", scope.as_str());
+    let detail = reason.of(&format!("name={name} scope={}", scope.as_str()));
     store.audit(&who(), "token_create", &detail).await?;
     say(format!("token {name} ({}): {secret}", scope.as_str()));
     Ok(DONE)
@@ -79,7 +89,7 @@ async fn list(console: &Console) -> Outcome {
     Ok(DONE)
 }
 
-async fn revoke(console: &Console, name: &str) -> Outcome {
+async fn revoke(console: &Console, name: &str, reason: &Reason) -> Outcome {
     let store = console.store(&console.config()?).await?;
     if !store.remove_token(name).await? {
         return Err(Failed::new(
@@ -87,7 +97,7 @@ async fn revoke(console: &Console, name: &str) -> Outcome {
             format!("there is no token named {name:?}\nhint: token list shows all"),
         ));
     }
-    let detail = format!("name={name}");
+    let detail = reason.of(&format!("name={name}"));
     store.audit(&who(), "token_revoke", &detail).await?;
     Ok(DONE)
 }

@@ -2,6 +2,7 @@
 //! Pure, and in one order: what keeps everybody from working comes before what keeps this NAS,
 //! that before what became of this account's own events.
 
+use super::verdict_device::of_the_device;
 use super::waiting::{self, Facts};
 use crate::event::{Class, Cmd};
 use crate::store::{AccountFlags, EventRow, WhereIs};
@@ -44,6 +45,8 @@ pub struct Case {
     pub dead: Vec<EventRow>,
     /// Done ones, newest first.
     pub done: Vec<EventRow>,
+    /// The device was to be asked (`--live`).
+    pub live: bool,
     /// What the device itself says, if it was asked.
     pub device: Option<Device>,
 }
@@ -61,7 +64,11 @@ pub struct Device {
     pub elsewhere: Option<String>,
 }
 
-fn say(cause: &'static str, text: impl Into<String>, next: impl Into<String>) -> Verdict {
+pub(super) fn say(
+    cause: &'static str,
+    text: impl Into<String>,
+    next: impl Into<String>,
+) -> Verdict {
     Verdict {
         cause,
         text: text.into(),
@@ -104,13 +111,16 @@ fn everybody(case: &Case) -> Option<Verdict> {
             "make room: logs prune --older-than 90d, and look at what else lies there",
         ));
     }
-    if !case.facts.daemon && !case.waiting.is_empty() {
+    if !case.facts.daemon && (case.live || !case.waiting.is_empty()) {
+        let wait = format!("{} events of this account wait", case.waiting.len());
+        let unasked = "the device was not asked";
         return Some(say(
             "no_daemon",
-            format!(
-                "no daemon is running: {} events of this account wait",
-                case.waiting.len()
-            ),
+            match (case.live, case.waiting.is_empty()) {
+                (true, true) => format!("no daemon is running: {unasked}"),
+                (true, false) => format!("no daemon is running: {wait}, {unasked}"),
+                (false, _) => format!("no daemon is running: {wait}"),
+            },
             "systemctl start nas_event_daemon, then look at the end of nas_event_daemon.log",
         ));
     }
@@ -351,121 +361,6 @@ fn not_sent(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
     None
 }
 
-/// Whether the device holds what was confirmed.
-fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
-    let device = case.device.as_ref()?;
-    let resync = format!("account resync {}", case.user);
-    if let Some(failed) = &device.failed {
-        return Some(say(
-            "device_silent",
-            format!("everything was confirmed, but the device could not be asked: {failed}"),
-            "nas test, then ask again",
-        ));
-    }
-    if let Some(other) = &device.elsewhere {
-        return Some(say(
-            "session_elsewhere",
-            format!("the subscriber's session is on another NAS: {other}"),
-            "correct users.nas_id in the billing, or end that session; then account resync",
-        ));
-    }
-    let answer = device.answer.to_ascii_lowercase();
-    let said = |words: &[&str]| {
-        let mut lines = answer.lines();
-        lines.any(|line| words.iter().any(|word| line.starts_with(word)))
-    };
-    if !said(&["list ", "queue: ", "class ", "no class"]) {
-        return None; // another scheme's words: only a person can read them
-    }
-    let differs = |text: String| {
-        say(
-            "device_differs",
-            format!("everything was confirmed, but {text}"),
-            resync.clone(),
-        )
-    };
-    // Each family by itself: who is redirected over IPv4 only still gets everything over IPv6.
-    let marks = [
-        (
-            "negbal",
-            flags.redirect,
-            "redirect",
-            "to the \"no money\" page",
-        ),
-        (
-            "blocked",
-            !flags.accept,
-            "block",
-            "although he shall be let through",
-        ),
-    ];
-    for (word, wanted, does, why) in marks {
-        let listed = listed(&answer, word);
-        if !wanted && let Some(address) = listed.first() {
-            return Some(differs(format!("the device still {does}s {address} {why}")));
-        }
-        let missing = device
-            .addresses
-            .iter()
-            .find(|a| !listed.contains(&whole(a)));
-        if wanted && (listed.is_empty() || missing.is_some()) {
-            let address = missing.map_or("the account", String::as_str);
-            return Some(differs(format!("the device does not {does} {address}")));
-        }
-    }
-    if said(&["queue: none", "no class"]) && flags.rated {
-        return Some(differs(
-            "the device has no queue for the account".to_owned(),
-        ));
-    }
-    session_address(&device.answer)
-        .filter(|address| !device.addresses.is_empty() && !device.addresses.contains(address))
-        .map(|address| {
-            say(
-                "other_address",
-                format!(
-                    "the subscriber's session has the address {address}, the billing says {}",
-                    device.addresses.join(", ")
-                ),
-                "correct the address in the billing, or end the session so that he gets his own",
-            )
-        })
-}
-
-/// The addresses on a list, in the words of `Mikrotik-Simple` (`list crb_negbal: 10.0.0.1`) or
-/// `Linux-SSH` (`negbal4 10.0.0.1`).
-fn listed(answer: &str, word: &str) -> Vec<String> {
-    let of = |line: &str| {
-        let mut words = line
-            .strip_prefix("list ")
-            .unwrap_or(line)
-            .split_whitespace();
-        let list = words.next()?;
-        let mine = list.contains(word) && (line.starts_with("list ") || list.starts_with(word));
-        words.next().filter(|_| mine).map(whole)
-    };
-    answer.lines().filter_map(of).collect()
-}
-
-/// An address without the mask of a single one, in one form.
-fn whole(address: &str) -> String {
-    let bare = ["/32", "/128"]
-        .iter()
-        .find_map(|mask| address.strip_suffix(mask));
-    let bare = bare.unwrap_or(address);
-    bare.parse::<std::net::IpAddr>()
-        .map_or_else(|_| bare.to_ascii_lowercase(), |ip| ip.to_string())
-}
-
-/// The address in `ppp: 10.0.0.1 for 1h from …`.
-fn session_address(answer: &str) -> Option<String> {
-    let line = answer.lines().find_map(|line| line.strip_prefix("ppp: "))?;
-    let word = line.split_whitespace().next()?;
-    word.parse::<std::net::IpAddr>()
-        .ok()
-        .map(|ip| ip.to_string())
-}
-
 fn fine(case: &Case) -> Verdict {
     match &case.device {
         Some(_) => say(
@@ -492,10 +387,10 @@ fn fine(case: &Case) -> Verdict {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn flags(redirect: bool) -> AccountFlags {
+    pub(in super::super) fn flags(redirect: bool) -> AccountFlags {
         AccountFlags {
             user_id: 7,
             nas_id: Some(5),
@@ -506,7 +401,7 @@ mod tests {
         }
     }
 
-    fn well() -> Case {
+    pub(in super::super) fn well() -> Case {
         Case {
             flags: Some(flags(false)),
             user: 7,
@@ -522,6 +417,14 @@ mod tests {
     #[test]
     fn what_stops_everybody_comes_first() {
         let mut case = well();
+        case.facts.daemon = false;
+        case.live = true;
+        let said = verdict(&case);
+        assert_eq!(
+            said.cause, "no_daemon",
+            "not a word less than was asked for"
+        );
+        assert!(said.text.ends_with("the device was not asked"), "{said:?}");
         case.full_disk = Some("/var/log".to_owned());
         case.facts.paused = Some("paused".to_owned());
         assert_eq!(verdict(&case).cause, "disk_full");
@@ -529,52 +432,5 @@ mod tests {
         assert_eq!(verdict(&case).cause, "other_daemon");
         case.flags = None;
         assert_eq!(verdict(&case).cause, "unknown_account");
-    }
-
-    #[test]
-    fn the_device_is_read() {
-        let of = |answer: &str, redirect: bool| {
-            let mut case = well();
-            case.flags = Some(flags(redirect));
-            case.device = Some(Device {
-                answer: answer.to_owned(),
-                addresses: vec!["10.0.0.1".to_owned(), "2001:db8::1".to_owned()],
-                ..Device::default()
-            });
-            verdict(&case).cause
-        };
-        let open = "queue: 1M/2M, now 0/0\nppp: 10.0.0.1 for 1h from x";
-        assert_eq!(of(open, false), "open");
-        assert_eq!(of(open, true), "device_differs");
-        let half = format!("list crb_negbal: 10.0.0.1\n{open}");
-        assert_eq!(of(&half, true), "device_differs", "IPv6 is open");
-        let stub = format!("list crb_negbal: 2001:DB8:0::1/128\n{half}");
-        let linux = "class htb 1:2 rate 1Mbit";
-        assert_eq!(of(linux, false), "open");
-        assert_eq!(of("no class", false), "device_differs");
-        let both = format!("negbal4 10.0.0.1\nnegbal6 2001:db8::1\n{linux}");
-        assert_eq!(of(&both, true), "open");
-        assert_eq!(of(&both, false), "device_differs");
-        assert_eq!(
-            of(&format!("blocked6 2001:db8::1\n{linux}"), false),
-            "device_differs"
-        );
-        assert_eq!(
-            of("session: 10.0.0.1", true),
-            "open",
-            "for a person to read"
-        );
-        assert_eq!(of(&stub, false), "device_differs");
-        assert_eq!(of(&stub, true), "open");
-        assert_eq!(of("queue: none\nppp: no session", false), "device_differs");
-        assert_eq!(
-            of(&open.replace("10.0.0.1", "10.9.9.9"), false),
-            "other_address"
-        );
-        assert_eq!(of(&open.replace("10.0.0.1", "2001:db8::1"), false), "open");
-        assert_eq!(
-            of(&open.replace("10.0.0.1", "2001:db8::9"), false),
-            "other_address"
-        );
     }
 }

@@ -63,6 +63,7 @@ pub async fn why(console: &Console, args: Why) -> Outcome {
     let mut case = Case {
         user,
         flags,
+        live: args.live,
         ..Case::default()
     };
     events(&mut case, store.as_ref()).await?;
@@ -313,7 +314,11 @@ async fn ask(
             return Ok(device);
         }
     }
-    if device.answer.contains("ppp: no session") {
+    if device
+        .answer
+        .lines()
+        .any(|line| line.ends_with("no session"))
+    {
         for (id, name) in others {
             if let Ok(answer) = info(&mut inbox, store.as_ref(), user, Some(*id), timeout).await?
                 && answer.contains("ppp: ")

@@ -17,7 +17,8 @@ use crate::config;
 use crate::dispatch::Obstacle;
 use crate::dispatch::status::Status;
 use crate::driver::tls::{self, Trust};
-use crate::store::{Error, Store, chain, shown_url};
+use crate::logs::Logs;
+use crate::store::{Counts, Error, Store, chain, shown_url};
 
 /// It ends after this many times `alarm.after` without it.
 const CLEAR_TIMES: u64 = 10;
@@ -28,6 +29,11 @@ const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// Between two tries of a message: the first, and the longest.
 const AGAIN_FIRST_MS: u64 = 1_000;
 const AGAIN_LAST_MS: u64 = 60_000;
+/// Age of a waiting event from which somebody should know, seconds; as in the rules for Prometheus
+/// and in `check`.
+const OLD_S: i64 = 600;
+/// Between two counts of the stacks for it: each reads all of their rows.
+const COUNT_MOST: Duration = Duration::from_secs(30);
 /// Between two looks, at most and at least.
 const LOOK_MOST: Duration = Duration::from_secs(5);
 const LOOK_LEAST: Duration = Duration::from_millis(50);
@@ -114,11 +120,31 @@ pub struct Watched {
     pub limited: Arc<AtomicBool>,
     /// Events that the intent guard holds.
     pub held: Arc<AtomicUsize>,
+    /// The logs, which may lose records.
+    pub logs: Logs,
+}
+
+/// Events that wait too long, as of the last count.
+#[derive(Debug, Default)]
+struct Old {
+    counted: Option<u64>,
+    text: Option<String>,
 }
 
 impl Watched {
-    async fn wrong(&self) -> BTreeMap<String, String> {
+    /// `after`: how long something has to be wrong, ms.
+    async fn wrong(&self, after: u64) -> BTreeMap<String, String> {
         let mut wrong = BTreeMap::new();
+        // Lost once is lost: what was so long ago is told, too.
+        let losing = self.logs.losing(after.saturating_mul(2));
+        if !losing.is_empty() {
+            let text = format!(
+                "records of the log cannot be written ({}): events are executed all the same; \
+                 make room, or mend the permissions",
+                losing.join(", ")
+            );
+            wrong.insert("logs".to_owned(), text);
+        }
         if let Err(error) = self.store.owner().await {
             let text = format!("the database does not answer: {}", chain(&error));
             wrong.insert("database".to_owned(), text);
@@ -154,6 +180,55 @@ impl Watched {
         }
         wrong
     }
+
+    /// Who waits too long. What an operator has paused is meant to wait.
+    fn too_old(&self, counts: &Counts) -> Option<String> {
+        let old: Vec<&(i64, i64)> = counts
+            .oldest_by_nas
+            .iter()
+            .filter(|(_, age)| *age > OLD_S)
+            .collect();
+        if old.is_empty() {
+            let age = counts.oldest_s;
+            return (age > OLD_S).then(|| {
+                format!("an event waits for {age} s and is in no NAS's queue: event list --state compact")
+            });
+        }
+        let status = self.status.borrow();
+        // Of a NAS that the dispatcher has not looked at yet nobody knows whether it is paused.
+        let each = old.iter().filter_map(|(id, age)| {
+            let served = status.nases.iter().find(|nas| nas.id == *id);
+            let skipped = status.skipped.iter().find(|(nas, ..)| nas == id);
+            let name = match (served, skipped) {
+                (Some(nas), _) => (!nas.paused).then_some(&nas.name),
+                (None, skipped) => skipped.map(|(.., name)| name),
+            }?;
+            Some(format!("NAS {id} {name}: {age} s"))
+        });
+        let each: Vec<String> = each.collect();
+        (!each.is_empty()).then(|| {
+            format!(
+                "events wait for more than {OLD_S} s ({}): event show ID says why",
+                each.join(", ")
+            )
+        })
+    }
+}
+
+impl Old {
+    /// Counts anew when that is due. A database that does not answer is another alarm.
+    async fn look(&mut self, watched: &Watched, every: Duration) -> Option<String> {
+        let now = clock::tick_ms();
+        let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
+        let due = self
+            .counted
+            .is_none_or(|at| now.saturating_sub(at) >= every);
+        if due && let Ok(counts) = watched.store.counts().await {
+            self.text = watched.too_old(&counts);
+            self.counted = Some(now);
+        }
+        self.text.clone()
+    }
 }
 
 /// Looks and tells until `stop`; without a webhook it ends at once.
@@ -182,6 +257,7 @@ pub async fn run(
     let after = u64::try_from(settings.after.as_millis()).unwrap_or(u64::MAX);
     let look = (settings.after / 5).clamp(LOOK_LEAST, LOOK_MOST);
     let mut alarms = Alarms::new(after);
+    let mut old = Old::default();
     let mut waiting: VecDeque<Value> = VecDeque::new();
     let (mut again_at, mut pause) = (0, AGAIN_FIRST_MS);
     loop {
@@ -189,7 +265,11 @@ pub async fn run(
             () = stop.cancelled() => return Ok(WHO),
             () = tokio::time::sleep(look) => {}
         }
-        for change in alarms.update(clock::tick_ms(), watched.wrong().await) {
+        let mut wrong = watched.wrong(after).await;
+        if let Some(text) = old.look(&watched, settings.after.min(COUNT_MOST)).await {
+            wrong.insert("oldest".to_owned(), text);
+        }
+        for change in alarms.update(clock::tick_ms(), wrong) {
             if waiting.len() >= WAITING_MAX {
                 waiting.pop_front();
                 tracing::error!("alarm.webhook takes nothing: the oldest message is given up");

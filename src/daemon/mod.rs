@@ -41,7 +41,7 @@ use crate::nas::NasId;
 use crate::scheme::native::{NativeExecute, NativeScheme};
 use crate::scheme::ride::{self, Rides};
 use crate::scheme::{Execute, resolve};
-use crate::store::{self, Error, Store, chain, prune_audit};
+use crate::store::{self, Error, Store, chain};
 
 use ownership::{given_up, own, owned_by_another, sign_of_life};
 use shutdown::{Signals, Stop};
@@ -293,6 +293,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         status: status.clone(),
         limited: Arc::clone(&limited),
         held,
+        logs: logs.clone(),
     };
     let alarm = config.alarm.clone();
     tasks.spawn(alarms::run(
@@ -470,7 +471,7 @@ async fn prune(
         while more && !stop.soft.is_cancelled() {
             let pruned = async {
                 let done = store.prune_done(before(done), PRUNE_CHUNK).await?;
-                let audit = prune_audit(store.as_ref(), before(audit), PRUNE_CHUNK).await?;
+                let audit = store.prune_audit(before(audit), PRUNE_CHUNK).await?;
                 Ok::<_, Error>(done.max(audit) >= PRUNE_CHUNK as u64)
             };
             more = pruned.await.unwrap_or_else(|error| {

@@ -71,7 +71,8 @@ impl<T> Ahead<T> {
         }
         let wanted = forks as f64 * TURNS * turn_ms / usual.max(ATTEMPT_MIN_MS);
         // A claim that saves a fork less than half an attempt is not worth its doubt.
-        (wanted.round() as usize).min(forks * FOR_EACH_FORK)
+        let most = 1..=forks * FOR_EACH_FORK;
+        most.take_while(|n| *n as f64 <= wanted.round()).count()
     }
 
     /// Events that wait.

@@ -332,8 +332,10 @@ pub async fn retry(
     State(desk): State<Desk>,
     At(caller): Operator,
     Path(id): Path<String>,
+    request: Request,
 ) -> Result<Response, Refusal> {
     let id = EventId(number(&id)?);
+    let why = why(&order(request, &["why"]).await?, "why")?;
     let new = rest::to_the_end(&desk, move |desk| async move {
         let store = &desk.doors.store;
         let Some(new) = store.retry_dead(id).await.map_err(Refusal::store)? else {
@@ -351,7 +353,7 @@ pub async fn retry(
             ));
         };
         desk.doors.wake.notify_one();
-        let detail = format!("event={id} as={new}");
+        let detail = reasoned(format!("event={id} as={new}"), &why);
         desk.trail
             .note(store.as_ref(), &caller.who, "retry", detail)
             .await;
@@ -457,13 +459,26 @@ pub(super) fn why(order: &Map<String, Value>, key: &str) -> Result<String, Refus
     }
 }
 
+/// What is noted of a change, with its reason if one was given.
+pub(super) fn reasoned(detail: String, why: &str) -> String {
+    if why.is_empty() {
+        return detail;
+    }
+    format!("{detail} why={why:?}").trim_start().to_owned()
+}
+
 /// `POST /api/v1/reload`: NAS settings are read again now, not in a minute.
-pub async fn reload(State(desk): State<Desk>, At(caller): Operator) -> Result<Response, Refusal> {
+pub async fn reload(
+    State(desk): State<Desk>,
+    At(caller): Operator,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let why = why(&order(request, &["why"]).await?, "why")?;
     rest::to_the_end(&desk, move |desk| async move {
         desk.doors.reload.notify_one();
         let store = desk.doors.store.as_ref();
         desk.trail
-            .note(store, &caller.who, "reload", String::new())
+            .note(store, &caller.who, "reload", reasoned(String::new(), &why))
             .await;
         Ok(())
     })

@@ -132,6 +132,7 @@ pub async fn retry(
     }
     let (count, spread) = (ids.len(), order.spread);
     let detail = format!("n={count} spread={spread:?} filter={:?}", order.filter);
+    let detail = api::reasoned(detail, &order.why);
     let work = async move |desk: Desk| -> Result<(usize, usize), Refusal> {
         let store = &desk.doors.store;
         desk.trail

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::clock;
 use crate::config;
 use crate::intake::access::{At, Operator, Viewer};
-use crate::intake::api::{number, order, why};
+use crate::intake::api::{number, order, reasoned, why};
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::nas::{Forks, Mode, Nas, NasChange, NasId, NasState};
 use crate::store::shown_url;
@@ -144,17 +144,12 @@ pub async fn resume(
     State(desk): State<Desk>,
     At(caller): Operator,
     Path(id): Path<String>,
+    request: Request,
 ) -> Result<Json<Value>, Refusal> {
+    let why = why(&order(request, &["why"]).await?, "why")?;
     let (what, resumed) = ("nas_resume", desk.doors.resumed.clone());
-    let shown = change_nas(
-        desk,
-        caller.who,
-        &id,
-        what,
-        String::new(),
-        NasChange::Resume,
-    )
-    .await?;
+    let detail = reasoned(String::new(), &why);
+    let shown = change_nas(desk, caller.who, &id, what, detail, NasChange::Resume).await?;
     if let Some(resumed) = resumed {
         // Fails only when the scheduler has ended.
         let _ = resumed.send(NasId(number(&id)?)).await;
@@ -245,14 +240,15 @@ pub async fn nas(
     Ok(Json(nas))
 }
 
-/// `POST /api/v1/nas/{id}/forks`, body `{"forks": 10}`; null for what the billing says.
+/// `POST /api/v1/nas/{id}/forks`, body `{"forks": 10, "why"}`; null for what the billing says.
 pub async fn forks(
     State(desk): State<Desk>,
     At(caller): Operator,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
-    let order = order(request, &["forks"]).await?;
+    let order = order(request, &["forks", "why"]).await?;
+    let why = why(&order, "why")?;
     let wrong = || Refusal::malformed(format!("forks is not 1..{}, or null", Forks::MAX));
     let forks = match order.get("forks") {
         None => return Err(wrong()),
@@ -264,7 +260,7 @@ pub async fn forks(
             Some(number.ok_or_else(wrong)?)
         }
     };
-    let detail = format!("forks={forks:?}");
+    let detail = reasoned(format!("forks={forks:?}"), &why);
     let change = NasChange::Forks(forks);
     change_nas(desk, caller.who, &id, "nas_forks", detail, change).await
 }
@@ -277,7 +273,8 @@ pub async fn mode(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
-    let order = order(request, &["mode"]).await?;
+    let order = order(request, &["mode", "why"]).await?;
+    let why = why(&order, "why")?;
     let mode = match order.get("mode") {
         Some(Value::Null) => None,
         Some(Value::String(word)) if word == Mode::Active.as_str() => Some(Mode::Active),
@@ -289,6 +286,7 @@ pub async fn mode(
         }
     };
     let detail = format!("mode={}", mode.map_or("default", Mode::as_str));
+    let detail = reasoned(detail, &why);
     let change = NasChange::Mode(mode);
     change_nas(desk, caller.who, &id, "nas_mode", detail, change).await
 }

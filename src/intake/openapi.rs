@@ -88,15 +88,14 @@ fn paths() -> Value {
         "/api/v1/events/{id}": { "parameters": [id.clone()],
             "get": answered("One event, wherever it is, why it waits, and its attempts", "200", reference("EventDetail")) },
         "/api/v1/events/{id}/retry": { "parameters": [id.clone()],
-            "post": answered("Posts a dead event anew", "201", reference("Retried")) },
+            "post": with_optional_body(
+                answered("Posts a dead event anew", "201", reference("Retried")), reason()) },
         "/api/v1/events/{id}/drop": { "parameters": [id.clone()],
             "post": with_optional_body(
-                answered("Removes an event that is not running", "200", reference("Dropped")),
-                json!({ "type": "object", "additionalProperties": false,
-                    "properties": { "why": { "type": "string", "maxLength": 500 } } })) },
+                answered("Removes an event that is not running", "200", reference("Dropped")), reason()) },
         "/api/v1/events/retry": { "post": with_optional_body(
             json!({ "summary": "Posts dead events that fit anew; dry_run counts, spread takes its time",
-                "responses": also(responses("200", reference("RetriedMany")), "202", "Spread") }), crowd_body(&["spread"])) },
+                "responses": also(responses("200", reference("RetriedMany")), "202", "Spread") }), crowd_body(&["spread", "why"])) },
         "/api/v1/events/drop": { "post": with_optional_body(
             answered("Removes events that fit and do not run; dry_run counts", "200",
                 reference("DroppedMany")), crowd_body(&["why"])) },
@@ -121,12 +120,14 @@ fn paths() -> Value {
             "post": with_optional_body(
                 answered("Overrides the forks of a NAS; null ends it", "200", reference("Nas")),
                 json!({ "type": "object", "required": ["forks"], "additionalProperties": false,
-                    "properties": { "forks": { "type": ["integer", "null"], "minimum": 1, "maximum": 100 } } })) },
+                    "properties": { "forks": { "type": ["integer", "null"], "minimum": 1, "maximum": 100 },
+                        "why": { "type": "string", "maxLength": 500 } } })) },
         "/api/v1/nas/{id}/mode": { "parameters": [id.clone()],
             "post": with_optional_body(
                 answered("Lets a NAS act or only look on; null for what the billing says", "200", reference("Nas")),
                 json!({ "type": "object", "required": ["mode"], "additionalProperties": false,
-                    "properties": { "mode": { "type": ["string", "null"], "enum": ["active", "observe", null] } } })) },
+                    "properties": { "mode": { "type": ["string", "null"], "enum": ["active", "observe", null] },
+                        "why": { "type": "string", "maxLength": 500 } } })) },
         "/api/v1/nas": { "get": answered("All NASes", "200", reference("NasList")) },
         "/api/v1/nas/{id}/pause": { "parameters": [id.clone()],
             "post": with_optional_body(
@@ -135,14 +136,16 @@ fn paths() -> Value {
                     "reason": { "type": "string", "maxLength": 500 },
                     "for": { "type": "string", "description": "like 30m; else until resumed" } } })) },
         "/api/v1/nas/{id}/resume": { "parameters": [id.clone()],
-            "post": answered("Ends a pause", "200", reference("Nas")) },
+            "post": with_optional_body(
+                answered("Ends a pause", "200", reference("Nas")), reason()) },
         "/api/v1/nas/{id}/test": { "parameters": [id],
             "post": answered("Logs in and times one harmless command", "200", reference("NasTest")) },
         "/api/v1/logs/daemon": { "get": tailed("The end of the daemon log", None) },
         "/api/v1/logs/nas/{id}": { "get": tailed("The end of a NAS's log", Some(path_id())) },
         "/api/v1/logs/accounts/{id}": { "get": tailed("The end of an account's log", Some(path_id())) },
         "/api/v1/reload": {
-            "post": answered("Reads NAS settings now", "202", reference("Reload")) },
+            "post": with_optional_body(
+                answered("Reads NAS settings now", "202", reference("Reload")), reason()) },
         "/api/v1/status": {
             "get": answered("The stacks in numbers", "200", reference("Status")) },
     })
@@ -203,6 +206,12 @@ fn crowd_body(more: &[&str]) -> Value {
     }
     json!({ "type": "object", "required": ["state"], "additionalProperties": false,
         "properties": properties })
+}
+
+/// A body that only says why.
+fn reason() -> Value {
+    json!({ "type": "object", "additionalProperties": false,
+        "properties": { "why": { "type": "string", "maxLength": 500 } } })
 }
 
 fn idempotency_key() -> Value {

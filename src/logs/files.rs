@@ -175,6 +175,17 @@ impl Logs {
         nas.0.to_path_buf()
     }
 
+    /// Families of logs of which a record was lost within the last `ms`.
+    pub fn losing(&self, ms: u64) -> Vec<&'static str> {
+        let kinds = [Kind::Daemon, Kind::Nas, Kind::Account];
+        let since = clock::tick_ms().saturating_sub(ms);
+        let lost = |loss: &Loss| loss.last.load(Ordering::Relaxed) > since.max(1);
+        let each = self.0.losses.iter().zip(kinds);
+        each.filter(|(loss, _)| lost(loss))
+            .map(|(_, kind)| kind.as_str())
+            .collect()
+    }
+
     /// Closes every kept file; the next record opens it anew (SIGHUP).
     pub fn reopen(&self) {
         self.0.daemon.close_all();
@@ -243,12 +254,15 @@ struct Loss {
     untold: AtomicU64,
     /// Tick of the last report plus one; 0 = never.
     told: AtomicU64,
+    /// Tick of the last dropped write plus one; 0 = none.
+    last: AtomicU64,
 }
 
 impl Loss {
     /// Notes one dropped write; gives the number of those not reported yet when a report is due.
     fn note(&self, now: u64) -> Option<u64> {
         self.untold.fetch_add(1, Ordering::Relaxed);
+        self.last.store(now + 1, Ordering::Relaxed);
         let told = self.told.load(Ordering::Relaxed);
         if told != 0 && now < told - 1 + REPORT_MS {
             return None;

@@ -4,7 +4,6 @@
 use serde::Serialize;
 
 use super::{Post, Posted, Result, Store};
-use crate::clock;
 use crate::event::{CompactEvent, EventId};
 
 /// One change.
@@ -22,40 +21,64 @@ pub struct AuditRow {
     pub detail: String,
 }
 
-/// Most single notes spelled out in one merged row; the rest is counted.
+/// Most posts spelled out in one merged row; of the rest the numbers are kept.
 const SPELLED_MAX: usize = 50;
 
 /// The detail of one row for several changes of one caller and kind.
 pub fn one_detail(details: &[String]) -> String {
-    let spelled: Vec<&str> = details
-        .iter()
-        .take(SPELLED_MAX)
-        .map(String::as_str)
-        .collect();
-    let mut text = spelled.join("; ");
-    if details.len() > SPELLED_MAX {
-        text.push_str(&format!("; and {} more", details.len() - SPELLED_MAX));
+    details.join("; ")
+}
+
+/// `3..7,9`
+fn ranges(mut ids: Vec<EventId>) -> String {
+    ids.sort_unstable();
+    let mut runs: Vec<(EventId, EventId)> = Vec::new();
+    for id in ids {
+        match runs.last_mut() {
+            Some((_, last)) if last.0 + 1 == id.0 => *last = id,
+            _ => runs.push((id, id)),
+        }
     }
-    text
+    let each = runs.iter().map(|(first, last)| {
+        if first == last {
+            first.to_string()
+        } else {
+            format!("{first}..{last}")
+        }
+    });
+    each.collect::<Vec<_>>().join(",")
 }
 
 /// What posts that share a transaction leave in the table: caller and detail, one row per caller,
 /// so that a flood of posts costs one row per commit. `done`: what each did.
 pub(super) fn of_posts<'a>(posts: &[Post<'a>], done: &[Result<Posted>]) -> Vec<(&'a str, String)> {
-    let mut callers: Vec<(&str, Vec<String>)> = Vec::new();
+    let mut callers: Vec<(&str, Vec<String>, Vec<EventId>)> = Vec::new();
     for (post, done) in posts.iter().zip(done) {
         let (Some(who), Ok(Posted::New(ids))) = (post.who, done) else {
             continue;
         };
-        let detail = of_post(ids, post.events);
-        match callers.iter_mut().find(|(name, _)| *name == who) {
-            Some((_, details)) => details.push(detail),
-            None => callers.push((who, vec![detail])),
+        let known = callers.iter().position(|(name, ..)| *name == who);
+        let at = known.unwrap_or_else(|| {
+            callers.push((who, Vec::new(), Vec::new()));
+            callers.len() - 1
+        });
+        if let Some((_, details, rest)) = callers.get_mut(at) {
+            if details.len() < SPELLED_MAX {
+                details.push(of_post(ids, post.events));
+            } else {
+                rest.extend(ids);
+            }
         }
     }
-    let each = callers.into_iter();
-    each.map(|(who, details)| (who, one_detail(&details)))
-        .collect()
+    let each = callers.into_iter().map(|(who, details, rest)| {
+        let mut text = one_detail(&details);
+        if !rest.is_empty() {
+            let n = rest.len();
+            text.push_str(&format!("; and events={} n={n}", ranges(rest)));
+        }
+        (who, text)
+    });
+    each.collect()
 }
 
 fn of_post(ids: &[EventId], events: &[CompactEvent]) -> String {
@@ -94,16 +117,6 @@ pub async fn audit_rows(
         }
     });
     Ok(each.collect())
-}
-
-/// Deletes at most `limit` rows from before `before_ms` (wall ms), the oldest first; how many.
-pub async fn prune_audit(store: &dyn Store, before_ms: i64, limit: usize) -> Result<u64> {
-    let before = clock::utc_text(before_ms);
-    // The zone is for PostgreSQL, whatever its setting; SQLite compares as far as its texts go.
-    let text = format!(
-        "delete from audit where id in (select id from audit order by id limit {limit}) and at < '{before}+00'"
-    );
-    store.sql(&text, true).await.map(|answer| answer.changed)
 }
 
 #[cfg(test)]
@@ -146,9 +159,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_for_a_row_is_counted() {
-        let many: Vec<_> = (0..60).map(|n| n.to_string()).collect();
-        assert!(one_detail(&many).ends_with("49; and 10 more"));
+    fn of_what_is_not_spelled_out_the_numbers_are_kept() {
+        let event = CompactEvent {
+            cmd: "user_del".to_owned(),
+            ..CompactEvent::default()
+        };
+        let posts: Vec<Post<'_>> = (0..60)
+            .map(|_| Post {
+                events: std::slice::from_ref(&event),
+                guard: None,
+                who: Some("crm"),
+            })
+            .collect();
+        // Another caller's posts lie between some of them.
+        let id = |n: i64| EventId(if n < 55 { n } else { n * 2 });
+        let done: Vec<_> = (0..60).map(|n| Ok(Posted::New(vec![id(n)]))).collect();
+        let rows = of_posts(&posts, &done);
+        let detail = &rows[0].1;
+        assert!(
+            detail.starts_with("event=0 cmd=user_del; event=1 "),
+            "{detail}"
+        );
+        let end = "event=49 cmd=user_del; and events=50..54,110,112,114,116,118 n=10";
+        assert!(detail.ends_with(end), "{detail}");
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 mod audit;
 mod billing;
 mod nas_row;
+mod operator;
 pub mod postgres;
 mod posts;
 pub mod preview;
@@ -26,7 +27,7 @@ use serde_json::{Map, Value};
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-pub use audit::{AuditRow, audit_rows, one_detail, prune_audit};
+pub use audit::{AuditRow, audit_rows, one_detail};
 pub use posts::{Idempotency, Post, Posted};
 pub use rows::{
     AccountFlags, Backlog, Cause, Counts, EventRow, Expansion, Filter, GuardOrder, OrderKind,
@@ -415,6 +416,9 @@ pub trait Store: Send + Sync {
     /// Deletes at most `limit` done events finished before `before_ms`.
     async fn prune_done(&self, before_ms: i64, limit: usize) -> Result<u64>;
 
+    /// Deletes at most `limit` rows of the audit from before `before_ms`, the oldest first.
+    async fn prune_audit(&self, before_ms: i64, limit: usize) -> Result<u64>;
+
     // -- access -----------------------------------------------------------------------------
 
     /// Stores a token by its SHA-256.
@@ -439,6 +443,9 @@ pub trait Store: Send + Sync {
     /// Runs an operator's own statement; `nas_secret` and `token` are never readable, and
     /// nothing can be changed unless `write`.
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer>;
+
+    /// Whether [`Store::sql`] would refuse a statement for its words alone.
+    fn sql_allowed(&self, statement: &str, write: bool) -> Result<()>;
 
     /// Writes a copy of the whole database as it stands at one moment into a new file, while the
     /// daemon goes on. Only where the database is a file.

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nas_event_daemon::sim::ssh;
 use serde_json::Value;
 
 use crate::lab::daemon::Lab;
@@ -37,6 +38,30 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
     lab.nas(5, RECORD, 2, &[]).await;
     lab.accounts(5, [7]).await;
     old_log(&lab);
+    // A NAS whose key is learned, events that the guard holds, one that is dead.
+    let device = ssh::Sim::start(ssh::Options {
+        password: "servicemode".to_owned(),
+        ..ssh::Options::default()
+    });
+    let device = device.await.unwrap();
+    let port = device.addr().port().to_string();
+    let learned = [("ssh_port", port), ("ssh_host_key", "'tofu'".to_owned())];
+    lab.nas(6, "Linux-SSH", 2, &learned).await;
+    lab.secret(6, "admin", "servicemode").await;
+    let held: Vec<String> = (900_001..=900_003)
+        .map(|id| {
+            format!("({id}, 'user_redirect', 7, 5, '{{}}', 2, '2026-01-01 00:00:00.000', 'held')")
+        })
+        .collect();
+    lab.sql(&format!(
+        "insert into events_stack (id, event_type, user_id, nas_id, params, class, event_date, state) values {};
+         insert into events_dead (id, event_type, user_id, nas_id, class, event_date, reason) values
+           (900010, 'user_add', 7, 5, 1, '2026-01-01 00:00:00', 'x'),
+           (900011, 'user_add', 8, 5, 1, '2026-01-01 00:00:00', 'x'),
+           (900012, 'user_add', 9, 5, 1, '2026-01-01 00:00:00', 'x')",
+        held.join(", ")
+    ))
+    .await;
     let copy = lab.path("copy.db").display().to_string();
     let prune = ["logs", "prune", "--older-than", "400d"];
     // Verbs, the word of the audit (none = there is no row), parts of the detail.
@@ -49,9 +74,100 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
         ),
         (&["token", "list"], None, &[]),
         (
-            &["token", "revoke", "shop"],
+            &["token", "revoke", "shop", "--reason", "it leaked"],
             Some("token_revoke"),
-            &["name=shop"],
+            &["name=shop why=\"it leaked\""],
+        ),
+        // Before the posts below, which would be undone.
+        (
+            &["event", "retry", "900010", "--reason", "core is back"],
+            Some("retry"),
+            &["event=900010 as=", "why=\"core is back\""],
+        ),
+        (
+            &[
+                "guard", "allow", "--source", "crm", "--for", "1h", "--max", "9", "--reason",
+                "tariffs",
+            ],
+            Some("guard allow"),
+            &["batch=1 source=Some(\"crm\")", "max=9 why=\"tariffs\""],
+        ),
+        (
+            &[
+                "event", "retry", "--state", "dead", "--user", "8", "--reason", "a try",
+            ],
+            Some("retry_many"),
+            &["n=1 events=900011..900011 why=\"a try\""],
+        ),
+        (
+            &["event", "drop", "--state", "dead", "-y", "--reason", "gone"],
+            Some("drop_many"),
+            &["n=1 events=900012..900012 why=\"gone\""],
+        ),
+        (&["guard", "list"], None, &[]),
+        (
+            &["guard", "revoke", "1", "--reason", "put off"],
+            Some("guard revoke"),
+            &["batch=1 why=\"put off\""],
+        ),
+        (
+            &["guard", "deny", "900001", "--reason", "not meant"],
+            Some("guard deny"),
+            &["events=1 ", "ids=900001 why=\"not meant\""],
+        ),
+        (
+            &["guard", "approve", "900002", "900003", "--reason", "meant"],
+            Some("guard approve"),
+            &["events=2 ", "ids=900002,900003 why=\"meant\""],
+        ),
+        (
+            &["nas", "rekey", "6", "-y", "--reason", "new board"],
+            Some("nas_rekey"),
+            &["nas=6 was=\"none yet", "is=", "why=\"new board\""],
+        ),
+        (
+            &["nas", "forks", "5", "7", "--reason", "evening"],
+            Some("nas_forks"),
+            &["nas=5 forks=Some(7) why=\"evening\""],
+        ),
+        (
+            &["nas", "pause", "5", "--reason", "firmware"],
+            Some("nas_pause"),
+            &["nas=5", "reason=\"firmware\""],
+        ),
+        (
+            &["nas", "resume", "5", "--reason", "done"],
+            Some("nas_resume"),
+            &["nas=5 why=\"done\""],
+        ),
+        (
+            &["nas", "mode", "5", "default", "--reason", "as planned"],
+            Some("nas_mode"),
+            &["nas=5 mode=default why=\"as planned\""],
+        ),
+        (
+            &["nas", "activate", "5", "--reason", "night 3"],
+            Some("nas_mode"),
+            &["nas=5 mode=active why=\"night 3\""],
+        ),
+        (
+            &["account", "resync", "7", "--reason", "he called"],
+            Some("resync"),
+            &[
+                "batch=resync-user7-",
+                "accounts=1 events=",
+                "why=\"he called\"",
+            ],
+        ),
+        (
+            &[
+                "db",
+                "sql",
+                "--write",
+                "update users set login = 'a' where id = 7",
+            ],
+            Some("sql"),
+            &["update users set login = 'a' where id = 7"],
         ),
         (
             &["event", "post", "--user", "7", "--cmd", "user_add"],
@@ -91,6 +207,16 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
             assert_eq!(fresh, Vec::<Value>::new(), "{args:?}");
             continue;
         };
+        // Each part of these is noted, too.
+        for (many, part) in [
+            ("resync", "post"),
+            ("retry_many", "retry"),
+            ("drop_many", "drop"),
+        ] {
+            if what == many {
+                fresh.retain(|row| row["what"] != part);
+            }
+        }
         let [row] = fresh.as_slice() else {
             panic!("{args:?}: {fresh:?}")
         };

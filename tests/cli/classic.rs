@@ -171,4 +171,20 @@ async fn sqlexec_only_reads(kind: Kind) {
         audit[0][0].starts_with("cli:") && audit[0][1].contains("update users"),
         "{audit:?}"
     );
+    // Noted before it runs, and how it ended if it failed; what is refused for its words is not.
+    for failing in [
+        "update users set login = 'y' where nope = 7",
+        "update nas_secret set password = 'geheim'",
+    ] {
+        let said = named(&lab, "sqlexec", &["--write", failing], "").await;
+        assert_eq!(said.code, 1, "{said:?}");
+    }
+    let audit = lab
+        .rows("select what, detail from audit where what like 'sql%' order by id")
+        .await;
+    assert_eq!(audit.len(), 3, "{audit:?}");
+    assert_eq!(audit[1][0], "sql");
+    assert!(audit[1][1].contains("where nope = 7"), "{audit:?}");
+    assert_eq!(audit[2][0], "sql_failed");
+    assert!(audit[2][1].contains("nope"), "{audit:?}");
 }

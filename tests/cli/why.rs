@@ -172,6 +172,11 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
             .contains("user_add done"),
         "{said}"
     );
+    let answer = said["last_answer"].as_str().unwrap();
+    assert!(
+        answer.contains("cmd=user_add") && answer.contains("end result=done"),
+        "{said}"
+    );
     assert_eq!(
         said["wants"],
         "user_add, user_rate_set, user_accept, user_redirect_cancel"
@@ -208,6 +213,11 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     let said = cause(&lab, 100, "login_refused", &[]).await;
     assert!(!said.to_string().contains("wrong\""), "no password: {said}");
     let said = cause(&lab, 110, "dead", &[]).await;
+    let answer = said["last_answer"].as_str().unwrap();
+    assert!(
+        answer.contains("cmd=user_add") && answer.contains("end result=dead"),
+        "{said}"
+    );
     assert!(
         said["next"].as_str().unwrap().contains("event retry"),
         "{said}"
@@ -260,12 +270,23 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
         said["verdict"].as_str().unwrap().contains("coa_secret"),
         "{said}"
     );
-    let said = on_a_full_disk(&lab, 110).await;
-    assert_eq!(said["cause"], "disk_full", "{said}");
-    assert!(
-        said["next"].as_str().unwrap().contains("logs prune"),
-        "{said}"
+    // Where the logs lie, and where the database lies, if it is a file.
+    let mut disks = vec![lab.path("log")];
+    disks.extend(
+        lab.db
+            .file()
+            .and_then(|file| Some(file.parent()?.to_owned())),
     );
+    for disk in disks {
+        let said = on_a_full_disk(&lab, 110, &disk).await;
+        assert_eq!(said["cause"], "disk_full", "{said}");
+        let verdict = said["verdict"].as_str().unwrap();
+        assert!(verdict.contains(&disk.display().to_string()), "{said}");
+        assert!(
+            said["next"].as_str().unwrap().contains("logs prune"),
+            "{said}"
+        );
+    }
     let waiting = cause(&lab, 113, "deferred", &[]).await;
     let id = waiting["waiting"]
         .as_str()
@@ -294,9 +315,12 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     daemon.kill_9().await;
 }
 
-/// The same question where the directory of the logs is a file system without room.
-async fn on_a_full_disk(lab: &Lab, user: i64) -> Value {
-    let script = "mount -t tmpfs -o size=64k none \"$1\" && exec \"$2\" -o json why \"$3\"";
+/// The same question where this directory is a file system without room; what is in it goes along.
+async fn on_a_full_disk(lab: &Lab, user: i64, disk: &std::path::Path) -> Value {
+    // Room for a database, and for nothing that a daemon would still write: `ROOM_MIN` of `why`.
+    let script = "copy=$(mktemp -d) && cp -a \"$1/.\" \"$copy\" && \
+                  mount -t tmpfs -o size=12m none \"$1\" && cp -a \"$copy/.\" \"$1\" && \
+                  rm -r \"$copy\" && exec \"$2\" -o json why \"$3\"";
     #[expect(
         clippy::disallowed_methods,
         reason = "a mount of its own needs unshare(1)"
@@ -304,7 +328,7 @@ async fn on_a_full_disk(lab: &Lab, user: i64) -> Value {
     let mut command = tokio::process::Command::new("unshare");
     command
         .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
-        .arg(lab.path("log"))
+        .arg(disk)
         .arg(env!("CARGO_BIN_EXE_nas_event_daemon"))
         .arg(user.to_string())
         .env("NED_CONFIG", lab.path("ned.toml"))
@@ -388,6 +412,26 @@ async fn the_device_is_asked_and_believed(kind: Kind) {
     session(&mine, &address(500));
     cause(&lab, 500, "open", live).await;
 
+    // An ISG answers in words of its own, and the others hold no session of the account.
+    let isg = radius::Sim::start(Options::default()).await.unwrap();
+    let port = isg.addr().port().to_string();
+    lab.nas(18, "Cisco-ISG", 2, &[("coa_port", port)]).await;
+    lab.sql("insert into nas_secret (nas_id, coa_secret) values (18, 'secret')")
+        .await;
+    lab.accounts(18, [510]).await;
+    ned(&lab, &["nas", "reload"]).await.fine();
+    let said = cause(&lab, 510, "device_unread", live).await;
+    assert!(
+        said["device"].as_str().unwrap().starts_with("no session"),
+        "{said}"
+    );
+    let (verdict, next) = (said["verdict"].to_string(), said["next"].to_string());
+    assert!(
+        verdict.contains("no session") && verdict.contains("cannot be compared"),
+        "{said}"
+    );
+    assert!(next.contains("account resync 510"), "{said}");
+
     drop(mine);
     cause(&lab, 500, "device_silent", &["--live", "--timeout", "5s"]).await;
     daemon.kill_9().await;
@@ -397,6 +441,12 @@ async fn without_a_daemon_the_database_says_why(kind: Kind) {
     let lab = Lab::new(kind, "").await;
     lab.nas(5, RECORD, 2, &[]).await;
     lab.accounts(5, [50]).await;
+    cause(&lab, 50, "never_sent", &[]).await;
+    let said = cause(&lab, 50, "no_daemon", &["--live"]).await;
+    assert!(
+        said["verdict"].to_string().contains("was not asked"),
+        "{said}"
+    );
     post(&lab, "user_add", 50).await;
     let said = cause(&lab, 50, "no_daemon", &[]).await;
     assert!(

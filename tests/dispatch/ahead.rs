@@ -61,7 +61,8 @@ async fn gone_back(lab: &Lab, running: i64) {
         (claimed(lab).await == running && lab.number(touched).await == 0).then_some(())
     })
     .await;
-    let flagged = "select (select count(*) from events_stack where possible_duplicate and state = 'ready')
+    let flagged =
+        "select (select count(*) from events_stack where possible_duplicate and state = 'ready')
        + (select count(*) from events_done where possible_duplicate)";
     assert_eq!(lab.number(flagged).await, 0);
 }
@@ -96,5 +97,8 @@ async fn what_is_ahead_goes_back_at_the_end(kind: Kind) {
     gone_back(&lab, 0).await;
     let (waiting, done) = (lab.waiting().await, router.sim.seen().changes);
     assert!(waiting > 0, "else nothing was shown");
-    assert_eq!(waiting + i64::try_from(done).unwrap(), ACCOUNTS.count() as i64);
+    assert_eq!(
+        waiting + i64::try_from(done).unwrap(),
+        ACCOUNTS.count() as i64
+    );
 }

@@ -70,9 +70,20 @@ impl Db {
         }
     }
 
+    /// Its file, if it is one.
+    pub fn file(&self) -> Option<std::path::PathBuf> {
+        let path = self.url.strip_prefix("sqlite://")?;
+        Some(path.split('?').next().unwrap_or(path).into())
+    }
+
     /// Runs a statement as a foreign program would.
     pub async fn sql(&self, statement: &str) {
         run_sql(&self.url, statement).await;
+    }
+
+    /// The same, where the database may refuse it.
+    pub async fn try_sql(&self, statement: &str) -> Result<(), sqlx::Error> {
+        try_sql(&self.url, statement).await
     }
 
     /// Whether nobody holds a lock that a new owner needs.
@@ -127,6 +138,10 @@ impl Db {
 
 /// Runs statements over a connection of its own.
 pub async fn run_sql(url: &str, statement: &str) {
+    try_sql(url, statement).await.unwrap();
+}
+
+async fn try_sql(url: &str, statement: &str) -> Result<(), sqlx::Error> {
     let text = sqlx::AssertSqlSafe(statement.to_owned());
     if url.starts_with("sqlite") {
         let options: SqliteConnectOptions = url.parse().unwrap();
@@ -134,12 +149,12 @@ pub async fn run_sql(url: &str, statement: &str) {
         let mut conn = sqlx::SqliteConnection::connect_with(&options)
             .await
             .unwrap();
-        sqlx::raw_sql(text).execute(&mut conn).await.unwrap();
-        conn.close().await.unwrap();
+        sqlx::raw_sql(text).execute(&mut conn).await?;
+        conn.close().await
     } else {
         let mut conn = sqlx::PgConnection::connect(url).await.unwrap();
-        sqlx::raw_sql(text).execute(&mut conn).await.unwrap();
-        conn.close().await.unwrap();
+        sqlx::raw_sql(text).execute(&mut conn).await?;
+        conn.close().await
     }
 }
 

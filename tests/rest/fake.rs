@@ -416,6 +416,9 @@ impl Store for Fake {
     async fn prune_done(&self, _: i64, _: usize) -> Result<u64> {
         no()
     }
+    async fn prune_audit(&self, _: i64, _: usize) -> Result<u64> {
+        no()
+    }
     async fn add_token(&self, _: &Token) -> Result<()> {
         no()
     }
@@ -439,6 +442,9 @@ impl Store for Fake {
         Ok(())
     }
 
+    fn sql_allowed(&self, _: &str, _: bool) -> Result<()> {
+        no()
+    }
     async fn sql(&self, _: &str, _: bool) -> Result<SqlAnswer> {
         no()
     }

@@ -2,6 +2,8 @@
 //! sockets' bounds over real connections on loopback.
 
 #[cfg(test)]
+mod alarms;
+#[cfg(test)]
 mod billing;
 #[cfg(test)]
 mod classic;

@@ -241,10 +241,10 @@ const CHANGES: &[Change] = &[
     ),
     (
         "/api/v1/events/200/retry",
-        "",
+        r#"{"why":"the core is back"}"#,
         201,
         "retry",
-        &["event=200 as="],
+        &["event=200 as=", "why=\"the core is back\""],
     ),
     (
         "/api/v1/events/201/drop",
@@ -255,10 +255,10 @@ const CHANGES: &[Change] = &[
     ),
     (
         "/api/v1/events/retry",
-        r#"{"state":"dead","nas":6}"#,
+        r#"{"state":"dead","nas":6,"why":"new firmware"}"#,
         200,
         "retry_many",
-        &["n=1", "nas: Some(6)"],
+        &["n=1", "nas: Some(6)", "why=\"new firmware\""],
     ),
     (
         "/api/v1/events/drop",
@@ -276,18 +276,25 @@ const CHANGES: &[Change] = &[
     ),
     ("/api/v1/nas/5/resume", "", 200, "nas_resume", &["nas=5"]),
     (
+        "/api/v1/nas/5/resume",
+        r#"{"why":"done"}"#,
+        200,
+        "nas_resume",
+        &["nas=5 why=\"done\""],
+    ),
+    (
         "/api/v1/nas/5/forks",
-        r#"{"forks":7}"#,
+        r#"{"forks":7,"why":"evening"}"#,
         200,
         "nas_forks",
-        &["nas=5", "7"],
+        &["nas=5", "7", "why=\"evening\""],
     ),
     (
         "/api/v1/nas/5/mode",
-        r#"{"mode":"observe"}"#,
+        r#"{"mode":"observe","why":"hand-over"}"#,
         200,
         "nas_mode",
-        &["nas=5 mode=observe"],
+        &["nas=5 mode=observe why=\"hand-over\""],
     ),
     (
         "/api/v1/nas/5/mode",
@@ -297,6 +304,13 @@ const CHANGES: &[Change] = &[
         &["nas=5 mode=default"],
     ),
     ("/api/v1/reload", "", 202, "reload", &[]),
+    (
+        "/api/v1/reload",
+        r#"{"why":"new card"}"#,
+        202,
+        "reload",
+        &["why=\"new card\""],
+    ),
 ];
 
 /// Calls that look as if they changed something.

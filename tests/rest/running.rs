@@ -1,8 +1,7 @@
 //! The doors of a running daemon: the mark above which producers wait, what an event, a log and a
-//! NAS tell, plans, alarms, and a thousand slow clients.
+//! NAS tell, plans, and a thousand slow clients.
 
 use std::io::ErrorKind;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nas_event_daemon::intake::tails::STREAMS_MAX;
@@ -20,14 +19,12 @@ on_each_store!(
     logs_are_read_and_followed,
     a_nas_is_tested_over_the_api,
     a_plan_says_what_a_call_would_do,
-    an_alarm_rings_and_is_called_off,
-    guard_mark_and_database_ring_too,
     so_many_logs_are_followed_at_once,
     a_thousand_slow_clients_delay_nobody,
 );
 
 /// A scheme that renders and sends nothing.
-const RECORD: &str = "Record";
+pub(crate) const RECORD: &str = "Record";
 
 async fn above_the_mark_producers_wait_and_payers_get_through(kind: Kind) {
     let lab = Lab::new(kind, "").await;
@@ -347,129 +344,6 @@ async fn a_plan_says_what_a_call_would_do(kind: Kind) {
     // Nothing was stored.
     assert_eq!(lab.waiting().await, 0);
     assert_eq!(lab.number("select count(*) from events_done").await, before);
-    daemon.stop().await;
-}
-
-/// Posts that a webhook got.
-type Got = Arc<Mutex<Vec<Value>>>;
-
-async fn receiver() -> (std::net::SocketAddr, Got, tokio::task::JoinSet<()>) {
-    let got = Got::default();
-    let kept = Arc::clone(&got);
-    let take = move |axum::Json(message): axum::Json<Value>| {
-        kept.lock().unwrap().push(message);
-        async { "taken" }
-    };
-    let router = axum::Router::new().route("/hook", axum::routing::post(take));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut tasks = tokio::task::JoinSet::new();
-    let stop = tokio_util::sync::CancellationToken::new();
-    tasks.spawn(nas_event_daemon::intake::serve::serve(
-        listener, router, stop,
-    ));
-    (address, got, tasks)
-}
-
-async fn an_alarm_rings_and_is_called_off(kind: Kind) {
-    let (address, got, _tasks) = receiver().await;
-    let lab = Lab::new(kind, "").await;
-    lab.configure(
-        &format!("[alarm]\nwebhook = \"http://{address}/hook?token=geheim\"\nafter = \"100ms\""),
-        "settings_interval = \"200ms\"",
-    );
-    lab.native(
-        RECORD,
-        "driver = \"record\"\n[[on.user_add]]\ncall = \"/x\"\n",
-    );
-    lab.nas(5, RECORD, 2, &[]).await;
-    lab.nas(7, "Missing", 2, &[]).await;
-    let daemon = lab.start().await;
-    let with = |state: &str| {
-        let got = got.lock().unwrap();
-        let found = got
-            .iter()
-            .find(|m| m["alarm"] == "nas_7" && m["state"] == state);
-        found.cloned()
-    };
-    let raised = lab.until("the alarm", async || with("raised")).await;
-    assert!(
-        raised["text"]
-            .as_str()
-            .unwrap()
-            .starts_with("NAS 7 is not served: "),
-        "{raised}"
-    );
-    assert!(raised["at"].is_string() && raised["host"].is_string());
-    lab.sql("update nas set oss_path = 'Record' where id = 7")
-        .await;
-    lab.until("the all-clear", async || with("cleared")).await;
-    let other = got.lock().unwrap().iter().any(|m| m["alarm"] != "nas_7");
-    assert!(!other, "{got:?}");
-    assert_eq!(got.lock().unwrap().len(), 2);
-    assert!(!lab.daemon_log().concat().contains("geheim"));
-    daemon.stop().await;
-}
-
-async fn guard_mark_and_database_ring_too(kind: Kind) {
-    let (address, got, _tasks) = receiver().await;
-    let lab = Lab::new(kind, "").await;
-    lab.configure(
-        &format!(
-            "high_water = 40\n[alarm]\nwebhook = \"http://{address}/hook\"\nafter = \"100ms\""
-        ),
-        "guard = \"hold\"",
-    );
-    lab.native(
-        RECORD,
-        "driver = \"record\"\n[[on.user_redirect]]\ncall = \"/x\"\n",
-    );
-    lab.nas(5, RECORD, 2, &[]).await;
-    lab.accounts(5, 1..=70).await;
-    lab.sql("insert into nas_state (nas_id, paused_until) values (5, '2999-01-01 00:00:00')")
-        .await;
-    let daemon = lab.start().await;
-    let told = async |alarm: &str, state: &str| {
-        let what = format!("{alarm} is {state}");
-        let text = lab.until(&what, async || {
-            let got = got.lock().unwrap();
-            let found = got
-                .iter()
-                .find(|m| m["alarm"] == alarm && m["state"] == state);
-            found.map(|m| m["text"].as_str().unwrap().to_owned())
-        });
-        text.await
-    };
-    // More than the guard lets one source cut off, and more than the mark.
-    let cut: Vec<Value> = (1..=60)
-        .map(|user| json!({ "cmd": "user_redirect", "user_id": user }))
-        .collect();
-    lab.post(json!({ "events": cut })).await;
-    let text = told("guard", "raised").await;
-    assert!(
-        text.starts_with("the intent guard holds 10 events"),
-        "{text}"
-    );
-    let text = told("high_water", "raised").await;
-    assert!(text.contains("above http.high_water"), "{text}");
-    lab.ned(&["guard", "deny", "--source", "lab"]).await;
-    told("guard", "cleared").await;
-    let resume = lab.try_post("/api/v1/nas/5/resume", &json!({}), None).await;
-    assert_eq!(resume.unwrap().0, 200);
-    told("high_water", "cleared").await;
-    // A database that refuses what is asked of it, until it is as it was.
-    lab.sql("alter table owner rename to owner_away").await;
-    let text = told("database", "raised").await;
-    assert!(text.starts_with("the database does not answer: "), "{text}");
-    lab.sql("alter table owner_away rename to owner").await;
-    told("database", "cleared").await;
-    let rung: Vec<String> = got
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|m| m["alarm"].as_str().unwrap().to_owned())
-        .collect();
-    assert_eq!(rung.len(), 6, "each once up and once down: {rung:?}");
     daemon.stop().await;
 }
 

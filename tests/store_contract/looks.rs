@@ -116,9 +116,62 @@ pub(super) async fn secrets_are_never_readable_by_statements(db: Db) {
         "create table stolen as select * from nas_secret",
         "pragma writable_schema = on",
         "alter table nas_secret rename to open",
+        "attach 'elsewhere.db' as elsewhere",
+        "vacuum into 'elsewhere.db'",
+        "create virtual table found using fts5(password, content=cards)",
     ] {
         assert!(db.store.sql(statement, true).await.is_err(), "{statement}");
     }
+    // What the billing shows of it under another name the database itself tells apart.
+    db.sql("create view cards as select n.id, s.password from nas n, nas_secret s where s.nas_id = n.id")
+        .await;
+    db.sql("create view cards_again as select * from cards; create table copied (id integer, password text)")
+        .await;
+    for (statement, write) in [
+        ("select * from cards", false),
+        (
+            "select 1 from users where exists (select * from cards_again)",
+            false,
+        ),
+        (
+            "with c as (select password from cards) select * from c",
+            false,
+        ),
+        (
+            "select * from (values (1)) v left join cards on true",
+            false,
+        ),
+        ("insert into copied select id, password from cards", true),
+        (
+            "update users set login = (select password from cards)",
+            true,
+        ),
+        ("create table stolen as select * from cards_again", true),
+        // Expansion would read it, too.
+        (
+            "create view shown as select id as user_id, password as comment from cards",
+            true,
+        ),
+    ] {
+        let refused = db.store.sql(statement, write).await;
+        let Err(Error::Refused(text)) = refused else {
+            panic!("{statement}: {refused:?}")
+        };
+        assert!(
+            text.contains("would read nas_secret"),
+            "{statement}: {text}"
+        );
+    }
+    for fine in [
+        "create view logins as select id, login from users",
+        "insert into copied select id, login from logins",
+        "delete from copied",
+    ] {
+        db.store.sql(fine, true).await.unwrap();
+    }
+    let copied = "select count(*) from copied";
+    let copied = db.store.sql(copied, false).await.unwrap().rows;
+    assert_eq!(copied, [[Some("0".to_owned())]]);
     let answer = db
         .store
         .sql("select id, login from users order by id limit 2", false)
@@ -158,6 +211,7 @@ pub(super) async fn a_statement_that_looks_changes_nothing(db: Db) {
     fill(&db).await;
     for statement in [
         "commit; delete from users; begin",
+        "select 1 as [']; delete from users; select [']",
         "delete from users",
         "with gone as (delete from users returning id) select * from gone",
         "insert into users (id) values (77)",
@@ -251,19 +305,44 @@ pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
     for change in [
         "update audit set who = 'somebody else' where id = 5",
         "delete from audit where id = 5",
+        "replace into audit (id, who, what, detail) values (5, 'crm', 'post', 'another')",
+        "truncate audit",
+        "drop table audit",
+        "alter table audit rename to audit_of_old",
+        "drop trigger audit_is_kept on audit",
+        "drop trigger \"audit_is_kept\"",
+        "with gone as (select 5 as id) delete from audit where id in (select id from gone)",
     ] {
         let refused = db.store.sql(change, true).await.unwrap_err();
         let refused = nas_event_daemon::store::chain(&refused);
         assert!(refused.contains("the audit table"), "{refused}");
     }
+    // Nor a foreign program, by what asks no trigger of an update or a delete.
+    let ways: &[&str] = match db.kind {
+        Kind::Sqlite => &[
+            "replace into audit (id, who, what, detail) values (5, 'crm', 'post', 'another')",
+            "insert or replace into audit (id, who, what) values (5, 'crm', 'post')",
+            "insert into audit (id, who, what) values (5, 'x', 'y') on conflict (id) do update set who = 'x'",
+            "insert into audit (id, who, what) values (-1, 'x', 'y')",
+        ],
+        Kind::Postgres => &[
+            "truncate audit",
+            "truncate audit cascade",
+            "set session_replication_role = replica; update audit set who = 'x'",
+            "set session_replication_role = replica; truncate audit",
+        ],
+    };
+    for way in ways {
+        let refused = db.try_sql(way).await.unwrap_err().to_string();
+        assert!(refused.contains("the audit table"), "{way}: {refused}");
+    }
+    let five = "select detail from audit where id = 5";
+    let five = db.store.sql(five, false).await.unwrap().rows;
+    assert_eq!(five, [[Some("event=5".to_owned())]]);
     let now = nas_event_daemon::clock::wall_ms();
     let year = 366 * 86_400_000;
     let store = db.store.as_ref();
-    let gone = async |before| {
-        nas_event_daemon::store::prune_audit(store, before, 2)
-            .await
-            .unwrap()
-    };
+    let gone = async |before| store.prune_audit(before, 2).await.unwrap();
     assert_eq!(gone(now - 20 * year).await, 0);
     let pieces = [
         gone(now - year).await,

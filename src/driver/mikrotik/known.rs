@@ -330,14 +330,14 @@ impl Rows {
 
     fn marked(&self, mark: &str) -> Vec<Row> {
         let ids = self.marked.get(mark).into_iter().flatten();
-        let row = |id: &Box<str>| {
+        let row = |id: &str| {
             let values = self.of.get(id)?;
             let mut row: Row = BTreeMap::from([(".id".to_owned(), id.to_string())]);
             let present = self.props.iter().zip(values).filter(|(_, v)| !v.is_empty());
             row.extend(present.map(|(k, v)| (k.clone(), v.to_string())));
             Some(row)
         };
-        ids.filter_map(row).collect()
+        ids.filter_map(|id| row(id)).collect()
     }
 
     /// `false`: it is not known any more what stands.
@@ -381,6 +381,9 @@ mod tests {
     use super::*;
 
     const PATH: &str = "/queue/simple";
+
+    /// Verb, arguments, `=ret=`.
+    type Said<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<&'a str>);
 
     fn props() -> Vec<String> {
         [".id", "name", "max-limit", "comment", "dynamic"]
@@ -491,7 +494,7 @@ mod tests {
     #[test]
     fn they_are_forgotten_when_it_is_not_known_what_stands() {
         assert_eq!(ids(&two(), "crb_2"), ["*2"]);
-        let verbs: [(&str, &[(&str, &str)], Option<&str>); 6] = [
+        let verbs: [Said<'_>; 6] = [
             ("move", &[(".id", "*1")], None),
             ("remove", &[(".id", "crb_1")], None),
             ("remove", &[("numbers", "0")], None),

@@ -8,7 +8,9 @@ use sqlx::{Column, Connection, Executor, PgConnection, Row, SqlSafeStr, TypeInfo
 
 use super::{Postgres, connection, kept_ms, sql, storable};
 use crate::event::{EventId, Params};
-use crate::store::{Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs, rows};
+use crate::store::{
+    Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs, operator, rows,
+};
 
 /// Most rows that `events` returns in one call.
 const LIST_MAX: usize = 1_000;
@@ -270,11 +272,22 @@ pub(super) async fn prune_done(store: &Postgres, before_ms: i64, limit: usize) -
     Ok(done.rows_affected())
 }
 
-/// Tables that no operator's statement may read.
-const HIDDEN: [&str; 2] = ["nas_secret", "token"];
-/// Ways around [`HIDDEN`]: names spelt by escapes, functions that run a text as a statement,
+pub(super) async fn prune_audit(store: &Postgres, before_ms: i64, limit: usize) -> Result<u64> {
+    let done = sqlx::query(
+        "delete from audit where id = any(array(select id from audit order by id limit $2))
+           and at < to_timestamp($1::bigint / 1000.0)",
+    )
+    .bind(kept_ms(before_ms))
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .execute(&store.pool)
+    .await
+    .map_err(sql("delete old rows of the audit"))?;
+    Ok(done.rows_affected())
+}
+
+/// Ways around [`operator::HIDDEN`]: names spelt by escapes, functions that run a text as a statement,
 /// samples that the planner keeps of columns, and files of the server.
-const AROUND: [&str; 13] = [
+const AROUND: [&str; 16] = [
     "u&\"",
     "u&'",
     "_to_xml",
@@ -288,6 +301,9 @@ const AROUND: [&str; 13] = [
     "pg_statistic",
     "pg_read_",
     "pg_ls_",
+    "lo_import",
+    "lo_export",
+    "get_raw_page",
 ];
 /// What a statement that only looks may begin with.
 const LOOKS: [&str; 6] = ["select", "with", "values", "table", "show", "explain"];
@@ -299,7 +315,7 @@ const CHANGES: [&str; 23] = [
     "begin", "start", "commit", "end", "rollback",
 ];
 /// What `create` and `alter` may not name, for the same reason.
-const CODE: [&str; 8] = [
+const CODE: [&str; 12] = [
     "function",
     "procedure",
     "routine",
@@ -308,20 +324,31 @@ const CODE: [&str; 8] = [
     "aggregate",
     "trigger",
     "rule",
+    // What another server would show, or be shown.
+    "foreign",
+    "server",
+    "publication",
+    "subscription",
 ];
 
-pub(super) async fn sql_statement(
-    store: &Postgres,
-    statement: &str,
-    write: bool,
-) -> Result<SqlAnswer> {
+/// What `drop` and `alter` may not name: our tables, or what their triggers are written in, go with it.
+const WHOLE: [&str; 6] = [
+    "schema",
+    "owned",
+    "database",
+    "extension",
+    "language",
+    "role",
+];
+/// Statements that have a plan; it names each table that is read, by views too.
+const PLANNED: [&str; 9] = [
+    "select", "with", "values", "table", "insert", "update", "delete", "merge", "create",
+];
+
+/// The word that a statement begins with, if its words allow it.
+pub(super) fn allowed(statement: &str, write: bool) -> Result<String> {
     let lower = statement.to_ascii_lowercase();
-    if HIDDEN.iter().any(|table| lower.contains(table)) {
-        return Err(Error::Refused(format!(
-            "the tables {} are never readable here",
-            HIDDEN.join(" and ")
-        )));
-    }
+    operator::hides_secrets(&lower)?;
     if let Some(way) = AROUND.iter().find(|way| lower.contains(**way)) {
         return Err(Error::Refused(format!(
             "{way} is not allowed here: it could show tables that are never readable"
@@ -332,20 +359,18 @@ pub(super) async fn sql_statement(
             "the statement holds a NUL character (U+0000)".to_owned(),
         ));
     }
-    let first: String = lower
-        .trim_start_matches(|c: char| c.is_whitespace() || c == '(')
-        .chars()
-        .take_while(char::is_ascii_alphabetic)
-        .collect();
+    let first = operator::first_word(&lower);
     if !write && !LOOKS.contains(&first.as_str()) {
         return Err(Error::Refused(format!(
             "{first:?} may change something: only {} are allowed without write",
             LOOKS.join(", ")
         )));
     }
-    let words = || lower.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let makes_code =
-        ["create", "alter"].contains(&first.as_str()) && words().any(|word| CODE.contains(&word));
+    if write {
+        operator::keeps_the_audit(&lower, &first)?;
+    }
+    let has = |names: &[&str]| operator::words(&lower).any(|word| names.contains(&word));
+    let makes_code = ["create", "alter"].contains(&first.as_str()) && has(&CODE);
     let known = LOOKS.iter().chain(&CHANGES).any(|word| *word == first);
     if write && (makes_code || !known) {
         return Err(Error::Refused(format!(
@@ -353,14 +378,35 @@ pub(super) async fn sql_statement(
             if makes_code { " with code" } else { "" }
         )));
     }
+    if first == "grant" && (!has(&["on"]) || has(&["tables"])) {
+        return Err(Error::Refused(
+            "grant names its tables here: of a role, or of all tables, it could show those that are \
+             never readable"
+                .to_owned(),
+        ));
+    }
+    if write && ["drop", "alter"].contains(&first.as_str()) && has(&WHOLE) {
+        return Err(Error::Refused(format!(
+            "{first:?} of so much is not allowed here: our tables and the audit may be in it"
+        )));
+    }
+    Ok(first)
+}
+
+pub(super) async fn sql_statement(
+    store: &Postgres,
+    statement: &str,
+    write: bool,
+) -> Result<SqlAnswer> {
+    let first = allowed(statement, write)?;
     // A connection of its own: what the statement sets, creates or leaves open ends with it.
     let mut conn = connection::open(&store.options)
         .await
         .map_err(sql("connect for the statement"))?;
     let out = if write {
-        change(&mut conn, statement).await
+        change(&mut conn, &first, statement).await
     } else {
-        look(&mut conn, statement).await
+        look(&mut conn, &first, statement).await
     };
     let closed = conn.close().await;
     let answer = out?;
@@ -368,13 +414,78 @@ pub(super) async fn sql_statement(
     Ok(answer)
 }
 
-async fn change(conn: &mut PgConnection, statement: &str) -> Result<SqlAnswer> {
+/// Asks the server which tables the statement would read. What functions read inside is not in
+/// the plan: those that run a text are refused by name, those of the billing are its own affair.
+async fn reads_nothing_hidden(conn: &mut PgConnection, first: &str, statement: &str) -> Result<()> {
+    let view = operator::body(statement, first).filter(|_| !statement_is_copy(statement));
+    let explained = match first {
+        "explain" => after_explain(statement),
+        _ => view.unwrap_or(statement),
+    };
+    let inner = operator::first_word(&explained.to_ascii_lowercase());
+    if !PLANNED.contains(&inner.as_str()) {
+        if first != "explain" && view.is_none() {
+            return Ok(());
+        }
+        return Err(Error::Refused(format!(
+            "{inner:?} has no plan: what it would read cannot be seen"
+        )));
+    }
+    let text = sqlx::AssertSqlSafe(format!("explain (format json) {explained}"));
+    let row = match sqlx::raw_sql(text).fetch_one(conn).await {
+        Ok(row) => row,
+        // Of what is created only `as select` has a plan; the rest reads nothing.
+        Err(sqlx::Error::Database(_)) if first == "create" && view.is_none() => return Ok(()),
+        Err(error) => return Err(sql("run the statement")(error)),
+    };
+    let plan = value_text(&row, 0).map_err(sql("read the statement's plan"))?;
+    let plan = plan.unwrap_or_default().to_ascii_lowercase();
+    for table in operator::HIDDEN {
+        if plan.contains(&format!("\"relation name\": \"{table}\"")) {
+            return Err(operator::would_open(table));
+        }
+    }
+    Ok(())
+}
+
+/// A materialized view has a plan of its own.
+fn statement_is_copy(statement: &str) -> bool {
+    let lower = statement.to_ascii_lowercase();
+    operator::words(&lower).nth(1) == Some("materialized")
+}
+
+/// What `explain` with its options is about.
+fn after_explain(statement: &str) -> &str {
+    let mut rest = statement
+        .trim_start()
+        .get("explain".len()..)
+        .unwrap_or_default()
+        .trim_start();
+    if rest.starts_with('(') {
+        return rest.split_once(')').map_or("", |(_, inner)| inner);
+    }
+    loop {
+        let word = operator::first_word(&rest.to_ascii_lowercase());
+        if !["analyze", "analyse", "verbose"].contains(&word.as_str()) {
+            return rest;
+        }
+        rest = rest.get(word.len()..).unwrap_or_default().trim_start();
+    }
+}
+
+async fn change(conn: &mut PgConnection, first: &str, statement: &str) -> Result<SqlAnswer> {
     // Refuses more than one command: only the first was looked at.
     let text = sqlx::AssertSqlSafe(statement.to_owned()).into_sql_str();
     (&mut *conn)
         .prepare(text)
         .await
         .map_err(sql("check the statement"))?;
+    let mut tx = conn
+        .begin_with("begin read only")
+        .await
+        .map_err(sql("begin to check the statement"))?;
+    reads_nothing_hidden(&mut tx, first, statement).await?;
+    tx.rollback().await.map_err(sql("check the statement"))?;
     let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()))
         .execute(conn)
         .await
@@ -385,7 +496,7 @@ async fn change(conn: &mut PgConnection, statement: &str) -> Result<SqlAnswer> {
     })
 }
 
-async fn look(conn: &mut PgConnection, statement: &str) -> Result<SqlAnswer> {
+async fn look(conn: &mut PgConnection, first: &str, statement: &str) -> Result<SqlAnswer> {
     let mut tx = conn
         .begin_with("begin read only")
         .await
@@ -396,6 +507,7 @@ async fn look(conn: &mut PgConnection, statement: &str) -> Result<SqlAnswer> {
         .prepare(text)
         .await
         .map_err(sql("check the statement"))?;
+    reads_nothing_hidden(&mut tx, first, statement).await?;
     let mut answer = SqlAnswer::default();
     {
         // Asked as plain text: the server writes every type as text by itself.

@@ -230,6 +230,11 @@ fn migrator() -> Migrator {
             "dead_by_nas",
             include_str!("../../../migrations/postgres/0010_dead_by_nas.sql"),
         ),
+        (
+            11,
+            "audit_guard",
+            include_str!("../../../migrations/postgres/0011_audit_guard.sql"),
+        ),
     ])
 }
 
@@ -434,6 +439,11 @@ impl Store for Postgres {
         call("read the flags of accounts", work).await
     }
 
+    async fn prune_audit(&self, before_ms: i64, limit: usize) -> Result<u64> {
+        let work = look::prune_audit(self, before_ms, limit);
+        call("delete old rows of the audit", work).await
+    }
+
     async fn prune_done(&self, before_ms: i64, limit: usize) -> Result<u64> {
         let work = look::prune_done(self, before_ms, limit);
         call("delete old done events", work).await
@@ -474,6 +484,10 @@ impl Store for Postgres {
             sample::fill(self, all, keep, told),
         )
         .await
+    }
+
+    fn sql_allowed(&self, statement: &str, write: bool) -> Result<()> {
+        look::allowed(statement, write).map(|_| ())
     }
 
     async fn sql(&self, statement: &str, write: bool) -> Result<SqlAnswer> {

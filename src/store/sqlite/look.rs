@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 
 use futures_util::TryStreamExt;
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Column, Row, TypeInfo, ValueRef};
 
 use super::{Sqlite, sql};
 use crate::clock;
 use crate::event::{EventId, Params};
-use crate::store::{Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs, rows};
+use crate::store::{
+    Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs, operator, rows,
+};
 
 /// Most rows that `events` returns in one call.
 const LIST_MAX: usize = 1_000;
@@ -275,11 +277,45 @@ pub(super) async fn prune_done(store: &Sqlite, before_ms: i64, limit: usize) -> 
     Ok(done.rows_affected())
 }
 
-/// Tables that no operator's statement may read.
-const HIDDEN: [&str; 2] = ["nas_secret", "token"];
+pub(super) async fn prune_audit(store: &Sqlite, before_ms: i64, limit: usize) -> Result<u64> {
+    let mut writer = store.write().await;
+    let done = sqlx::query(
+        "delete from audit where id in (select id from audit order by id limit ?2) and at < ?1",
+    )
+    .bind(clock::utc_text(before_ms))
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .execute(&mut writer.conn)
+    .await
+    .map_err(sql("delete old rows of the audit"))?;
+    Ok(done.rows_affected())
+}
 
 /// First words of statements that only look.
 const LOOKS: [&str; 4] = ["select", "with", "values", "explain"];
+/// What one that changes may begin with. Not `attach`: what lies in another file was not looked at.
+const CHANGES: [&str; 16] = [
+    "insert",
+    "replace",
+    "update",
+    "delete",
+    "create",
+    "alter",
+    "drop",
+    "pragma",
+    "analyze",
+    "reindex",
+    "vacuum",
+    "begin",
+    "commit",
+    "end",
+    "rollback",
+    "savepoint",
+];
+/// Statements whose program is looked at before they run. The others open tables without showing
+/// what is in them (`analyze`), or to keep keys in order (`delete`).
+const PROGRAMS: [&str; 7] = [
+    "select", "with", "values", "insert", "replace", "update", "create",
+];
 /// Pragmas that only look (sqlite.org, "PRAGMA Statements"); most others also change a setting.
 const LOOK_PRAGMAS: [&str; 6] = [
     "integrity_check",
@@ -291,33 +327,37 @@ const LOOK_PRAGMAS: [&str; 6] = [
 ];
 /// The switch that keeps readers from writing must stay where it is.
 const AROUND: &str = "query_only";
-/// With it a table could be given another name.
-const SCHEMA: &str = "writable_schema";
+/// Ways around [`operator::HIDDEN`]: giving a table another name, and samples that the planner
+/// keeps of columns.
+const DETOURS: [&str; 4] = [
+    "writable_schema",
+    "sqlite_stat3",
+    "sqlite_stat4",
+    "sqlite_dbpage",
+];
+/// In `p5`: `p2` is no page but the number of a register (sqlite.org, `OPFLAG_P2ISREG`).
+const IN_REGISTER: i64 = 0x10;
 
-pub(super) async fn sql_statement(
-    store: &Sqlite,
-    statement: &str,
-    write: bool,
-) -> Result<SqlAnswer> {
+/// The word that a statement begins with, if its words allow it.
+pub(super) fn allowed(statement: &str, write: bool) -> Result<String> {
     let lower = statement.to_ascii_lowercase();
-    if HIDDEN.iter().any(|table| lower.contains(table)) {
+    operator::hides_secrets(&lower)?;
+    if let Some(way) = DETOURS.iter().find(|way| lower.contains(**way)) {
         return Err(Error::Refused(format!(
-            "the tables {} are never readable here",
-            HIDDEN.join(" and ")
+            "{way} is not allowed here: it could show tables that are never readable"
         )));
     }
-    if lower.contains(SCHEMA) {
-        return Err(Error::Refused(format!(
-            "{SCHEMA} is not allowed here: it could show tables that are never readable"
-        )));
+    if !operator::is_one(statement) {
+        return Err(Error::Refused(
+            "one statement at a time: only the first would be looked at".to_owned(),
+        ));
     }
-    let mut words = lower
-        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-        .filter(|word| !word.is_empty());
-    let looks = match words.next() {
-        Some("pragma") => words.next().is_some_and(|w| LOOK_PRAGMAS.contains(&w)),
-        Some(first) => LOOKS.contains(&first),
-        None => false,
+    let first = operator::first_word(&lower);
+    let looks = match first.as_str() {
+        "pragma" => operator::words(&lower)
+            .nth(1)
+            .is_some_and(|w| LOOK_PRAGMAS.contains(&w)),
+        first => LOOKS.contains(&first),
     };
     if !write && (!looks || lower.contains(AROUND)) {
         return Err(Error::Refused(format!(
@@ -325,10 +365,36 @@ pub(super) async fn sql_statement(
             LOOKS.join(", ")
         )));
     }
+    if write {
+        operator::keeps_the_audit(&lower, &first)?;
+        // Its module reads what it is told to, in statements of its own.
+        if first == "create" && operator::words(&lower).nth(1) == Some("virtual") {
+            return Err(Error::Refused(
+                "a virtual table is not allowed here: it could show tables that are never readable"
+                    .to_owned(),
+            ));
+        }
+        let known = LOOKS.iter().chain(&CHANGES).any(|word| *word == first);
+        if !known || (first == "vacuum" && operator::words(&lower).any(|word| word == "into")) {
+            return Err(Error::Refused(format!(
+                "{first:?} is not allowed here: it is unknown, or reaches beyond this database"
+            )));
+        }
+    }
+    Ok(first)
+}
+
+pub(super) async fn sql_statement(
+    store: &Sqlite,
+    statement: &str,
+    write: bool,
+) -> Result<SqlAnswer> {
+    let first = allowed(statement, write)?;
     let text = sqlx::AssertSqlSafe(statement.to_owned());
     let mut answer = SqlAnswer::default();
     if write {
         let mut writer = store.write().await;
+        opens_nothing_hidden(&mut writer.conn, &first, statement).await?;
         let done = sqlx::raw_sql(text)
             .execute(&mut writer.conn)
             .await
@@ -336,7 +402,13 @@ pub(super) async fn sql_statement(
         answer.changed = done.rows_affected();
         return Ok(answer);
     }
-    let mut rows = sqlx::raw_sql(text).fetch(&store.readers);
+    let mut conn = store
+        .readers
+        .acquire()
+        .await
+        .map_err(sql("connect for the statement"))?;
+    opens_nothing_hidden(&mut conn, &first, statement).await?;
+    let mut rows = sqlx::raw_sql(text).fetch(&mut *conn);
     while let Some(row) = rows.try_next().await.map_err(sql("run the statement"))? {
         if answer.columns.is_empty() {
             answer.columns = row.columns().iter().map(|c| c.name().to_owned()).collect();
@@ -348,6 +420,44 @@ pub(super) async fn sql_statement(
         answer.add(values)?;
     }
     Ok(answer)
+}
+
+/// Asks the database which tables the statement would open, by views and triggers too: its program
+/// names each by the page that the table begins with.
+async fn opens_nothing_hidden(
+    conn: &mut SqliteConnection,
+    first: &str,
+    statement: &str,
+) -> Result<()> {
+    if !PROGRAMS.contains(&first) {
+        return Ok(());
+    }
+    let pages: Vec<(i64, String)> =
+        sqlx::query_as("select rootpage, lower(tbl_name) from sqlite_schema where rootpage > 0")
+            .fetch_all(&mut *conn)
+            .await
+            .map_err(sql("look hidden tables up"))?;
+    let explained = operator::body(statement, first).unwrap_or(statement);
+    let text = sqlx::AssertSqlSafe(format!("explain {explained}"));
+    let program = sqlx::raw_sql(text)
+        .fetch_all(&mut *conn)
+        .await
+        .map_err(sql("run the statement"))?;
+    for step in &program {
+        let number = |name: &str| step.try_get_unchecked::<i64, _>(name).unwrap_or(0);
+        let opcode: String = step
+            .try_get_unchecked("opcode")
+            .map_err(sql("read the statement's program"))?;
+        let opens = ["OpenRead", "OpenWrite", "ReopenIdx"].contains(&opcode.as_str());
+        if !opens || number("p3") != 0 || number("p5") & IN_REGISTER != 0 {
+            continue;
+        }
+        let table = pages.iter().find(|(page, _)| *page == number("p2"));
+        if let Some((_, table)) = table.filter(|(_, t)| operator::HIDDEN.contains(&t.as_str())) {
+            return Err(operator::would_open(table));
+        }
+    }
+    Ok(())
 }
 
 fn value_text(row: &SqliteRow, i: usize) -> std::result::Result<Option<String>, sqlx::Error> {
