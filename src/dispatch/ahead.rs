@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::event::{Class, EventId};
+use crate::event::EventId;
 
 /// Most events ahead for each fork, whatever the attempts take.
 const FOR_EACH_FORK: usize = 4;
@@ -30,12 +30,18 @@ const WEIGHT: f64 = 0.1;
 pub(super) struct Claimed<T> {
     /// Event.
     pub(super) id: EventId,
-    /// The lower one goes first.
-    pub(super) class: Class,
+    /// It goes before the others.
+    pub(super) interactive: bool,
     /// Tick at which its claim was written.
     pub(super) since: u64,
     /// What starting it needs.
     pub(super) start: T,
+}
+
+impl<T> Claimed<T> {
+    fn is_late(&self, now: u64) -> bool {
+        now.saturating_sub(self.since) >= WAIT_MAX_MS
+    }
 }
 
 /// The events ahead of one NAS, and what its attempts take.
@@ -69,7 +75,10 @@ impl<T> Ahead<T> {
         if now.saturating_sub(self.ended) as f64 > silent {
             return 0;
         }
-        let wanted = forks as f64 * TURNS * turn_ms / usual.max(ATTEMPT_MIN_MS);
+        let usual = usual.max(ATTEMPT_MIN_MS);
+        // As many as will have found a fork in half the time after which they would go back.
+        let in_time = forks as f64 * WAIT_MAX_MS as f64 / 2.0 / usual;
+        let wanted = (forks as f64 * TURNS * turn_ms / usual).min(in_time);
         // A claim that saves a fork less than half an attempt is not worth its doubt.
         let most = 1..=forks * FOR_EACH_FORK;
         most.take_while(|n| *n as f64 <= wanted.round()).count()
@@ -88,10 +97,20 @@ impl<T> Ahead<T> {
         self.ended = now;
     }
 
-    /// Behind those of its class and of the classes before it.
+    /// Who waits for an answer goes first; the others go as they were picked, which knows how long
+    /// each has waited already.
     pub(super) fn push(&mut self, claimed: Claimed<T>) {
-        let at = self.queue.partition_point(|c| c.class <= claimed.class);
+        let at = if claimed.interactive {
+            self.queue.partition_point(|c| c.interactive)
+        } else {
+            self.queue.len()
+        };
         self.queue.insert(at, claimed);
+    }
+
+    /// Whether the next has waited too long: what was true when it was claimed may not be so.
+    pub(super) fn is_late(&self, now: u64) -> bool {
+        self.queue.front().is_some_and(|c| c.is_late(now))
     }
 
     /// The next.
@@ -101,7 +120,7 @@ impl<T> Ahead<T> {
 
     /// Those that have waited too long; all of them if the NAS may not be sent anything.
     pub(super) fn overdue(&mut self, now: u64, all: bool) -> Vec<Claimed<T>> {
-        let late = |c: &Claimed<T>| all || now.saturating_sub(c.since) >= WAIT_MAX_MS;
+        let late = |c: &Claimed<T>| all || c.is_late(now);
         if !self.queue.iter().any(late) {
             return Vec::new();
         }
@@ -121,10 +140,10 @@ impl<T> Ahead<T> {
 mod tests {
     use super::*;
 
-    fn claimed(id: i64, class: Class, since: u64) -> Claimed<()> {
+    fn claimed(id: i64, interactive: bool, since: u64) -> Claimed<()> {
         Claimed {
             id: EventId(id),
-            class,
+            interactive,
             since,
             start: (),
         }
@@ -172,29 +191,23 @@ mod tests {
     }
 
     #[test]
-    fn the_urgent_go_first_and_equals_in_their_order() {
+    fn who_waits_for_an_answer_goes_first_and_the_others_in_their_order() {
         let mut ahead = Ahead::default();
-        let all = [
-            (1, Class::Rate),
-            (2, Class::Access),
-            (3, Class::Rate),
-            (4, Class::Interactive),
-            (5, Class::Access),
-        ];
-        for (id, class) in all {
-            ahead.push(claimed(id, class, 0));
+        for (id, interactive) in [(1, false), (2, true), (3, false), (4, true)] {
+            ahead.push(claimed(id, interactive, 0));
         }
         let order: Vec<i64> = std::iter::from_fn(|| ahead.pop()).map(|c| c.id.0).collect();
-        assert_eq!(order, [4, 2, 5, 1, 3]);
+        assert_eq!(order, [2, 4, 1, 3]);
     }
 
     #[test]
     fn who_finds_no_fork_goes_back() {
         let mut ahead = Ahead::default();
-        ahead.push(claimed(1, Class::Rate, 100));
-        ahead.push(claimed(2, Class::Rate, 200));
+        ahead.push(claimed(1, false, 100));
+        ahead.push(claimed(2, false, 200));
         assert_eq!(ahead.next_overdue(), Some(350));
-        assert!(ahead.overdue(349, false).is_empty());
+        assert!(ahead.overdue(349, false).is_empty() && !ahead.is_late(349));
+        assert!(ahead.is_late(350), "it is not started any more");
         let gone = ahead.overdue(350, false);
         assert_eq!((gone.len(), gone[0].id, ahead.len()), (1, EventId(1), 1));
         assert_eq!(ahead.overdue(350, true).len(), 1, "all");

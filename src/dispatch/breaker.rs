@@ -258,6 +258,17 @@ impl Breaker {
         }
     }
 
+    /// The ticket of an event that was picked a while ago and starts only now: what is learned
+    /// from it counts from now on.
+    #[must_use]
+    pub fn renewed(&mut self, ticket: Ticket) -> Ticket {
+        Ticket {
+            era: self.era,
+            start: self.doubts.started(),
+            ..ticket
+        }
+    }
+
     /// Whether the attempt's failure is the NAS's, not the event's: the failed probe of an
     /// outage, or one that was under way when it began. Such an event goes back to ready and
     /// burns no try. Ask before `ended`.

@@ -21,6 +21,9 @@ impl Scheduler {
         hard: &CancellationToken,
     ) -> Result<(), Error> {
         self.give_back(s, clock::tick_ms(), clock::wall_ms(), true);
+        while !s.settles.is_empty() {
+            self.round(s, true, hard).await?;
+        }
         let end = tokio::time::sleep(self.config.drain);
         tokio::pin!(end);
         while !s.forks.is_empty() {

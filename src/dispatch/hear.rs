@@ -93,6 +93,10 @@ impl Scheduler {
             }
             Message::Settings(settings) => {
                 self.apply(s, settings, now);
+                let nases: Vec<NasId> = s.pools.keys().copied().collect();
+                for nas in nases {
+                    self.follow(s, nas);
+                }
                 // Who asks what a change has done must not be told what was before.
                 s.status_at = 0;
             }

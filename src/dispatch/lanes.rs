@@ -76,8 +76,10 @@ pub enum Gone {
     Finished,
     /// Deferred until this tick, ms.
     Deferred(u64),
-    /// Back at the head, may run at once.
+    /// Back at the head, may run at once, behind others of its class.
     Released,
+    /// It never ran: back at the head, as old as it was.
+    Back,
 }
 
 /// What to read from the store.
@@ -324,7 +326,7 @@ impl Lanes {
             let due = match gone {
                 Gone::Finished => None,
                 Gone::Deferred(due) => Some(if lane.nudged { now } else { due }),
-                Gone::Released => Some(now),
+                Gone::Released | Gone::Back => Some(now),
             };
             if let (Some(due), Some(mut item)) = (due, item) {
                 item.due = due;

@@ -26,6 +26,8 @@ use crate::store::{Error, Settle, Store, Turn, Turned, chain};
 /// Most settles plus starts of one turn: past a hundred nothing is gained, and the writer must
 /// not be held longer than a few milliseconds.
 const TURN_MAX: usize = 500;
+/// Longest turn that counts, ms.
+const TURN_MOST_MS: u64 = 100;
 /// How much the last turn says of what the next will take.
 const TURN_WEIGHT: f64 = 0.1;
 /// First and longest wait before a turn that the database refused is written again.
@@ -55,6 +57,8 @@ pub struct Scheduler {
 }
 
 pub(super) struct State {
+    /// Nothing starts any more.
+    pub(super) stop: CancellationToken,
     pub(super) lanes: Lanes,
     pub(super) pools: BTreeMap<NasId, Pool>,
     pub(super) skipped: Skipped,
@@ -103,6 +107,7 @@ impl Scheduler {
         let cross_wait =
             u64::try_from(self.config.cross_nas_wait.as_millis()).unwrap_or(u64::MAX / 4);
         let mut s = State {
+            stop: stop.clone(),
             lanes: Lanes::new(self.config.window, cross_wait),
             pools: BTreeMap::new(),
             skipped: Skipped::new(),
@@ -302,7 +307,8 @@ impl Scheduler {
                 Some(ended) = s.forks.join_next_with_id() => self.ended(s, ended),
             }
         };
-        let ms = clock::tick_ms().saturating_sub(began) as f64;
+        // One that the database did not take for an hour says nothing of the next.
+        let ms = clock::tick_ms().saturating_sub(began).min(TURN_MOST_MS) as f64;
         s.turn_ms += (ms - s.turn_ms) * TURN_WEIGHT;
         turned
     }

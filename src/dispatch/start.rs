@@ -45,14 +45,10 @@ impl Scheduler {
             };
             out.try_count = event.try_count;
             out.accepted = Some((event.accepted_ms, event::label(&event.cmd)));
-            // The probe was counted when it was picked, and takes its fork at once.
-            let class = match out.ticket.is_probe() {
-                true => Class::Interactive,
-                false => out.taken.class,
-            };
             pool.ahead.push(Claimed {
                 id: *id,
-                class,
+                // A probe was counted when it was picked, and takes its fork at once.
+                interactive: out.ticket.is_probe() || out.taken.class == Class::Interactive,
                 since: now,
                 start: event,
             });
@@ -71,13 +67,16 @@ impl Scheduler {
             return;
         };
         let now = clock::tick_ms();
-        if pool.ahead.len() == 0 || pool.is_paused(clock::wall_ms()) {
+        // A turn that the database does not take may last: nobody hears meanwhile what has changed.
+        let is_over = s.stop.is_cancelled() || pool.ahead.is_late(now);
+        if pool.ahead.len() == 0 || is_over || pool.is_paused(clock::wall_ms()) {
             return;
         }
         while pool.has_fork()
             && let Some(claimed) = pool.ahead.pop()
         {
             let Some(out) = s.out.get_mut(&claimed.id) else {
+                pool.taken = pool.taken.saturating_sub(1);
                 continue;
             };
             let id = claimed.id;
@@ -88,11 +87,7 @@ impl Scheduler {
                     return;
                 }
                 // What is learned from it counts from now on, not from when it was picked.
-                let mut breaker = pool.breaker();
-                breaker.ended(now, out.ticket, None, Evidence::Nothing, 0);
-                let ticket = breaker.started(false);
-                drop(breaker);
-                out.ticket = ticket;
+                out.ticket = pool.breaker().renewed(out.ticket);
             }
             let mut event = claimed.start;
             let fork = self.fork(pool, out);
@@ -101,6 +96,8 @@ impl Scheduler {
             let task = match self.job(pool, out.taken.class, event) {
                 Ok(job) => s.forks.spawn(fork.run(job, params)),
                 Err(finished) => {
+                    pool.breaker()
+                        .ended(now, out.ticket, None, Evidence::Nothing, 0);
                     s.untold.insert(id, Some(pool.log.clone()));
                     s.forks.spawn(async move { finished })
                 }
@@ -118,13 +115,33 @@ impl Scheduler {
                 || pool.is_paused(wall_ms)
                 || pool.may_start(now) != Start::Free;
             for claimed in pool.ahead.overdue(now, all) {
+                pool.taken = pool.taken.saturating_sub(1);
                 let Some(out) = s.out.get_mut(&claimed.id) else {
                     continue;
                 };
                 out.finished = true;
-                pool.taken = pool.taken.saturating_sub(1);
-                pool.breaker()
-                    .ended(now, out.ticket, None, Evidence::Nothing, 0);
+                if out.ticket.is_probe() {
+                    pool.breaker()
+                        .ended(now, out.ticket, None, Evidence::Nothing, 0);
+                }
+                if pool.stopping && out.taken.class == Class::Interactive {
+                    // Nobody would answer it, or let it expire, before the NAS is served again.
+                    let reason = format!("NAS {} is no longer served", out.nas);
+                    let settle = Settle {
+                        id: claimed.id,
+                        try_count: Some(out.try_count),
+                        to: SettleTo::Dead {
+                            reason: reason.clone(),
+                            possible_duplicate: false,
+                        },
+                        code: 0,
+                        ms: 0,
+                        error: Some(reason),
+                    };
+                    s.untold.insert(claimed.id, Some(pool.log.clone()));
+                    s.settles.push((settle, Gone::Finished));
+                    continue;
+                }
                 let settle = Settle {
                     id: claimed.id,
                     try_count: Some(out.try_count),
@@ -135,7 +152,7 @@ impl Scheduler {
                     ms: 0,
                     error: None,
                 };
-                s.settles.push((settle, Gone::Released));
+                s.settles.push((settle, Gone::Back));
             }
         }
     }

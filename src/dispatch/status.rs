@@ -177,7 +177,7 @@ impl Scheduler {
         let status = Status {
             turns: s.turns,
             held: s.lanes.held(),
-            running: s.out.len(),
+            running: s.pools.values().map(|p| p.running).sum(),
             nases,
             skipped: s
                 .skipped

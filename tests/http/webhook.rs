@@ -174,9 +174,10 @@ async fn events_reach_the_hook_over_https(kind: Kind) {
         20
     );
     assert_eq!(sim.taken().len(), 20);
-    // One that was begun beside others may never have been needed.
+    // One that was begun beside others may never have been needed, and one that has just answered
+    // may not yet be back when the next request looks for it.
     let (connections, opened) = (sim.seen().connections, lab.opened(7) as u64);
-    assert!(connections <= 3, "{connections}");
+    assert!(connections <= 6, "{connections}");
     assert!(
         (1..=connections).contains(&opened),
         "{opened} of {connections}"

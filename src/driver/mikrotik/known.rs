@@ -6,7 +6,7 @@
 //! sends it; a row that somebody else changes within that minute is seen when the router refuses
 //! its `.id`, or at the next reading. So what is not among them is always looked for.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -22,12 +22,22 @@ const BELIEVED_MS: u64 = 60_000;
 const AGAIN_MS: u64 = 45_000;
 /// A menu that could not be read is not read for this time, ms.
 const PAUSE_MS: u64 = 600_000;
-/// Rows kept of all NASes together, about 60 MB.
+/// Nor for this time after something of which nobody knows what it has changed: it may be
+/// carried out late.
+const DOUBT_MS: u64 = 60_000;
+/// Menus of one router that are watched; paths may be made of an account's data.
+const MENUS_MAX: usize = 64;
+/// Rows with one mark that are found without asking: more are not of one account.
+const MARKED_MAX: usize = 256;
+/// Menus, of all NASes together, that are being read at once: each may be 64 MiB meanwhile.
+const READINGS_MAX: usize = 4;
+/// Rows kept of all NASes together, some 150 MB.
 const ROWS_MAX: usize = 300_000;
 /// Changes that may come in while a menu is being read.
 const CHANGES_MAX: usize = 10_000;
 
 static ROWS: AtomicUsize = AtomicUsize::new(0);
+static READINGS: AtomicUsize = AtomicUsize::new(0);
 
 /// What is known of the menus of one router.
 #[derive(Default)]
@@ -60,6 +70,14 @@ struct Reading {
     changes: Vec<Change>,
     void: bool,
     ended: u64,
+    /// The snapshot is no older.
+    began: u64,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        READINGS.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone)]
@@ -76,6 +94,8 @@ struct Rows {
     props: Vec<String>,
     of: HashMap<Box<str>, Box<[Box<str>]>>,
     marked: HashMap<Box<str>, Vec<Box<str>>>,
+    /// Rows that were added without some of the properties: the router has filled them in.
+    unsure: HashSet<Box<str>>,
     at: u64,
     ended: u64,
 }
@@ -105,7 +125,11 @@ impl Known {
         let Some(rows) = menu.rows.as_ref().filter(|rows| rows.cover(props)) else {
             return Found::default();
         };
-        let rows = rows.marked(mark.1);
+        let rows = if rows.many(mark.1) {
+            Vec::new()
+        } else {
+            rows.marked(mark.1)
+        };
         // They spare a look.
         let read = if rows.is_empty() {
             None
@@ -126,7 +150,11 @@ impl Known {
         ended: u64,
     ) -> Option<Vec<String>> {
         let mut menus = self.menus();
-        let menu = menus.entry((path.to_owned(), mark.to_owned())).or_default();
+        let key = (path.to_owned(), mark.to_owned());
+        if menus.len() >= MENUS_MAX && !menus.contains_key(&key) {
+            return None;
+        }
+        let menu = menus.entry(key).or_default();
         let wanted = props.iter().filter(|p| *p != ".id").cloned();
         menu.wanted.extend(wanted);
         menu.wanted.insert(mark.to_owned());
@@ -150,9 +178,11 @@ impl Known {
         let Some(reading) = menu.reading.take() else {
             return;
         };
+        // They are replaced, and must not stand in the way of those that replace them.
+        menu.rows = None;
         let made = rows
-            .filter(|rows| rows.len() + ROWS.load(Ordering::Relaxed) <= ROWS_MAX)
-            .and_then(|rows| Rows::new(reading.props, mark, &rows, now, reading.ended));
+            .and_then(|rows| Rows::new(&reading.props, mark, &rows, reading.began, reading.ended));
+        let made = made.filter(|_| ROWS.load(Ordering::Relaxed) <= ROWS_MAX);
         let Some(mut made) = made else {
             menu.not_before = now.saturating_add(PAUSE_MS);
             return;
@@ -167,14 +197,16 @@ impl Known {
     }
 
     /// What a command over one of the sessions has changed; `result` is its `=ret=`.
-    pub(crate) fn heard(&self, command: &Command, result: Result<Option<&str>, &Failure>) {
+    pub(crate) fn heard(
+        &self,
+        command: &Command,
+        result: Result<Option<&str>, &Failure>,
+        now: u64,
+    ) {
         let Some((path, verb)) = command.path.rsplit_once('/') else {
             return;
         };
-        if matches!(
-            verb,
-            "print" | "getall" | "get" | "find" | "listen" | "monitor"
-        ) {
+        if is_look(verb) {
             return;
         }
         let mut menus = self.menus();
@@ -184,13 +216,42 @@ impl Known {
                 Err(failure) if is_refusal(failure) => continue,
                 Err(_) => Change::Void,
             };
-            menu.change(change);
+            menu.change(change, now);
+        }
+    }
+
+    /// These rows of ours were found by a look: one that is not known was made by somebody else,
+    /// or late.
+    pub(crate) fn seen(&self, path: &str, mark: &str, rows: &[Row], now: u64) {
+        let mut menus = self.menus();
+        let Some(menu) = menus.get_mut(&(path.to_owned(), mark.to_owned())) else {
+            return;
+        };
+        let is_new = |known: &Rows| {
+            let mut ids = rows.iter().filter(|row| is_ours(row, mark));
+            ids.any(|row| row.get(".id").is_some_and(|id| !known.knows(id)))
+        };
+        if menu.rows.as_ref().is_some_and(is_new) {
+            menu.change(Change::Void, now);
         }
     }
 
     fn menus(&self) -> MutexGuard<'_, HashMap<(String, String), Menu>> {
         self.menus.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_look(verb: &str) -> bool {
+    let looks = ["print", "getall", "get", "find", "listen", "monitor"];
+    looks.contains(&verb) || verb.starts_with("reset-counters")
+}
+
+/// Rows that the router has made by itself carry no mark of ours that counts.
+fn is_ours(row: &Row, mark: &str) -> bool {
+    let dynamic = row
+        .get("dynamic")
+        .is_some_and(|d| d == "true" || d == "yes");
+    !dynamic && row.get(mark).is_some_and(|m| !m.is_empty())
 }
 
 /// The router said no, and has changed nothing; an `.id` that it does not know means that what is
@@ -205,6 +266,9 @@ fn is_refusal(failure: &Failure) -> bool {
 
 fn change_of(verb: &str, args: &[(String, String)], ret: Option<&str>) -> Change {
     let ids = || {
+        if args.iter().any(|(key, _)| key == "numbers") {
+            return None;
+        }
         let (_, ids) = args.iter().find(|(key, _)| key == ".id")?;
         let ids: Vec<String> = ids.split(',').map(str::to_owned).collect();
         ids.iter().all(|id| id.starts_with('*')).then_some(ids)
@@ -245,22 +309,29 @@ impl Menu {
         let is_due = self.level >= BUSY
             && now >= self.not_before
             && self.reading.is_none()
+            && ROWS.load(Ordering::Relaxed) < ROWS_MAX
+            && READINGS.load(Ordering::Relaxed) < READINGS_MAX
             && !self.rows.as_ref().is_some_and(is_fresh);
-        is_due.then(|| self.begin(ended))
+        is_due.then(|| self.begin(now, ended))
     }
 
-    fn begin(&mut self, ended: u64) -> Vec<String> {
+    fn begin(&mut self, now: u64, ended: u64) -> Vec<String> {
+        READINGS.fetch_add(1, Ordering::Relaxed);
         let props: Vec<String> = self.wanted.iter().cloned().collect();
         self.reading = Some(Reading {
             props: props.clone(),
             changes: Vec::new(),
             void: false,
             ended,
+            began: now,
         });
         std::iter::once(".id".to_owned()).chain(props).collect()
     }
 
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: Change, now: u64) {
+        if matches!(change, Change::Void) {
+            self.not_before = self.not_before.max(now.saturating_add(DOUBT_MS));
+        }
         if self.rows.as_mut().is_some_and(|rows| !rows.apply(&change)) {
             self.rows = None;
         }
@@ -274,20 +345,18 @@ impl Menu {
 }
 
 impl Rows {
-    fn new(props: Vec<String>, mark: &str, rows: &[Row], at: u64, ended: u64) -> Option<Self> {
+    fn new(props: &[String], mark: &str, rows: &[Row], at: u64, ended: u64) -> Option<Self> {
         let mut made = Self {
             mark: props.iter().position(|p| p == mark)?,
-            props,
+            props: props.to_vec(),
             of: HashMap::new(),
             marked: HashMap::new(),
+            unsure: HashSet::new(),
             at,
             ended,
         };
-        for row in rows {
-            let dynamic = row
-                .get("dynamic")
-                .is_some_and(|d| d == "true" || d == "yes");
-            if let Some(id) = row.get(".id").filter(|_| !dynamic) {
+        for row in rows.iter().filter(|row| is_ours(row, mark)) {
+            if let Some(id) = row.get(".id") {
                 made.insert(id, |prop| row.get(prop).map_or("", String::as_str));
             }
         }
@@ -328,6 +397,15 @@ impl Rows {
         props.iter().all(|p| p == ".id" || self.has(p))
     }
 
+    fn knows(&self, id: &str) -> bool {
+        self.of.contains_key(id) || self.unsure.contains(id)
+    }
+
+    fn many(&self, mark: &str) -> bool {
+        let ids = self.marked.get(mark);
+        ids.is_some_and(|ids| ids.len() > MARKED_MAX)
+    }
+
     fn marked(&self, mark: &str) -> Vec<Row> {
         let ids = self.marked.get(mark).into_iter().flatten();
         let row = |id: &str| {
@@ -351,7 +429,13 @@ impl Rows {
                     let found = args.iter().find(|(key, _)| key == prop);
                     found.map_or("", |(_, value)| value.as_str())
                 };
-                self.insert(id, of);
+                let told =
+                    |prop: &String| prop == "dynamic" || args.iter().any(|(key, _)| key == prop);
+                if self.props.iter().all(told) {
+                    self.insert(id, of);
+                } else {
+                    self.unsure.insert(id.as_str().into());
+                }
             }
             Change::Set(ids, args) => {
                 let mark = self.props.get(self.mark).map_or("", String::as_str);
@@ -377,218 +461,5 @@ impl Rows {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PATH: &str = "/queue/simple";
-
-    /// Verb, arguments, `=ret=`.
-    type Said<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<&'a str>);
-
-    fn props() -> Vec<String> {
-        [".id", "name", "max-limit", "comment", "dynamic"]
-            .map(str::to_owned)
-            .to_vec()
-    }
-
-    fn row(id: &str, name: &str, limit: &str, comment: &str) -> Row {
-        let all = [
-            (".id", id),
-            ("name", name),
-            ("max-limit", limit),
-            ("comment", comment),
-        ];
-        all.iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect()
-    }
-
-    fn find(known: &Known, mark: &str, now: u64, ended: u64) -> Found {
-        known.find(PATH, ("comment", mark), &props(), now, ended)
-    }
-
-    /// So many looks at once; how often the menu is to be read.
-    fn look(known: &Known, times: usize, now: u64, ended: u64) -> usize {
-        let looks = (0..times).map(|_| known.looked(PATH, "comment", &props(), now, ended));
-        looks.flatten().count()
-    }
-
-    /// A menu that has just been read.
-    fn read(rows: Vec<Row>) -> Known {
-        let known = Known::default();
-        assert_eq!(look(&known, 63, 1_000, 0), 0);
-        let due = known.looked(PATH, "comment", &props(), 1_000, 0).unwrap();
-        assert_eq!(due, [".id", "comment", "dynamic", "max-limit", "name"]);
-        assert_eq!(look(&known, 1, 1_000, 0), 0, "once");
-        known.read(PATH, "comment", Some(rows), 1_500, 0);
-        known
-    }
-
-    fn two() -> Known {
-        read(vec![
-            row("*1", "crb_1", "1M/1M", "crb_1"),
-            row("*2", "crb_2", "1M/1M", "crb_2"),
-            row("*3", "engineer", "1M/1M", ""),
-        ])
-    }
-
-    fn ids(known: &Known, mark: &str) -> Vec<String> {
-        let rows = find(known, mark, 2_000, 0).rows;
-        rows.iter().map(|r| r[".id"].clone()).collect()
-    }
-
-    fn did(known: &Known, verb: &str, args: &[(&str, &str)], ret: Option<&str>) {
-        let args = args.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        let command = Command {
-            path: format!("{PATH}/{verb}"),
-            args: args.collect(),
-            ..Command::default()
-        };
-        known.heard(&command, Ok(ret));
-    }
-
-    #[test]
-    fn a_quiet_menu_is_never_read() {
-        let known = Known::default();
-        for n in 0..1_000 {
-            assert_eq!(look(&known, 1, n * 1_000, 0), 0);
-            assert_eq!(find(&known, "crb_1", n * 1_000, 0), Found::default());
-        }
-    }
-
-    #[test]
-    fn our_rows_are_found_by_their_mark() {
-        let known = two();
-        assert_eq!(
-            find(&known, "crb_2", 2_000, 0).rows,
-            [row("*2", "crb_2", "1M/1M", "crb_2")]
-        );
-        assert!(ids(&known, "crb_9").is_empty());
-        assert!(ids(&known, "").is_empty(), "rows of nobody are not kept");
-    }
-
-    #[test]
-    fn they_follow_what_goes_over_the_sessions() {
-        let known = two();
-        did(&known, "remove", &[(".id", "*1")], None);
-        did(
-            &known,
-            "set",
-            &[(".id", "*2"), ("max-limit", "5M/5M")],
-            None,
-        );
-        did(
-            &known,
-            "add",
-            &[("name", "crb_7"), ("comment", "crb_7")],
-            Some("*7"),
-        );
-        assert!(ids(&known, "crb_1").is_empty());
-        assert_eq!(ids(&known, "crb_7"), ["*7"]);
-        assert_eq!(
-            find(&known, "crb_2", 2_000, 0).rows[0]["max-limit"],
-            "5M/5M"
-        );
-    }
-
-    #[test]
-    fn they_are_forgotten_when_it_is_not_known_what_stands() {
-        assert_eq!(ids(&two(), "crb_2"), ["*2"]);
-        let verbs: [Said<'_>; 6] = [
-            ("move", &[(".id", "*1")], None),
-            ("remove", &[(".id", "crb_1")], None),
-            ("remove", &[("numbers", "0")], None),
-            ("add", &[("name", "x"), ("comment", "crb_1")], None),
-            ("add", &[("name", "x"), ("timeout", "1h")], Some("*9")),
-            ("set", &[(".id", "*1"), ("comment", "mine")], None),
-        ];
-        for (verb, args, ret) in verbs {
-            let known = two();
-            did(&known, verb, args, ret);
-            assert!(ids(&known, "crb_2").is_empty(), "{verb} {args:?}");
-        }
-        let failed = |failure: Failure| {
-            let known = two();
-            let command = Command {
-                path: format!("{PATH}/remove"),
-                args: vec![(".id".to_owned(), "*1".to_owned())],
-                ..Command::default()
-            };
-            known.heard(&command, Err(&failure));
-            ids(&known, "crb_2").len()
-        };
-        assert_eq!(failed(Failure::timeout("no answer")), 0);
-        assert_eq!(failed(Failure::permanent("no such item (4)")), 0);
-        assert_eq!(failed(Failure::permanent("failure: not permitted (9)")), 1);
-        assert!(
-            find(&two(), "crb_1", 2_000, 1).rows.is_empty(),
-            "a session ended"
-        );
-        assert_eq!(find(&two(), "crb_1", 61_499, 0).rows.len(), 1);
-        assert!(
-            find(&two(), "crb_1", 61_500, 0).rows.is_empty(),
-            "a minute old"
-        );
-    }
-
-    #[test]
-    fn changes_during_the_reading_are_not_lost() {
-        let known = Known::default();
-        look(&known, 64, 1_000, 0);
-        did(&known, "remove", &[(".id", "*1")], None);
-        did(
-            &known,
-            "add",
-            &[("name", "crb_7"), ("comment", "crb_7")],
-            Some("*7"),
-        );
-        let rows = vec![row("*1", "crb_1", "1M/1M", "crb_1")];
-        known.read(PATH, "comment", Some(rows.clone()), 1_500, 0);
-        assert!(ids(&known, "crb_1").is_empty());
-        assert_eq!(ids(&known, "crb_7"), ["*7"]);
-        // An unknown outcome during the reading, or a lost session: as if it had not been read.
-        for ended in [0, 1] {
-            let known = Known::default();
-            look(&known, 64, 1_000, 0);
-            if ended == 0 {
-                did(&known, "move", &[], None);
-            }
-            known.read(PATH, "comment", Some(rows.clone()), 1_500, ended);
-            assert_eq!(find(&known, "crb_1", 2_000, ended), Found::default());
-            assert_eq!(look(&known, 9, 2_000, ended), 1, "{ended}");
-        }
-    }
-
-    #[test]
-    fn a_menu_that_cannot_be_read_is_left_alone_for_a_while() {
-        let known = Known::default();
-        look(&known, 64, 1_000, 0);
-        known.read(PATH, "comment", None, 30_000, 0);
-        assert_eq!(look(&known, 100, 629_999, 0), 0);
-        assert_eq!(look(&known, 1, 630_000, 0), 1);
-    }
-
-    #[test]
-    fn a_busy_menu_is_read_again_before_its_rows_are_too_old() {
-        let known = two();
-        let spared = |now| {
-            let found = find(&known, "crb_1", now, 0);
-            assert_eq!(found.rows.len(), 1);
-            found.read.is_some()
-        };
-        assert!((0..100).all(|_| !spared(46_499)));
-        assert!(spared(46_500));
-        assert!(!spared(46_500), "once");
-    }
-
-    #[test]
-    fn rows_with_a_property_that_was_not_read_are_not_known() {
-        let known = two();
-        let mut more = props();
-        more.push("target".to_owned());
-        let found = known.find(PATH, ("comment", "crb_1"), &more, 2_000, 0);
-        assert_eq!(found, Found::default());
-        let read = known.looked(PATH, "comment", &more, 1_600, 0).unwrap();
-        assert!(read.contains(&"target".to_owned()));
-    }
-}
+#[path = "known_test.rs"]
+mod tests;

@@ -213,7 +213,7 @@ impl Mikrotik {
         };
         let result = self.told(command, deadline).await;
         let ret = result.as_ref().map(|reply| reply.ret.as_deref());
-        self.known.heard(command, ret);
+        self.known.heard(command, ret, clock::tick_ms());
         heard.open = false;
         result
     }
@@ -244,11 +244,17 @@ impl Mikrotik {
         }
     }
 
+    /// These rows of ours were found by a look.
+    pub(crate) fn seen(&self, path: &str, mark: &str, rows: &[Row]) {
+        self.known.seen(path, mark, rows, clock::tick_ms());
+    }
+
     /// Beside the event that asked: a large table takes its time.
     fn read_soon(self: &Arc<Self>, path: &str, mark: &str, props: Option<Vec<String>>) {
         let Some(props) = props else { return };
         let (router, path, mark) = (Arc::clone(self), path.to_owned(), mark.to_owned());
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
         tasks.spawn(async move { router.read_known(&path, &mark, props).await });
     }
 
@@ -280,8 +286,14 @@ impl Mikrotik {
             let gone = Duration::from_millis(clock::tick_ms().saturating_sub(start));
             deadline.saturating_sub(gone)
         };
+        // A row's `.id` is true of the router that told it; behind the next connection may be another.
+        let of_row = command.args.iter().any(|(key, _)| key == ".id");
+        let ended = self.pool.ended();
         let mut why = String::new();
-        for _ in 0..=MOVES {
+        for n in 0..=MOVES {
+            if n > 0 && of_row && self.pool.ended() != ended {
+                break;
+            }
             let acquired = timeout(left(), self.pool.acquire(&self.tasks)).await;
             let (slot, opened) = match acquired {
                 Ok(acquired) => acquired?,
@@ -357,7 +369,8 @@ impl Drop for Heard<'_> {
     fn drop(&mut self) {
         if self.open {
             let nobody = Failure::timeout("nobody waited for the answer".to_owned());
-            self.known.heard(self.command, Err(&nobody));
+            let now = clock::tick_ms();
+            self.known.heard(self.command, Err(&nobody), now);
         }
     }
 }

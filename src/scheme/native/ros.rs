@@ -1,6 +1,7 @@
 //! Steps for RouterOS: `ensure`, `absent`, `read`, `call`. Rows are found by queries over
 //! forms that RouterOS is known to print, then compared here by kind; rows without our mark
-//! are never changed or removed.
+//! are never changed or removed. During a batch what was read of a menu within the last minute
+//! counts, and no look is needed (`driver::mikrotik`).
 
 use std::sync::Arc;
 
@@ -252,7 +253,8 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
     let known = known(walk, &path, &own, &props);
     let known: Vec<&Row> = known.iter().filter(|row| fits(row, &find)).collect();
     if !known.is_empty() && known.len() <= ENSURE_ROWS_MAX {
-        if known.iter().any(|row| !fits(row, &set)) && repair(walk, &path, &known, &set).await? {
+        let differs = known.iter().any(|row| !fits(row, &set));
+        if differs && assign(walk, &path, &known, &set).await? {
             return Ok(Reply {
                 rows: known.into_iter().cloned().collect(),
                 ..Reply::default()
@@ -345,7 +347,35 @@ async fn looked_for(
         router.looked(path, key, props);
     }
     let look = print(path, find, props.to_vec());
-    Ok(walk.talk(&look).await?.rows)
+    let rows = walk.talk(&look).await?.rows;
+    if let (Some((key, _)), Some(router)) = (own.first(), walk.router()) {
+        let ours: Vec<Row> = rows.iter().filter(|row| fits(row, own)).cloned().collect();
+        router.seen(path, key, &ours);
+    }
+    Ok(rows)
+}
+
+/// Sets all of it, for who has not looked: what is known may be a minute old. `false` = a row
+/// vanished meanwhile.
+async fn assign(
+    walk: &mut Walk<'_>,
+    path: &str,
+    rows: &[&Row],
+    set: &Words,
+) -> Result<bool, Failure> {
+    let ids: Vec<&str> = rows.iter().map(|row| value(row, ".id")).collect();
+    let mut args = vec![(".id".to_owned(), ids.join(","))];
+    args.extend(set.iter().map(|(k, v)| (k.to_string(), v.clone())));
+    let command = Command {
+        path: format!("{path}/set"),
+        args,
+        ..Command::default()
+    };
+    match walk.talk(&command).await {
+        Ok(_) => Ok(true),
+        Err(failure) if gone(&failure) => Ok(false),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// Sets what differs; `false` = a row vanished meanwhile.
