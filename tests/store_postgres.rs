@@ -362,6 +362,10 @@ async fn secrets_are_not_reached_by_detours() {
             "{statement}: {answer:?}"
         );
     }
+    // Cut out of a name in quotes it would be several.
+    let inside =
+        format!("create view \"as select 1; commit; do $$ begin {body}; end $$; --\" as select 1");
+    assert!(db.store.sql(&inside, true).await.is_err(), "{inside}");
     // Two commands that look like one where only quotes without escapes are known.
     let two = format!("select E'\\''; do $$ begin {body}; end $$; --'");
     assert!(db.store.sql(&two, true).await.is_err(), "{two}");

@@ -104,9 +104,13 @@ pub(super) fn body<'a>(statement: &'a str, first: &str) -> Option<&'a str> {
     statement.get(from..end.map_or(statement.len(), |kept| kept.len().max(from)))
 }
 
-/// Whether a text is one statement by SQLite's rules of quoting (sqlite.org, "SQL Language
+/// Refuses a text that is not one statement by SQLite's rules of quoting (sqlite.org, "SQL Language
 /// Expressions", "Keywords"): a second one would not have been looked at.
-pub(super) fn is_one(statement: &str) -> bool {
+pub(super) fn is_one(statement: &str) -> Result<()> {
+    let refused = |text: &str| Err(Error::Refused(text.to_owned()));
+    if statement.contains('\0') {
+        return refused("the statement holds a NUL character (U+0000)");
+    }
     let mut chars = statement.chars().peekable();
     let mut ended = false;
     while let Some(c) = chars.next() {
@@ -135,17 +139,23 @@ pub(super) fn is_one(statement: &str) -> bool {
                 ended = true;
                 continue;
             }
+            // As `$a(…)` a name of a parameter goes on to the bracket, over quotes and semicolons.
+            '$' | '@' | '#' | ':' => {
+                return refused(
+                    "`$`, `@`, `#` and `:` stand in quotes only: a parameter has no value here",
+                );
+            }
             c if c.is_whitespace() => continue,
             _ => {}
         }
         if ended {
-            return false;
+            return refused("one statement at a time: only the first would be looked at");
         }
         if let Some(closing) = closing {
             chars.by_ref().find(|c| *c == closing);
         }
     }
-    true
+    Ok(())
 }
 
 #[cfg(test)]
@@ -221,8 +231,9 @@ mod tests {
             "select 1",
             "select ';' as \"a;b\", [c;d], `e;f` -- ;\n from t /* ; */ ; ; -- end",
             "select 'it''s;'",
+            "select '$a(', \"@b\", [#c], `:d` -- $e(\n /* :f( */",
         ] {
-            assert!(is_one(one), "{one}");
+            assert!(is_one(one).is_ok(), "{one}");
         }
         for two in [
             "select 1; select 2",
@@ -230,8 +241,13 @@ mod tests {
             "select 1 as `'`; drop table users --'",
             "; select 1",
             "select 1 /* ; */; select 2",
+            "select $a('); drop table users --'",
+            "select :a('); drop table users --'",
+            "select @a('); drop table users --'",
+            "select #a('); drop table users --'",
+            "select 1\0; select 2",
         ] {
-            assert!(!is_one(two), "{two}");
+            assert!(is_one(two).is_err(), "{two}");
         }
     }
 }

@@ -162,6 +162,29 @@ pub(super) async fn secrets_are_never_readable_by_statements(db: Db) {
             "{statement}: {text}"
         );
     }
+    // SQLite takes `$a(…)` for one name, quotes and all; a name in quotes may hold statements.
+    if db.kind == Kind::Sqlite {
+        for (two, write) in [
+            (
+                "select '' as opcode, $a('); select password as opcode from cards --'",
+                false,
+            ),
+            ("select $a('); drop table audit --'", true),
+            ("select :a('); drop table users --'", true),
+            ("select @a('); drop table users --'", true),
+            ("select #a('); drop table users --'", true),
+            (
+                "create view \"as select 1; drop table users --\" as select 1",
+                true,
+            ),
+        ] {
+            let refused = db.store.sql(two, write).await;
+            assert!(
+                matches!(refused, Err(Error::Refused(_))),
+                "{two}: {refused:?}"
+            );
+        }
+    }
     for fine in [
         "create view logins as select id, login from users",
         "insert into copied select id, login from logins",
