@@ -335,6 +335,10 @@ pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
         "drop trigger audit_is_kept on audit",
         "drop trigger \"audit_is_kept\"",
         "with gone as (select 5 as id) delete from audit where id in (select id from gone)",
+        // After which there would be no number for the next row.
+        "insert into audit (id, who, what) values (9223372036854775807, 'x', 'y')",
+        "update sqlite_sequence set seq = 9223372036854775807",
+        "alter sequence audit_id_seq restart 1",
     ] {
         let refused = db.store.sql(change, true).await.unwrap_err();
         let refused = nas_event_daemon::store::chain(&refused);
@@ -347,6 +351,8 @@ pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
             "insert or replace into audit (id, who, what) values (5, 'crm', 'post')",
             "insert into audit (id, who, what) values (5, 'x', 'y') on conflict (id) do update set who = 'x'",
             "insert into audit (id, who, what) values (-1, 'x', 'y')",
+            "insert into audit (id, who, what) values (9223372036854775807, 'x', 'y')",
+            "insert into audit (id, who, what) values (7, 'x', 'y')",
         ],
         Kind::Postgres => &[
             "truncate audit",
@@ -358,6 +364,16 @@ pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
     for way in ways {
         let refused = db.try_sql(way).await.unwrap_err().to_string();
         assert!(refused.contains("the audit table"), "{way}: {refused}");
+    }
+    // What only speaks of it is not about it.
+    for fine in [
+        "update users set login = 'the audit'",
+        "select * from audit where what = 'token_create'",
+    ] {
+        db.store
+            .sql(fine, fine.starts_with("update"))
+            .await
+            .unwrap();
     }
     let five = "select detail from audit where id = 5";
     let five = db.store.sql(five, false).await.unwrap().rows;
