@@ -310,6 +310,8 @@ async fn secrets_are_not_reached_by_detours() {
         "do $$ begin null; end $$",
         "select pg_read_file('pg_hba.conf')",
         "select get_raw_page('nas_' || 'secret', 0)",
+        "select * from bt_page_items('token_' || 'pkey', 1)",
+        "select * from xpath_table('id', 'x', 'tok' || 'en', '/', 'true') t (id int, x text)",
         // Under another name: a plan and what it counts tell of rows, too.
         "select * from cards",
         "(select password from cards)",
@@ -349,7 +351,22 @@ async fn secrets_are_not_reached_by_detours() {
         "grant select on all tables in schema public to public".to_owned(),
         "grant current_user to public".to_owned(),
         "merge into users u using cards c on u.id = c.nas_id when matched then update set login = c.password".to_owned(),
-        // What takes the audit along.
+        "alter user postgres with password 'x'".to_owned(),
+        "create/**/role another login".to_owned(),
+        "create group others".to_owned(),
+        "create constraint trigger t after update on users execute function f()".to_owned(),
+        "create event trigger t on ddl_command_end execute function f()".to_owned(),
+        "create or replace trusted procedural language l".to_owned(),
+        "create policy p on users using (true)".to_owned(),
+        "create foreign data wrapper w".to_owned(),
+        "create /* table */ server s foreign data wrapper w".to_owned(),
+        "alter system set log_statement = 'all'".to_owned(),
+        "create schema s create view v as select password from cards".to_owned(),
+        "create schema s create table t (a int) create view v as select password from cards".to_owned(),
+        "drop user someone".to_owned(),
+        // What takes the audit along, or the numbers of its rows.
+        "select setval('aud' || 'it_id_seq', 9223372036854775807)".to_owned(),
+        "select pg_catalog.\"setval\"('audit_id_seq', 1)".to_owned(),
         "drop schema public cascade".to_owned(),
         "drop owned by current_user".to_owned(),
         "drop extension plpgsql cascade".to_owned(),
@@ -362,6 +379,10 @@ async fn secrets_are_not_reached_by_detours() {
             "{statement}: {answer:?}"
         );
     }
+    // Cut out of a name in quotes it would be several.
+    let inside =
+        format!("create view \"as select 1; commit; do $$ begin {body}; end $$; --\" as select 1");
+    assert!(db.store.sql(&inside, true).await.is_err(), "{inside}");
     // Two commands that look like one where only quotes without escapes are known.
     let two = format!("select E'\\''; do $$ begin {body}; end $$; --'");
     assert!(db.store.sql(&two, true).await.is_err(), "{two}");
@@ -371,6 +392,14 @@ async fn secrets_are_not_reached_by_detours() {
     for statement in [
         "create table notes (id bigint, text text)",
         "insert into notes values (1, 'do')",
+        // Columns and keys may be called what no object may be.
+        "alter table users add constraint of_nas foreign key (nas_id) references nas (id)",
+        "alter table notes add column language text",
+        "alter table notes add column role text default 'no server', add \"user\" text",
+        "create table offers (id int, server text default 'a function')",
+        "create index on offers (server)",
+        "alter table users drop constraint of_nas",
+        "drop table offers",
         "commit",
         "drop table notes",
     ] {

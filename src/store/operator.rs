@@ -2,20 +2,27 @@
 //! databases' own: transactions that only read, triggers, and their plans, which name every table
 //! that a statement would open.
 
+use std::borrow::Cow;
+
 use super::{Error, Result};
 
 /// Tables that no operator's statement may read.
 pub(super) const HIDDEN: [&str; 2] = ["nas_secret", "token"];
-/// Who changed what; names of its triggers and of their function begin with the second word.
-const AUDIT: (&str, &str) = ("audit", "audit_is_");
-/// First words of statements that leave the rows of the audit alone, or meet its triggers.
-const FINE: [&str; 8] = [
-    "select", "values", "table", "show", "insert", "with", "explain", "analyze",
+/// Who changed what, and where SQLite keeps how far its rows are numbered.
+const AUDIT: [&str; 2] = ["audit", "sqlite_sequence"];
+/// How names of its triggers and their function, its sequence and its key begin.
+const KEEPERS: [&str; 3] = ["audit_is_", "audit_id_", "audit_pkey"];
+/// First words of statements that leave the rows of the audit alone. Not `insert`: after a row with
+/// the highest number there is none for the next.
+const FINE: [&str; 7] = [
+    "select", "values", "table", "show", "with", "explain", "analyze",
 ];
 /// First words of statements that may hold another one.
 const AROUND: [&str; 2] = ["with", "explain"];
-/// What that other one may not be.
-const CHANGING: [&str; 3] = ["update", "delete", "merge"];
+/// What that other one may not have: a row is put in `into` a table.
+const CHANGING: [&str; 3] = ["into", "update", "delete"];
+/// Where texts are not told from names by quotes alone: escapes, `$$`, comments, other quotes.
+const UNCLEAR: [&str; 6] = ["\\", "$", "--", "/*", "[", "`"];
 
 /// `create or replace temporary recursive view`
 const VIEW_WITHIN: usize = 6;
@@ -42,9 +49,38 @@ pub(super) fn words(lower: &str) -> impl Iterator<Item = &str> {
         .filter(|word| !word.is_empty())
 }
 
+/// A statement in small letters without what it says in texts. A text that is one word stays, for
+/// SQLite takes it for a name where it wants one; a statement that is hard to read stays whole.
+pub(super) fn outside(lower: &str) -> Cow<'_, str> {
+    if UNCLEAR.iter().any(|sign| lower.contains(sign)) {
+        return Cow::Borrowed(lower);
+    }
+    let mut kept = String::with_capacity(lower.len());
+    let mut rest = lower;
+    while let Some(at) = rest.find(['\'', '"']) {
+        let (before, quoted) = rest.split_at(at);
+        kept.push_str(before);
+        let (quote, quoted) = quoted.split_at(1);
+        let Some((inside, after)) = quoted.split_once(quote) else {
+            return Cow::Borrowed(lower);
+        };
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        kept.push_str(quote);
+        if quote == "\"" || inside.chars().all(is_word) {
+            kept.push_str(inside);
+        }
+        kept.push_str(quote);
+        rest = after;
+    }
+    kept.push_str(rest);
+    Cow::Owned(kept)
+}
+
 /// Refuses what names a hidden table.
 pub(super) fn hides_secrets(lower: &str) -> Result<()> {
-    if HIDDEN.iter().any(|table| lower.contains(table)) {
+    let [secret, token] = HIDDEN;
+    // The shorter one is a word that people use, too.
+    if lower.contains(secret) || words(&outside(lower)).any(|word| word == token) {
         return Err(Error::Refused(format!(
             "the tables {} are never readable here",
             HIDDEN.join(" and ")
@@ -64,17 +100,19 @@ pub(super) fn would_open(table: &str) -> Error {
 /// Refuses what would change the audit, its triggers, or what else keeps it: what may change the
 /// rows of other tables may still not cover its traces.
 pub(super) fn keeps_the_audit(lower: &str, first: &str) -> Result<()> {
-    let (table, guards) = AUDIT;
-    if !words(lower).any(|word| word == table || word.starts_with(guards)) {
+    let named = outside(lower);
+    let keeps = |word: &str| AUDIT.contains(&word) || KEEPERS.iter().any(|k| word.starts_with(k));
+    if !words(&named).any(keeps) {
         return Ok(());
     }
     let hidden_change =
-        AROUND.contains(&first) && words(lower).any(|word| CHANGING.contains(&word));
+        AROUND.contains(&first) && words(&named).any(|word| CHANGING.contains(&word));
     if FINE.contains(&first) && !hidden_change {
         return Ok(());
     }
     Err(Error::Refused(
-        "the audit table is only ever appended to; audit.keep says how long its rows are kept"
+        "the audit table is only ever appended to, by the daemon and its verbs; audit.keep says how \
+         long its rows are kept"
             .to_owned(),
     ))
 }
@@ -104,9 +142,13 @@ pub(super) fn body<'a>(statement: &'a str, first: &str) -> Option<&'a str> {
     statement.get(from..end.map_or(statement.len(), |kept| kept.len().max(from)))
 }
 
-/// Whether a text is one statement by SQLite's rules of quoting (sqlite.org, "SQL Language
+/// Refuses a text that is not one statement by SQLite's rules of quoting (sqlite.org, "SQL Language
 /// Expressions", "Keywords"): a second one would not have been looked at.
-pub(super) fn is_one(statement: &str) -> bool {
+pub(super) fn is_one(statement: &str) -> Result<()> {
+    let refused = |text: &str| Err(Error::Refused(text.to_owned()));
+    if statement.contains('\0') {
+        return refused("the statement holds a NUL character (U+0000)");
+    }
     let mut chars = statement.chars().peekable();
     let mut ended = false;
     while let Some(c) = chars.next() {
@@ -135,17 +177,23 @@ pub(super) fn is_one(statement: &str) -> bool {
                 ended = true;
                 continue;
             }
+            // As `$a(…)` a name of a parameter goes on to the bracket, over quotes and semicolons.
+            '$' | '@' | '#' | ':' => {
+                return refused(
+                    "`$`, `@`, `#` and `:` stand in quotes only: a parameter has no value here",
+                );
+            }
             c if c.is_whitespace() => continue,
             _ => {}
         }
         if ended {
-            return false;
+            return refused("one statement at a time: only the first would be looked at");
         }
         if let Some(closing) = closing {
             chars.by_ref().find(|c| *c == closing);
         }
     }
-    true
+    Ok(())
 }
 
 #[cfg(test)]
@@ -160,7 +208,10 @@ mod tests {
         };
         for fine in [
             "select replace(detail, 'a', 'b') from audit where what = 'drop'",
-            "insert into audit (who, what, detail) values ('me', 'note', 'an update of the core')",
+            "with a as (select * from audit) select 'insert into it' from a",
+            "update users set login = 'the audit'",
+            "insert into notes values ('it''s in the audit', \"a\")",
+            "update users set login = 'see audit_id_seq'",
             "explain select * from audit",
             "with a as (select * from audit) select count(*) from a",
             "drop table audit_of_mine",
@@ -181,6 +232,18 @@ mod tests {
             "with gone as (delete from audit returning id) select * from gone",
             "explain analyze delete from audit",
             "/* select */ drop table audit",
+            "insert into audit (id, who, what) values (9223372036854775807, 'x', 'y')",
+            "with a as (select 1) insert into audit (id) select 9223372036854775807",
+            "update sqlite_sequence set seq = 9223372036854775807",
+            "update sqlite_sequence set seq = 9 where name = 'audit'",
+            "alter sequence audit_id_seq restart 1",
+            "alter index public.audit_pkey rename to x",
+            // SQLite takes a text for a name; what is not clear is read whole.
+            "drop table 'audit'",
+            "drop table /* ' */ audit /* ' */",
+            "drop table audit -- '",
+            "alter table [it's] rename to audit --'",
+            "update users set login = e'\\'' where login = 'audit'",
         ] {
             assert!(refused(change), "{change}");
         }
@@ -221,8 +284,9 @@ mod tests {
             "select 1",
             "select ';' as \"a;b\", [c;d], `e;f` -- ;\n from t /* ; */ ; ; -- end",
             "select 'it''s;'",
+            "select '$a(', \"@b\", [#c], `:d` -- $e(\n /* :f( */",
         ] {
-            assert!(is_one(one), "{one}");
+            assert!(is_one(one).is_ok(), "{one}");
         }
         for two in [
             "select 1; select 2",
@@ -230,8 +294,13 @@ mod tests {
             "select 1 as `'`; drop table users --'",
             "; select 1",
             "select 1 /* ; */; select 2",
+            "select $a('); drop table users --'",
+            "select :a('); drop table users --'",
+            "select @a('); drop table users --'",
+            "select #a('); drop table users --'",
+            "select 1\0; select 2",
         ] {
-            assert!(!is_one(two), "{two}");
+            assert!(is_one(two).is_err(), "{two}");
         }
     }
 }

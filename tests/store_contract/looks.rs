@@ -162,6 +162,29 @@ pub(super) async fn secrets_are_never_readable_by_statements(db: Db) {
             "{statement}: {text}"
         );
     }
+    // SQLite takes `$a(…)` for one name, quotes and all; a name in quotes may hold statements.
+    if db.kind == Kind::Sqlite {
+        for (two, write) in [
+            (
+                "select '' as opcode, $a('); select password as opcode from cards --'",
+                false,
+            ),
+            ("select $a('); drop table audit --'", true),
+            ("select :a('); drop table users --'", true),
+            ("select @a('); drop table users --'", true),
+            ("select #a('); drop table users --'", true),
+            (
+                "create view \"as select 1; drop table users --\" as select 1",
+                true,
+            ),
+        ] {
+            let refused = db.store.sql(two, write).await;
+            assert!(
+                matches!(refused, Err(Error::Refused(_))),
+                "{two}: {refused:?}"
+            );
+        }
+    }
     for fine in [
         "create view logins as select id, login from users",
         "insert into copied select id, login from logins",
@@ -312,6 +335,10 @@ pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
         "drop trigger audit_is_kept on audit",
         "drop trigger \"audit_is_kept\"",
         "with gone as (select 5 as id) delete from audit where id in (select id from gone)",
+        // After which there would be no number for the next row.
+        "insert into audit (id, who, what) values (9223372036854775807, 'x', 'y')",
+        "update sqlite_sequence set seq = 9223372036854775807",
+        "alter sequence audit_id_seq restart 1",
     ] {
         let refused = db.store.sql(change, true).await.unwrap_err();
         let refused = nas_event_daemon::store::chain(&refused);
@@ -324,6 +351,8 @@ pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
             "insert or replace into audit (id, who, what) values (5, 'crm', 'post')",
             "insert into audit (id, who, what) values (5, 'x', 'y') on conflict (id) do update set who = 'x'",
             "insert into audit (id, who, what) values (-1, 'x', 'y')",
+            "insert into audit (id, who, what) values (9223372036854775807, 'x', 'y')",
+            "insert into audit (id, who, what) values (7, 'x', 'y')",
         ],
         Kind::Postgres => &[
             "truncate audit",
@@ -335,6 +364,16 @@ pub(super) async fn old_audit_rows_are_deleted_in_pieces(db: Db) {
     for way in ways {
         let refused = db.try_sql(way).await.unwrap_err().to_string();
         assert!(refused.contains("the audit table"), "{way}: {refused}");
+    }
+    // What only speaks of it is not about it.
+    for fine in [
+        "update users set login = 'the audit'",
+        "select * from audit where what = 'token_create'",
+    ] {
+        db.store
+            .sql(fine, fine.starts_with("update"))
+            .await
+            .unwrap();
     }
     let five = "select detail from audit where id = 5";
     let five = db.store.sql(five, false).await.unwrap().rows;

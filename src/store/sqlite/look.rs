@@ -335,6 +335,8 @@ const DETOURS: [&str; 4] = [
     "sqlite_stat4",
     "sqlite_dbpage",
 ];
+/// The columns of `explain` (sqlite.org, "EXPLAIN").
+const STEP: [&str; 8] = ["addr", "opcode", "p1", "p2", "p3", "p4", "p5", "comment"];
 /// In `p5`: `p2` is no page but the number of a register (sqlite.org, `OPFLAG_P2ISREG`).
 const IN_REGISTER: i64 = 0x10;
 
@@ -347,11 +349,7 @@ pub(super) fn allowed(statement: &str, write: bool) -> Result<String> {
             "{way} is not allowed here: it could show tables that are never readable"
         )));
     }
-    if !operator::is_one(statement) {
-        return Err(Error::Refused(
-            "one statement at a time: only the first would be looked at".to_owned(),
-        ));
-    }
+    operator::is_one(statement)?;
     let first = operator::first_word(&lower);
     let looks = match first.as_str() {
         "pragma" => operator::words(&lower)
@@ -438,26 +436,40 @@ async fn opens_nothing_hidden(
             .await
             .map_err(sql("look hidden tables up"))?;
     let explained = operator::body(statement, first).unwrap_or(statement);
+    // Cut out of a name in quotes it could be more than one.
+    operator::is_one(explained)?;
     let text = sqlx::AssertSqlSafe(format!("explain {explained}"));
-    let program = sqlx::raw_sql(text)
+    let program = sqlx::query(text)
+        .persistent(false)
         .fetch_all(&mut *conn)
         .await
         .map_err(sql("run the statement"))?;
     for step in &program {
-        let number = |name: &str| step.try_get_unchecked::<i64, _>(name).unwrap_or(0);
-        let opcode: String = step
-            .try_get_unchecked("opcode")
-            .map_err(sql("read the statement's program"))?;
-        let opens = ["OpenRead", "OpenWrite", "ReopenIdx"].contains(&opcode.as_str());
-        if !opens || number("p3") != 0 || number("p5") & IN_REGISTER != 0 {
-            continue;
-        }
-        let table = pages.iter().find(|(page, _)| *page == number("p2"));
+        let opened = opened(step).map_err(sql("read the statement's program"))?;
+        let table = pages.iter().find(|(page, _)| Some(*page) == opened);
         if let Some((_, table)) = table.filter(|(_, t)| operator::HIDDEN.contains(&t.as_str())) {
             return Err(operator::would_open(table));
         }
     }
     Ok(())
+}
+
+/// The page of the table that a step of a program opens. A row that is no step is an error.
+fn opened(step: &SqliteRow) -> std::result::Result<Option<i64>, sqlx::Error> {
+    let names: Vec<&str> = step.columns().iter().map(Column::name).collect();
+    if names != STEP {
+        return Err(sqlx::Error::Protocol(format!(
+            "no step of a program: {names:?}"
+        )));
+    }
+    let opcode: String = step.try_get("opcode")?;
+    let (page, file, flags): (i64, i64, i64) = (
+        step.try_get("p2")?,
+        step.try_get("p3")?,
+        step.try_get("p5")?,
+    );
+    let opens = ["OpenRead", "OpenWrite", "ReopenIdx"].contains(&opcode.as_str());
+    Ok((opens && file == 0 && flags & IN_REGISTER == 0).then_some(page))
 }
 
 fn value_text(row: &SqliteRow, i: usize) -> std::result::Result<Option<String>, sqlx::Error> {
