@@ -92,9 +92,12 @@ pub async fn run(console: &Console, args: Sql) -> Outcome {
         }
         let answer = store.sql(&statement, args.write).await;
         if let (Err(error), true) = (&answer, args.write) {
-            store
-                .audit(&who(), "sql_failed", &crate::store::chain(error))
-                .await?;
+            let detail = crate::store::chain(error);
+            // What went wrong is what he asked for, also where it cannot be noted.
+            if let Err(unnoted) = store.audit(&who(), "sql_failed", &detail).await {
+                let why = crate::store::chain(&unnoted);
+                remark(format!("the failure is not in the audit: {why}"));
+            }
         }
         let answer = answer.map_err(fail)?;
         if answer.columns.is_empty() {

@@ -27,7 +27,9 @@ pub(super) fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict
         let mut lines = answer.lines();
         lines.any(|line| words.iter().any(|word| line.starts_with(word)))
     };
-    if !said(&["list ", "queue: ", "class ", "no class"]) {
+    // Lists alone prove a difference, not that nothing is in the way: other schemes have them, too.
+    let whole_answer = said(&["queue: ", "class ", "no class"]);
+    if !whole_answer && !said(&["list "]) {
         // Another scheme's words, or a protocol that cannot ask: no all-clear for what was not seen.
         return Some(unread(case, &device.answer));
     }
@@ -38,6 +40,22 @@ pub(super) fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict
             resync.clone(),
         )
     };
+    if flags.deleted {
+        let held = answer.lines().find(|line| {
+            let mine = ["list ", "queue: ", "class ", "negbal", "blocked"];
+            mine.iter().any(|word| line.starts_with(word)) && *line != "queue: none"
+        });
+        return match held {
+            Some(line) => Some(differs(format!(
+                "the account is deleted, and the device still holds him: {line:?}"
+            ))),
+            None => Some(say(
+                "gone",
+                "the account is deleted, and the device holds nothing of him any more",
+                "nothing; who shall work again needs users.deleted = 0 in the billing",
+            )),
+        };
+    }
     // Each family by itself: who is redirected over IPv4 only still gets everything over IPv6.
     let marks = [
         (
@@ -66,6 +84,9 @@ pub(super) fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict
             let address = missing.map_or("the account", String::as_str);
             return Some(differs(format!("the device does not {does} {address}")));
         }
+    }
+    if !whole_answer {
+        return Some(unread(case, &device.answer));
     }
     if said(&["queue: none", "no class"]) && flags.rated {
         return Some(differs(
@@ -168,6 +189,12 @@ mod tests {
             of(&format!("blocked6 2001:db8::1\n{linux}"), false),
             "device_differs"
         );
+        // A list without a queue: another scheme's, which may show less.
+        let list = "list crb_negbal: 10.0.0.1\nlist crb_negbal: 2001:db8::1";
+        assert_eq!(of(list, false), "device_differs");
+        assert_eq!(of(list, true), "device_unread");
+        assert_eq!(of("list other: 10.0.0.1", false), "device_unread");
+        assert_eq!(of("list other: 10.0.0.1", true), "device_differs");
         // What cannot be compared is never an all-clear: ISG, Juniper, XGE, nothing at all.
         for unread in [
             "session: 10.0.0.1",
@@ -191,5 +218,36 @@ mod tests {
             of(&open.replace("10.0.0.1", "2001:db8::9"), false),
             "other_address"
         );
+    }
+
+    #[test]
+    fn who_is_deleted_is_to_be_gone() {
+        let of = |answer: &str| {
+            let mut case = tests::well();
+            let mut flags = tests::flags(false);
+            flags.deleted = true;
+            case.flags = Some(flags);
+            case.device = Some(Device {
+                answer: answer.to_owned(),
+                addresses: vec!["10.0.0.1".to_owned()],
+                ..Device::default()
+            });
+            verdict(&case)
+        };
+        for gone in ["queue: none\nppp: no session", "no class"] {
+            assert_eq!(of(gone).cause, "gone", "{gone}");
+        }
+        for held in [
+            "queue: 1M/2M, now 0/0",
+            "class htb 1:2 rate 1Mbit",
+            "list crb_negbal: 10.0.0.1\nqueue: none",
+            "list any: 10.0.0.1",
+            "blocked4 10.0.0.1\nno class",
+        ] {
+            let said = of(held);
+            assert_eq!(said.cause, "device_differs", "{held}");
+            assert!(said.text.contains("still holds him"), "{}", said.text);
+        }
+        assert_eq!(of("session: 10.0.0.1").cause, "device_unread");
     }
 }

@@ -180,39 +180,35 @@ impl Watched {
         }
         wrong
     }
+}
 
-    /// Who waits too long. What an operator has paused is meant to wait.
-    fn too_old(&self, counts: &Counts) -> Option<String> {
-        let old: Vec<&(i64, i64)> = counts
-            .oldest_by_nas
-            .iter()
-            .filter(|(_, age)| *age > OLD_S)
-            .collect();
-        if old.is_empty() {
-            let age = counts.oldest_s;
-            return (age > OLD_S).then(|| {
-                format!("an event waits for {age} s and is in no NAS's queue: event list --state compact")
-            });
-        }
-        let status = self.status.borrow();
-        // Of a NAS that the dispatcher has not looked at yet nobody knows whether it is paused.
-        let each = old.iter().filter_map(|(id, age)| {
-            let served = status.nases.iter().find(|nas| nas.id == *id);
-            let skipped = status.skipped.iter().find(|(nas, ..)| nas == id);
-            let name = match (served, skipped) {
-                (Some(nas), _) => (!nas.paused).then_some(&nas.name),
-                (None, skipped) => skipped.map(|(.., name)| name),
-            }?;
-            Some(format!("NAS {id} {name}: {age} s"))
-        });
-        let each: Vec<String> = each.collect();
-        (!each.is_empty()).then(|| {
-            format!(
-                "events wait for more than {OLD_S} s ({}): event show ID says why",
-                each.join(", ")
-            )
-        })
-    }
+/// Who waits too long. What an operator has paused or the billing has switched off is meant to wait,
+/// and what the guard holds has an alarm of its own.
+fn too_old(status: &Status, counts: &Counts) -> Option<String> {
+    let old = counts.oldest_by_nas.iter().filter(|(_, age)| *age > OLD_S);
+    // Of a NAS that the dispatcher has not looked at yet nobody knows whether it is paused.
+    let each = old.filter_map(|(id, age)| {
+        let served = status.nases.iter().find(|nas| nas.id == *id);
+        let skipped = status.skipped.iter().find(|(nas, ..)| nas == id);
+        let name = match (served, skipped) {
+            (Some(nas), _) => (!nas.paused).then_some(&nas.name),
+            (None, Some((.., Obstacle::Off, _)) | None) => None,
+            (None, Some((.., name))) => Some(name),
+        }?;
+        Some(format!("NAS {id} {name}: {age} s"))
+    });
+    let each: Vec<String> = each.collect();
+    let queued = (!each.is_empty()).then(|| {
+        format!(
+            "events wait for more than {OLD_S} s ({}): event show ID says why",
+            each.join(", ")
+        )
+    });
+    let age = counts.oldest_compact_s;
+    let compact = (age > OLD_S)
+        .then(|| format!("an event is not expanded for {age} s: event list --state compact"));
+    let both: Vec<String> = queued.into_iter().chain(compact).collect();
+    (!both.is_empty()).then(|| both.join("; "))
 }
 
 impl Old {
@@ -224,7 +220,7 @@ impl Old {
             .counted
             .is_none_or(|at| now.saturating_sub(at) >= every);
         if due && let Ok(counts) = watched.store.counts().await {
-            self.text = watched.too_old(&counts);
+            self.text = too_old(&watched.status.borrow(), &counts);
             self.counted = Some(now);
         }
         self.text.clone()
@@ -349,6 +345,7 @@ async fn send(client: &reqwest::Client, url: &str, message: &Value) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::status::NasStatus;
 
     fn told(alarms: &mut Alarms, now: u64, wrong: &[&str]) -> Vec<String> {
         let wrong = wrong.iter().map(|w| ((*w).to_owned(), "x".to_owned()));
@@ -375,6 +372,52 @@ mod tests {
         ] {
             assert_eq!(shown(webhook), want, "{webhook}");
         }
+    }
+
+    #[test]
+    fn who_waits_too_long_is_told() {
+        let status = Status {
+            nases: [(1, false), (2, true)]
+                .into_iter()
+                .map(|(id, paused)| NasStatus {
+                    id,
+                    paused,
+                    name: format!("bras{id}"),
+                    ..NasStatus::default()
+                })
+                .collect(),
+            skipped: vec![
+                (3, "mode=off".to_owned(), Obstacle::Off, "bras3".to_owned()),
+                (
+                    4,
+                    "no scheme".to_owned(),
+                    Obstacle::Scheme,
+                    "bras4".to_owned(),
+                ),
+            ],
+            ..Status::default()
+        };
+        let told = |by_nas: &[(i64, i64)], compact: i64| {
+            let counts = Counts {
+                // Of events that the guard holds, too.
+                oldest_s: 90_000,
+                oldest_compact_s: compact,
+                oldest_by_nas: by_nas.to_vec(),
+                ..Counts::default()
+            };
+            too_old(&status, &counts).unwrap_or_default()
+        };
+        // Held, paused, switched off, unknown.
+        assert_eq!(told(&[(1, 0), (2, 9_000), (3, 9_000), (9, 9_000)], 600), "");
+        let queued = "events wait for more than 600 s (NAS 1 bras1: 601 s, NAS 4 bras4: 700 s): \
+                      event show ID says why";
+        assert_eq!(told(&[(1, 601), (2, 9_000), (4, 700)], 0), queued);
+        let compact = "an event is not expanded for 601 s: event list --state compact";
+        assert_eq!(told(&[(2, 9_000)], 601), compact);
+        assert_eq!(
+            told(&[(1, 601), (4, 700)], 601),
+            format!("{queued}; {compact}")
+        );
     }
 
     #[test]

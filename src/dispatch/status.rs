@@ -16,7 +16,7 @@ use crate::nas::{Mode, Nas};
 pub(super) const STATUS_MS: u64 = 200;
 
 /// One served NAS, as of the last turn.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct NasStatus {
     /// `nas.id`
     pub id: i64,

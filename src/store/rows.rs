@@ -63,6 +63,8 @@ pub struct Counts {
     pub dead_by_nas: Vec<(Option<i64>, i64)>,
     /// Age of the oldest waiting row, seconds.
     pub oldest_s: i64,
+    /// Age of the oldest row of the compact stack, seconds.
+    pub oldest_compact_s: i64,
     /// (nas_id, age in seconds) of the oldest row of each NAS on the main stack that the guard does
     /// not hold, running ones included; 0 = the first hundred are all held.
     pub oldest_by_nas: Vec<(i64, i64)>,

@@ -187,4 +187,19 @@ async fn sqlexec_only_reads(kind: Kind) {
     assert!(audit[1][1].contains("where nope = 7"), "{audit:?}");
     assert_eq!(audit[2][0], "sql_failed");
     assert!(audit[2][1].contains("nope"), "{audit:?}");
+    // An audit that takes no such row hides nothing.
+    lab.sql(match kind {
+        Kind::Sqlite => {
+            "create trigger no_room before insert on audit when new.what = 'sql_failed'
+             begin select raise(abort, 'no_room'); end"
+        }
+        Kind::Postgres => {
+            "alter table audit add constraint no_room check (what <> 'sql_failed') not valid"
+        }
+    })
+    .await;
+    let failing = ["--write", "update users set login = 'y' where nope = 7"];
+    named(&lab, "sqlexec", &failing, "")
+        .await
+        .failed(1, &["not in the audit", "no_room", "nope"]);
 }

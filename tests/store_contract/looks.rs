@@ -556,8 +556,15 @@ pub(super) async fn ways_in_and_numbers_of_each_nas(db: Db) {
               (9004, 'user_add', 2, '2020-01-01 00:00:00', 'no', 9005)",
     )
     .await;
+    db.sql(
+        "insert into events_stack_compact (cmd, user_id, nas_id, created_at)
+              values ('user_add', 6, 2, '2021-01-01 00:00:00')",
+    )
+    .await;
     let counts = db.store.counts().await.unwrap();
     assert_eq!(counts.oldest_by_nas[1], (2, 0), "the guard holds it");
+    let (all, compact) = (counts.oldest_s, counts.oldest_compact_s);
+    assert!(all > compact && compact > 100_000_000, "{counts:?}");
     assert_eq!(counts.dead, 3);
     assert_eq!(counts.dead_by_nas, [(None, 1), (Some(1), 2)]);
 }

@@ -102,11 +102,15 @@ pub(super) async fn counts(store: &Postgres) -> Result<Counts> {
     .fetch_all(&store.pool)
     .await
     .map_err(sql("count dead events"))?;
-    let (oldest_s,): (i64,) = sqlx::query_as(
-        "select coalesce(greatest(0, date_part('epoch', clock_timestamp() - min(oldest)))::bigint, 0) from (
-           select min(event_date) as oldest from (select event_date from events_stack order by id limit 100) s
-           union all
-           select min(created_at) from (select created_at from events_stack_compact order by id limit 100) c) o",
+    let (oldest_s, oldest_compact_s): (i64, i64) = sqlx::query_as(
+        "select coalesce(greatest(0, date_part('epoch', clock_timestamp() - min(oldest)))::bigint, 0),
+           coalesce(greatest(0, date_part('epoch',
+             clock_timestamp() - min(oldest) filter (where compact)))::bigint, 0)
+         from (
+           select min(event_date) as oldest, false as compact
+             from (select event_date from events_stack order by id limit 100) s
+           union all select min(created_at), true
+             from (select created_at from events_stack_compact order by id limit 100) c) o",
     )
     .fetch_one(&store.pool)
     .await
@@ -132,6 +136,7 @@ pub(super) async fn counts(store: &Postgres) -> Result<Counts> {
         dead: dead_by_nas.iter().map(|(_, rows)| rows).sum(),
         dead_by_nas,
         oldest_s,
+        oldest_compact_s,
         oldest_by_nas,
     })
 }

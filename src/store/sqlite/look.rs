@@ -99,10 +99,14 @@ pub(super) async fn counts(store: &Sqlite) -> Result<Counts> {
     .fetch_all(&store.readers)
     .await
     .map_err(sql("count dead events"))?;
-    let (oldest_s,): (i64,) = sqlx::query_as(
-        "select ifnull(cast(max(0, unixepoch('now') - unixepoch(min(oldest))) as integer), 0) from (
-           select min(event_date) as oldest from (select event_date from events_stack order by id limit 100)
-           union all select min(created_at) from (select created_at from events_stack_compact order by id limit 100))",
+    let (oldest_s, oldest_compact_s): (i64, i64) = sqlx::query_as(
+        "select ifnull(cast(max(0, unixepoch('now') - unixepoch(min(oldest))) as integer), 0),
+           ifnull(cast(max(0, unixepoch('now') - unixepoch(min(oldest) filter (where compact))) as integer), 0)
+         from (
+           select min(event_date) as oldest, 0 as compact
+             from (select event_date from events_stack order by id limit 100)
+           union all select min(created_at), 1
+             from (select created_at from events_stack_compact order by id limit 100))",
     )
     .fetch_one(&store.readers)
     .await
@@ -127,6 +131,7 @@ pub(super) async fn counts(store: &Sqlite) -> Result<Counts> {
         dead: dead_by_nas.iter().map(|(_, rows)| rows).sum(),
         dead_by_nas,
         oldest_s,
+        oldest_compact_s,
         oldest_by_nas,
     })
 }
