@@ -335,7 +335,7 @@ pub async fn retry(
     request: Request,
 ) -> Result<Response, Refusal> {
     let id = EventId(number(&id)?);
-    let why = why(&order(request, &["why"]).await?, "why")?;
+    let why = only_why(request).await?;
     let new = rest::to_the_end(&desk, move |desk| async move {
         let store = &desk.doors.store;
         let Some(new) = store.retry_dead(id).await.map_err(Refusal::store)? else {
@@ -459,6 +459,17 @@ pub(super) fn why(order: &Map<String, Value>, key: &str) -> Result<String, Refus
     }
 }
 
+/// The reason that is all a body says; `reason` is another name of it, as a pause has it.
+pub(super) async fn only_why(request: Request) -> Result<String, Refusal> {
+    let order = order(request, &["why", "reason"]).await?;
+    let key = if order.contains_key("why") {
+        "why"
+    } else {
+        "reason"
+    };
+    why(&order, key)
+}
+
 /// What is noted of a change, with its reason if one was given.
 pub(super) fn reasoned(detail: String, why: &str) -> String {
     if why.is_empty() {
@@ -473,7 +484,7 @@ pub async fn reload(
     At(caller): Operator,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let why = why(&order(request, &["why"]).await?, "why")?;
+    let why = only_why(request).await?;
     rest::to_the_end(&desk, move |desk| async move {
         desk.doors.reload.notify_one();
         let store = desk.doors.store.as_ref();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::clock;
 use crate::config;
 use crate::intake::access::{At, Operator, Viewer};
-use crate::intake::api::{number, order, reasoned, why};
+use crate::intake::api::{number, only_why, order, reasoned, why};
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::nas::{Forks, Mode, Nas, NasChange, NasId, NasState};
 use crate::store::shown_url;
@@ -146,7 +146,7 @@ pub async fn resume(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
-    let why = why(&order(request, &["why"]).await?, "why")?;
+    let why = only_why(request).await?;
     let (what, resumed) = ("nas_resume", desk.doors.resumed.clone());
     let detail = reasoned(String::new(), &why);
     let shown = change_nas(desk, caller.who, &id, what, detail, NasChange::Resume).await?;

@@ -24,6 +24,26 @@ const CHANGING: [&str; 3] = ["into", "update", "delete"];
 /// Where texts are not told from names by quotes alone: escapes, `$$`, comments, other quotes.
 const UNCLEAR: [&str; 6] = ["\\", "$", "--", "/*", "[", "`"];
 
+/// What may stand between `create`, `alter` or `drop` and the kind of object.
+const BEFORE_KIND: [&str; 17] = [
+    "or",
+    "replace",
+    "temp",
+    "temporary",
+    "global",
+    "local",
+    "unlogged",
+    "recursive",
+    "materialized",
+    "unique",
+    "constraint",
+    "event",
+    "trusted",
+    "procedural",
+    "default",
+    "access",
+    "text",
+];
 /// `create or replace temporary recursive view`
 const VIEW_WITHIN: usize = 6;
 /// How PostgreSQL's `create view` may end after its body.
@@ -74,6 +94,16 @@ pub(super) fn outside(lower: &str) -> Cow<'_, str> {
     }
     kept.push_str(rest);
     Cow::Owned(kept)
+}
+
+/// The kind of object that a `create`, `alter` or `drop` is about; none where a comment could hide it.
+pub(super) fn kind(lower: &str) -> Option<&str> {
+    if lower.contains("--") || lower.contains("/*") {
+        return None;
+    }
+    words(lower)
+        .skip(1)
+        .find(|word| !BEFORE_KIND.contains(word))
 }
 
 /// Refuses what names a hidden table.

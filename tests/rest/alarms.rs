@@ -120,12 +120,16 @@ async fn an_alarm_rings_and_is_called_off(kind: Kind) {
     .await;
     for nas in [7, 8, 9] {
         let path = format!("/api/v1/nas/{nas}/resume");
-        let resume = lab.try_post(&path, &json!({}), None).await;
+        let why = json!({ "reason": "mended" });
+        let resume = lab.try_post(&path, &why, None).await;
         assert_eq!(resume.unwrap().0, 200);
         let alarm = format!("nas_{nas}");
         lab.until("the all-clear", async || with(&alarm, "cleared"))
             .await;
     }
+    let noted =
+        "select count(*) from audit where what = 'nas_resume' and detail like '%why=\"mended\"'";
+    assert_eq!(lab.rows(noted).await, [["3"]]);
     let told = got.lock().unwrap().clone();
     assert_eq!(told.len(), 6, "each once up and once down: {told:?}");
     assert!(!lab.daemon_log().concat().contains("geheim"));

@@ -355,26 +355,6 @@ const WHOLE: [&str; 8] = [
     "user",
     "group",
 ];
-/// What may stand between `create`, `alter` or `drop` and the kind of object.
-const BEFORE_KIND: [&str; 17] = [
-    "or",
-    "replace",
-    "temp",
-    "temporary",
-    "global",
-    "local",
-    "unlogged",
-    "recursive",
-    "materialized",
-    "unique",
-    "constraint",
-    "event",
-    "trusted",
-    "procedural",
-    "default",
-    "access",
-    "text",
-];
 /// Statements that have a plan; it names each table that is read, by views too.
 const PLANNED: [&str; 9] = [
     "select", "with", "values", "table", "insert", "update", "delete", "merge", "create",
@@ -413,7 +393,7 @@ pub(super) fn allowed(statement: &str, write: bool) -> Result<String> {
         }
     }
     let has = |names: &[&str]| operator::words(&lower).any(|word| names.contains(&word));
-    let about = |names: &[&str]| match kind(&lower) {
+    let about = |names: &[&str]| match operator::kind(&lower) {
         Some(kind) => names.contains(&kind),
         None => has(names),
     };
@@ -442,16 +422,6 @@ pub(super) fn allowed(statement: &str, write: bool) -> Result<String> {
         )));
     }
     Ok(first)
-}
-
-/// The kind of object that a `create`, `alter` or `drop` is about; none where a comment could hide it.
-fn kind(lower: &str) -> Option<&str> {
-    if lower.contains("--") || lower.contains("/*") {
-        return None;
-    }
-    operator::words(lower)
-        .skip(1)
-        .find(|word| !BEFORE_KIND.contains(word))
 }
 
 pub(super) async fn sql_statement(
