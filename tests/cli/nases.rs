@@ -290,7 +290,8 @@ async fn a_nas_is_drained_before_somebody_works_on_it(kind: Kind) {
     daemon.stop().await;
 }
 
-async fn a_resumed_nas_is_tried_at_once(kind: Kind) {
+/// A router that refuses every login, as NAS 5 with account 1.
+async fn refused(kind: Kind) -> (Lab, Router) {
     let lab = Lab::new(kind, "").await;
     let refusing = Faults {
         refuse_logins: true,
@@ -299,6 +300,11 @@ async fn a_resumed_nas_is_tried_at_once(kind: Kind) {
     let router = Router::start(lab.root(), "router", refusing);
     router.serve_as(&lab, 5, "Mikrotik-Simple", 2).await;
     lab.accounts(5, [1]).await;
+    (lab, router)
+}
+
+async fn a_resumed_nas_is_tried_at_once(kind: Kind) {
+    let (lab, router) = refused(kind).await;
     let daemon = lab.start().await;
     let id = lab.event(1, "user_add").await;
     lab.until("it is parked", async || {
@@ -317,14 +323,7 @@ async fn a_resumed_nas_is_tried_at_once(kind: Kind) {
 }
 
 async fn a_breaker_is_reset_and_a_pause_stays(kind: Kind) {
-    let lab = Lab::new(kind, "").await;
-    let refusing = Faults {
-        refuse_logins: true,
-        ..Faults::default()
-    };
-    let router = Router::start(lab.root(), "router", refusing);
-    router.serve_as(&lab, 5, "Mikrotik-Simple", 2).await;
-    lab.accounts(5, [1]).await;
+    let (lab, router) = refused(kind).await;
     let reset = ["nas", "reset-breaker", "5"];
     ned(&lab, &reset).await.failed(4, &["no daemon is running"]);
     let daemon = lab.start().await;

@@ -21,6 +21,19 @@ on_each_store!(
 /// Posts that a webhook got.
 type Got = Arc<Mutex<Vec<Value>>>;
 
+/// Waits until the receiver has been told of this alarm; what it was told.
+async fn rung(lab: &Lab, got: &Mutex<Vec<Value>>, alarm: &str, state: &str) -> String {
+    let what = format!("{alarm} is {state}");
+    let text = lab.until(&what, async || {
+        let got = got.lock().unwrap();
+        let found = got
+            .iter()
+            .find(|m| m["alarm"] == alarm && m["state"] == state);
+        found.map(|m| m["text"].as_str().unwrap().to_owned())
+    });
+    text.await
+}
+
 async fn receiver() -> (std::net::SocketAddr, Got, tokio::task::JoinSet<()>) {
     receiver_that_refuses(&Got::default(), 0).await
 }
@@ -168,17 +181,7 @@ async fn old_events_and_lost_records_ring_too(kind: Kind) {
     let held = waits(900_003, 52, 5).replace("'deferred'", "'held'");
     lab.sql(&held).await;
     let daemon = lab.start().await;
-    let told = async |alarm: &str, state: &str| {
-        let what = format!("{alarm} is {state}");
-        let text = lab.until(&what, async || {
-            let got = got.lock().unwrap();
-            let found = got
-                .iter()
-                .find(|m| m["alarm"] == alarm && m["state"] == state);
-            found.map(|m| m["text"].as_str().unwrap().to_owned())
-        });
-        text.await
-    };
+    let told = async |alarm: &str, state: &str| rung(&lab, &got, alarm, state).await;
     lab.event(50, "user_add").await;
     let text = told("logs", "raised").await;
     assert!(text.contains("cannot be written (nas)"), "{text}");
@@ -220,17 +223,7 @@ async fn guard_mark_and_database_ring_too(kind: Kind) {
     lab.sql("insert into nas_state (nas_id, paused_until) values (5, '2999-01-01 00:00:00')")
         .await;
     let daemon = lab.start().await;
-    let told = async |alarm: &str, state: &str| {
-        let what = format!("{alarm} is {state}");
-        let text = lab.until(&what, async || {
-            let got = got.lock().unwrap();
-            let found = got
-                .iter()
-                .find(|m| m["alarm"] == alarm && m["state"] == state);
-            found.map(|m| m["text"].as_str().unwrap().to_owned())
-        });
-        text.await
-    };
+    let told = async |alarm: &str, state: &str| rung(&lab, &got, alarm, state).await;
     // More than the guard lets one source cut off, and more than the mark.
     let cut: Vec<Value> = (1..=60)
         .map(|user| json!({ "cmd": "user_redirect", "user_id": user }))
