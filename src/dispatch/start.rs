@@ -68,11 +68,11 @@ impl Scheduler {
         };
         let now = clock::tick_ms();
         // A turn that the database does not take may last: nobody hears meanwhile what has changed.
-        let is_over = s.stop.is_cancelled() || pool.ahead.is_late(now);
-        if pool.ahead.len() == 0 || is_over || pool.is_paused(clock::wall_ms()) {
+        if pool.ahead.len() == 0 || s.stop.is_cancelled() || pool.is_paused(clock::wall_ms()) {
             return;
         }
         while pool.has_fork()
+            && !pool.ahead.is_late(now)
             && let Some(claimed) = pool.ahead.pop()
         {
             let Some(out) = s.out.get_mut(&claimed.id) else {
