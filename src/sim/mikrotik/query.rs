@@ -41,7 +41,12 @@ impl Query {
 
     fn stack<'r>(&self, value: &dyn Fn(&str) -> Option<&'r [u8]>) -> Result<Vec<bool>, Trap> {
         let mut stack = Vec::new();
+        // What is only "and" is decided by its first word that is not true.
+        let combined = self.0.iter().any(|w| matches!(w, Word::Operations(_)));
         for word in &self.0 {
+            if !combined && stack.last() == Some(&false) {
+                break;
+            }
             match word {
                 Word::Has(name) => stack.push(value(name).is_some()),
                 Word::Lacks(name) => stack.push(value(name).is_none()),

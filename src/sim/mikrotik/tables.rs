@@ -1,6 +1,7 @@
 //! The rows of the simulated router: add, set, remove and print with the refusals of RouterOS.
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -67,7 +68,10 @@ struct Stored {
 
 #[derive(Debug, Default)]
 struct Stock {
+    /// In the order of the menu: that of their ids, but for `place-before`.
     rows: Vec<Stored>,
+    /// Monotonic ms at which the first timed row vanishes, or a row that is gone would have.
+    vanishes: Option<u64>,
     last_id: u64,
     keys: HashSet<Vec<Vec<u8>>>,
 }
@@ -92,9 +96,9 @@ impl Tables {
             .rows
             .iter()
             .filter_map(|row| {
-                let id = id_text(row.id);
+                let id = OnceCell::new();
                 let matches = query.matches(&|name| match name {
-                    ".id" => Some(id.as_bytes()),
+                    ".id" => Some(id.get_or_init(|| id_text(row.id)).as_bytes()),
                     _ => row.values.get(name).map(Vec::as_slice),
                 });
                 matches.then(|| attributes(menu, row, now, proplist))
@@ -129,8 +133,10 @@ impl Tables {
             "remove" => remove(menu, stock, &found, &rest, now),
             "make-static" => {
                 refuse_extra(&rest)?;
-                for row in stock.rows.iter_mut().filter(|r| found.contains(&r.id)) {
-                    row.values.insert("dynamic".to_owned(), b"false".to_vec());
+                for id in found {
+                    if let Some(row) = stock.place(id).and_then(|at| stock.rows.get_mut(at)) {
+                        row.values.insert("dynamic".to_owned(), b"false".to_vec());
+                    }
                 }
                 Ok(Change::default())
             }
@@ -183,15 +189,38 @@ impl Tables {
 
     fn stock(&mut self, menu: &'static Menu, now: u64) -> &mut Stock {
         let stock = self.stocks.entry(menu.path).or_default();
-        if stock
-            .rows
-            .iter()
-            .any(|r| r.vanishes.is_some_and(|t| t <= now))
-        {
+        if stock.vanishes.is_some_and(|t| t <= now) {
             stock.rows.retain(|r| r.vanishes.is_none_or(|t| t > now));
             stock.keys = stock.rows.iter().filter_map(|r| key(menu, r)).collect();
+            stock.vanishes = stock.rows.iter().filter_map(|r| r.vanishes).min();
         }
         stock
+    }
+}
+
+impl Stock {
+    /// A router with many rows must not be slower than the latency that it is told to have.
+    fn place(&self, id: u64) -> Option<usize> {
+        let guess = self.rows.partition_point(|r| r.id < id);
+        if self.rows.get(guess).is_some_and(|r| r.id == id) {
+            return Some(guess);
+        }
+        self.rows.iter().position(|r| r.id == id)
+    }
+
+    fn by_id(&self, id: u64) -> Option<&Stored> {
+        self.rows.get(self.place(id)?)
+    }
+
+    /// The rows of `found`, as they stand in the menu.
+    fn these(&self, found: &[u64]) -> impl Iterator<Item = &Stored> {
+        let places: BTreeSet<usize> = found.iter().filter_map(|id| self.place(*id)).collect();
+        places.into_iter().filter_map(|at| self.rows.get(at))
+    }
+
+    fn put(&mut self, at: usize, row: Stored) {
+        self.vanishes = self.vanishes.into_iter().chain(row.vanishes).min();
+        self.rows.insert(at, row);
     }
 }
 
@@ -321,8 +350,8 @@ fn add(
     stock.last_id = row.id;
     let shown = attributes(menu, &row, now, &[]);
     let ret = id_text(row.id);
-    let place = before.and_then(|id| stock.rows.iter().position(|r| r.id == id));
-    stock.rows.insert(place.unwrap_or(stock.rows.len()), row);
+    let place = before.and_then(|id| stock.place(id));
+    stock.put(place.unwrap_or(stock.rows.len()), row);
     Ok(Change {
         ret: Some(ret),
         rows: vec![shown],
@@ -338,7 +367,7 @@ fn find(menu: &Menu, stock: &Stock, ids: &[u8]) -> Result<Vec<u64>, Trap> {
     };
     for part in ids.split(|b| *b == b',') {
         let row = match by_hex(part) {
-            Some(id) => stock.rows.iter().find(|r| r.id == id),
+            Some(id) => stock.by_id(id),
             None if menu.by_name => stock
                 .rows
                 .iter()
@@ -362,7 +391,7 @@ fn set(
     now: u64,
 ) -> Result<Change, Trap> {
     let mut changed = Vec::new();
-    for row in stock.rows.iter().filter(|r| found.contains(&r.id)) {
+    for row in stock.these(found) {
         if is_dynamic(row) {
             return Err(Trap::failure("failure: can not change dynamic"));
         }
@@ -373,12 +402,7 @@ fn set(
         changed.push(row);
     }
     // Nothing is written before every row has been admitted.
-    let old: Vec<_> = stock
-        .rows
-        .iter()
-        .filter(|r| found.contains(&r.id))
-        .filter_map(|r| key(menu, r))
-        .collect();
+    let old: Vec<_> = stock.these(found).filter_map(|r| key(menu, r)).collect();
     for key in &old {
         stock.keys.remove(key);
     }
@@ -398,7 +422,9 @@ fn set(
     let mut change = Change::default();
     for row in changed {
         change.rows.push(attributes(menu, &row, now, &[]));
-        if let Some(place) = stock.rows.iter_mut().find(|r| r.id == row.id) {
+        stock.vanishes = stock.vanishes.into_iter().chain(row.vanishes).min();
+        let place = stock.place(row.id);
+        if let Some(place) = place.and_then(|at| stock.rows.get_mut(at)) {
             *place = row;
         }
     }
@@ -413,16 +439,15 @@ fn remove(
     now: u64,
 ) -> Result<Change, Trap> {
     refuse_extra(rest)?;
-    let going: Vec<Stored> = stock
-        .rows
-        .iter()
-        .filter(|r| found.contains(&r.id))
-        .cloned()
-        .collect();
+    let going: Vec<Stored> = stock.these(found).cloned().collect();
     if !menu.dynamic_goes && going.iter().any(is_dynamic) {
         return Err(Trap::failure("failure: can not remove dynamic"));
     }
-    stock.rows.retain(|r| !found.contains(&r.id));
+    for id in found {
+        if let Some(at) = stock.place(*id) {
+            stock.rows.remove(at);
+        }
+    }
     let mut change = Change::default();
     for row in going {
         if let Some(key) = key(menu, &row) {
@@ -461,6 +486,6 @@ fn load_row(
     defaults(menu, &mut row);
     admit(menu, stock, &row).map_err(|t| t.message)?;
     stock.last_id = stock.last_id.max(row.id);
-    stock.rows.push(row);
+    stock.put(stock.rows.len(), row);
     Ok(())
 }
