@@ -148,8 +148,9 @@ pub enum Change {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Gate {
+    #[default]
     Closed,
     Open,
     /// `by_answers`: not by its login but by equal permanent answers; then only a success
@@ -174,11 +175,12 @@ struct Answers {
 }
 
 /// The breaker of one NAS.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Breaker {
     gate: Gate,
     era: u64,
-    probes: u64,
+    /// Probes so far.
+    pub(super) probes: u64,
     /// The probe that is running.
     probe: Option<u64>,
     /// The settings changed while it ran: the next one need not wait.
@@ -199,32 +201,10 @@ pub struct Breaker {
     repeated: bool,
 }
 
-impl Default for Breaker {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Breaker {
     /// Closed: a NAS is trusted until it fails.
     pub fn new() -> Self {
-        Self {
-            gate: Gate::Closed,
-            era: 0,
-            probes: 0,
-            probe: None,
-            poked: false,
-            step: 0,
-            next: 0,
-            alarm: None,
-            recovered: None,
-            reason: String::new(),
-            last: VecDeque::with_capacity(SILENT_ATTEMPTS),
-            answers: Vec::new(),
-            doubts: Doubts::default(),
-            heard: 0,
-            repeated: false,
-        }
+        Self::default()
     }
 
     /// Whether an event may start.
@@ -327,8 +307,7 @@ impl Breaker {
         if stale || self.gate != Gate::Closed {
             return self.tick(now);
         }
-        let verdict = self.weigh(user, evidence, repeated);
-        match verdict {
+        match self.weigh(user, evidence, repeated) {
             Some((gate, reason)) => self.open(now, gate, reason, jitter),
             None => self.tick(now),
         }
@@ -355,6 +334,14 @@ impl Breaker {
         self.doubts.clear();
         self.next = now;
         self.poked = self.probe.is_some();
+    }
+
+    /// The NAS can be reached again: the next probe is due at `at`, and the steps begin anew.
+    pub fn reached(&mut self, at: u64) {
+        if self.gate == Gate::Open && self.probe.is_none() {
+            self.next = self.next.min(at);
+            self.step = 0;
+        }
     }
 
     /// `closed`, `open`, `half-open` or `parked`.
@@ -453,8 +440,11 @@ impl Breaker {
             Gate::Parked { .. } => spread(PARKED_STEP_MS, jitter),
             Gate::Open | Gate::Closed => spread(self.step, jitter),
         };
-        let poked = std::mem::take(&mut self.poked);
-        self.next = if poked { now } else { now.saturating_add(wait) };
+        self.next = if std::mem::take(&mut self.poked) {
+            now
+        } else {
+            now.saturating_add(wait)
+        };
         self.announce()
     }
 

@@ -363,6 +363,33 @@ fn attempts_that_all_get_no_answer_open_it() {
 }
 
 #[test]
+fn who_can_be_reached_again_is_probed_soon_and_in_short_steps() {
+    let mut b = opened();
+    for _ in 0..8 {
+        let next = b.next_probe().unwrap();
+        attempt(&mut b, next, user(1), down("no route"));
+    }
+    let due = b.next_probe().unwrap();
+    b.reached(due + 1);
+    assert_eq!(b.next_probe(), Some(due), "never later");
+    b.reached(due - 50_000);
+    assert_eq!(b.next_probe(), Some(due - 50_000));
+    // Its port is open, and it does not let in yet.
+    attempt(&mut b, due - 50_000, user(1), down("starting"));
+    assert_eq!(
+        b.next_probe(),
+        Some(due - 50_000 + spread(STEP_FIRST_MS, MID))
+    );
+    let ticket = b.started(true);
+    b.reached(0);
+    assert_eq!(b.next_probe(), None, "a probe is running");
+    let _ = b.ended(due, ticket, user(1), refused(), MID);
+    let parked = b.next_probe();
+    b.reached(0);
+    assert_eq!(b.next_probe(), parked, "a human is needed");
+}
+
+#[test]
 fn a_probe_that_never_ran_is_due_again_at_once() {
     let mut b = opened();
     let ticket = b.started(false);

@@ -1,5 +1,6 @@
 //! One attempt: runs the job, asks the breaker and `settle` what it means, writes the logs,
-//! tells the scheduler. Runs in a task of the scheduler's `JoinSet`.
+//! tells the scheduler. Runs in a task of the scheduler's `JoinSet`; one that was obeyed in two,
+//! so that its fork is free for the next while the logs are written.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::attempt::{
 };
 use crate::clock;
 use crate::config;
-use crate::event::{Class, StoredParams, UserId};
+use crate::event::{Class, EventId, StoredParams, UserId};
 use crate::logs::line::{End, Key, OPENED, Records, result_word};
 use crate::logs::{Logs, NasLog};
 use crate::scheme::Execute;
@@ -72,19 +73,33 @@ impl Drop for Book {
     }
 }
 
+/// How far a task of an attempt has come.
+pub enum Ended {
+    /// The NAS has obeyed: the fork is free, what remains is to write it down.
+    Obeyed(Box<Rest>),
+    /// Written down.
+    Finished(Box<Finished>),
+}
+
+/// What remains of an attempt when nothing more is sent.
+pub struct Rest {
+    fork: Fork,
+    job: Job,
+    book: Arc<Mutex<Book>>,
+    lines: Vec<Line>,
+    report: Report,
+    error: Option<String>,
+    ms: i64,
+}
+
 impl Fork {
-    /// Runs the job to its end, with `params` as its variables.
-    pub async fn run(self, mut job: Job, params: StoredParams) -> Finished {
+    /// Runs the job with `params` as its variables.
+    pub async fn run(self, mut job: Job, params: StoredParams) -> Ended {
         let began = clock::tick_ms();
         job.params = params.read();
         drop(params);
         let owned = (job.event, job.user, job.cmd.clone(), job.try_count);
-        let key = || Key {
-            event: owned.0,
-            user: owned.1,
-            cmd: owned.2.as_str(),
-            try_count: owned.3,
-        };
+        let key = || key_of(&job);
         let account = job.user.map(|user| (job.abonent, user));
         let mut book = Book {
             logs: self.logs.clone(),
@@ -127,57 +142,23 @@ impl Fork {
             Err(failure) => Report::of(Verdict::Failed(failure)),
         };
         redact(&mut report, &transcript);
-        let mut error = error_text(&report);
-        let rest = transcript.into_rest();
+        let error = error_text(&report);
         let ms = i64::try_from(clock::tick_ms().saturating_sub(began)).unwrap_or(i64::MAX);
-        let (outcome, doubt, change) = self.judge(&job, &report);
-        if let (Some(text), Outcome::Deferred(_)) = (&mut error, &outcome) {
-            text.push_str(remark_of(doubt));
-        }
-        let code = code_of(&report);
-        let opened = report.new_session == Some(true);
-        let (to, due) = self.destination(&job, &outcome, report);
-        {
-            let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
-            let book = &mut *book;
-            if opened {
-                // Before the last answers, which a reader looks for at the end.
-                let line = Line {
-                    at_ms: rest.first().map_or_else(clock::wall_ms, |line| line.at_ms),
-                    kind: LineKind::Answer,
-                    text: OPENED.to_owned(),
-                };
-                book.records.line(&mut book.out, &key(), &line);
-            }
-            for line in &rest {
-                book.records.line(&mut book.out, &key(), line);
-            }
-            let next_try_ms = match &to {
-                SettleTo::Deferred { until_ms, .. } => Some(*until_ms),
-                SettleTo::Done { .. } | SettleTo::Dead { .. } | SettleTo::Ready { .. } => None,
-            };
-            let end = End {
-                result: result_word(&outcome),
-                code,
-                ms,
-                next_try_ms,
-                error: error.as_deref(),
-            };
-            book.records
-                .end(&mut book.out, clock::wall_ms(), &key(), &end);
-            book.write();
-        }
-        self.tell(&job, change);
-        Finished {
-            id: job.event,
-            user: job.user,
-            nas: job.nas.id,
-            try_count: job.try_count,
-            to,
-            due,
-            code,
-            ms,
+        let obeyed = Evidence::of(&report, self.execute.policy()) == Evidence::Success;
+        let rest = Rest {
+            fork: self,
+            job,
+            book,
+            lines: transcript.into_rest(),
+            report,
             error,
+            ms,
+        };
+        if obeyed {
+            Ended::Obeyed(Box::new(rest))
+        } else {
+            // What it says against the NAS is known before anything else starts there.
+            Ended::Finished(Box::new(rest.conclude()))
         }
     }
 
@@ -322,6 +303,85 @@ impl Fork {
                 tracing::info!("NAS obeys again nasid={id} nas_ip={ip}");
             }
         }
+    }
+}
+
+impl Rest {
+    /// Event.
+    pub fn event(&self) -> EventId {
+        self.job.event
+    }
+
+    /// Weighs what was reported and writes the logs.
+    pub fn conclude(self) -> Finished {
+        let Self {
+            fork,
+            job,
+            book,
+            lines,
+            report,
+            mut error,
+            ms,
+        } = self;
+        let (outcome, doubt, change) = fork.judge(&job, &report);
+        if let (Some(text), Outcome::Deferred(_)) = (&mut error, &outcome) {
+            text.push_str(remark_of(doubt));
+        }
+        let code = code_of(&report);
+        let opened = report.new_session == Some(true);
+        let (to, due) = fork.destination(&job, &outcome, report);
+        {
+            let key = key_of(&job);
+            let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
+            let book = &mut *book;
+            if opened {
+                // Before the last answers, which a reader looks for at the end.
+                let line = Line {
+                    at_ms: lines.first().map_or_else(clock::wall_ms, |line| line.at_ms),
+                    kind: LineKind::Answer,
+                    text: OPENED.to_owned(),
+                };
+                book.records.line(&mut book.out, &key, &line);
+            }
+            for line in &lines {
+                book.records.line(&mut book.out, &key, line);
+            }
+            let next_try_ms = match &to {
+                SettleTo::Deferred { until_ms, .. } => Some(*until_ms),
+                SettleTo::Done { .. } | SettleTo::Dead { .. } | SettleTo::Ready { .. } => None,
+            };
+            let end = End {
+                result: result_word(&outcome),
+                code,
+                ms,
+                next_try_ms,
+                error: error.as_deref(),
+            };
+            book.records
+                .end(&mut book.out, clock::wall_ms(), &key, &end);
+            book.write();
+        }
+        fork.tell(&job, change);
+        Finished {
+            id: job.event,
+            user: job.user,
+            nas: job.nas.id,
+            try_count: job.try_count,
+            to,
+            due,
+            code,
+            ms,
+            error,
+        }
+    }
+}
+
+fn key_of(job: &Job) -> Key<'_> {
+    Key {
+        event: job.event,
+        user: job.user,
+        cmd: job.cmd.as_str(),
+        try_count: job.try_count,
     }
 }
 

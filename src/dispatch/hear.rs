@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::Id;
 
 use super::breaker::{Evidence, Start};
-use super::fork::random;
+use super::fork::{Ended, random};
 use super::lane::owner_of;
 use super::lanes::{Gone, Owner, REFILL_ROWS, Wanted};
 use super::parent::Settings;
@@ -28,7 +28,7 @@ const PAGE: usize = 500;
 const REFILL_LANES: usize = 200;
 /// A driver gives the last refusal to who comes so shortly behind it, ms; a NAS that was mended in
 /// that moment is asked after it.
-const STALE_MS: u64 = 500;
+pub(super) const STALE_MS: u64 = 500;
 /// Wait before rows that could not be read are read again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
@@ -127,7 +127,9 @@ impl Scheduler {
         };
         if let Some(pool) = s.pools.get_mut(&out.nas) {
             pool.taken = pool.taken.saturating_sub(1);
-            pool.running = pool.running.saturating_sub(1);
+            if out.holds_fork {
+                pool.running = pool.running.saturating_sub(1);
+            }
             pool.took(clock::tick_ms(), f.ms);
             match &f.to {
                 SettleTo::Done { .. } => pool.done += 1,
@@ -152,15 +154,27 @@ impl Scheduler {
         self.follow(s, nas);
     }
 
-    pub(super) fn ended(
-        &self,
-        s: &mut State,
-        ended: Result<(Id, Finished), tokio::task::JoinError>,
-    ) {
+    pub(super) fn ended(&self, s: &mut State, ended: Result<(Id, Ended), tokio::task::JoinError>) {
         match ended {
-            Ok((task, finished)) => {
+            Ok((task, Ended::Finished(finished))) => {
                 s.tasks.remove(&task);
-                self.finished(s, finished);
+                self.finished(s, *finished);
+            }
+            Ok((task, Ended::Obeyed(rest))) => {
+                s.tasks.remove(&task);
+                let id = rest.event();
+                let concluding = async move { Ended::Finished(Box::new(rest.conclude())) };
+                let task = s.forks.spawn(concluding);
+                s.tasks.insert(task.id(), id);
+                let Some(out) = s.out.get_mut(&id) else {
+                    return;
+                };
+                out.holds_fork = false;
+                let nas = out.nas;
+                if let Some(pool) = s.pools.get_mut(&nas) {
+                    pool.running = pool.running.saturating_sub(1);
+                }
+                self.follow(s, nas);
             }
             Err(error) => {
                 // A bug in an executor: the event is not lost, and nobody else is hurt.

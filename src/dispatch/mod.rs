@@ -17,6 +17,7 @@ pub mod doubt;
 mod drain;
 pub mod fork;
 mod hear;
+mod knock;
 mod lane;
 pub mod lanes;
 mod leave;

@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ahead::Ahead;
 use super::breaker::{Breaker, Start};
+use super::hear::STALE_MS;
+use super::knock::Knock;
+use crate::driver::sessions;
 use crate::logs::NasLog;
 use crate::nas::{Nas, NasSecret};
 use crate::scheme::Execute;
@@ -85,6 +88,7 @@ pub struct Pool {
     pub running: usize,
     /// Claimed, and waiting for a fork.
     pub(super) ahead: Ahead<Started>,
+    knock: Knock,
     /// Not wanted any more: running events finish, nothing starts.
     pub stopping: bool,
     /// Finished attempts since the start, by result word.
@@ -106,6 +110,7 @@ impl Pool {
             taken: 0,
             running: 0,
             ahead: Ahead::default(),
+            knock: Knock::default(),
             stopping: false,
             done: 0,
             deferred: 0,
@@ -161,6 +166,26 @@ impl Pool {
     /// What the breaker lets start.
     pub fn may_start(&self, now: u64) -> Start {
         self.breaker().may_start(now)
+    }
+
+    /// A NAS for which events wait is probed as soon as it can be reached again.
+    pub(super) fn knock(&mut self, waits: bool, now: u64) {
+        let nas = Arc::clone(&self.served.nas);
+        let probe = match self.breaker() {
+            // What is heard meanwhile is asked for when the probe has ended.
+            breaker if breaker.state() == "half-open" => return,
+            breaker if breaker.state() == "open" && waits && !self.stopping => Some(breaker.probes),
+            _ => None,
+        };
+        let driver = self.served.execute.driver();
+        if self.knock.is_back(probe, || sessions::door(driver, &nas)) {
+            tracing::debug!(
+                "NAS can be reached again, it is probed nasid={} nas_ip={}",
+                nas.id,
+                nas.ip
+            );
+            self.breaker().reached(now.saturating_add(STALE_MS));
+        }
     }
 
     /// The breaker, whoever panicked while holding it.

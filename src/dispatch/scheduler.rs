@@ -12,10 +12,11 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::{Start, Ticket};
+use super::fork::Ended;
 use super::lanes::{Gone, Lanes, Next, Owner, Taken};
 use super::pool::Pool;
 use super::status::{STATUS_MS, Status};
-use super::{Finished, Message, Skipped};
+use super::{Message, Skipped};
 use crate::clock;
 use crate::config;
 use crate::event::EventId;
@@ -26,6 +27,9 @@ use crate::store::{Error, Settle, Store, Turn, Turned, chain};
 /// Most settles plus starts of one turn: past a hundred nothing is gained, and the writer must
 /// not be held longer than a few milliseconds.
 const TURN_MAX: usize = 500;
+/// A turn that took so long is not believed to be ours still, ms: half of the silence after which
+/// another daemon follows.
+const FOLLOWED_MS: u64 = 5_000;
 /// Longest turn that counts, ms.
 const TURN_MOST_MS: u64 = 100;
 /// How much the last turn says of what the next will take.
@@ -62,7 +66,7 @@ pub(super) struct State {
     pub(super) lanes: Lanes,
     pub(super) pools: BTreeMap<NasId, Pool>,
     pub(super) skipped: Skipped,
-    pub(super) forks: JoinSet<Finished>,
+    pub(super) forks: JoinSet<Ended>,
     pub(super) out: HashMap<EventId, OutEvent>,
     pub(super) tasks: HashMap<Id, EventId>,
     pub(super) settles: Vec<(Settle, Gone)>,
@@ -94,6 +98,8 @@ pub(super) struct OutEvent {
     pub(super) taken: Taken,
     pub(super) ticket: Ticket,
     pub(super) finished: bool,
+    /// Its fork is busy with it.
+    pub(super) holds_fork: bool,
 }
 
 impl Scheduler {
@@ -210,6 +216,7 @@ impl Scheduler {
         }
         if !turn.settles.is_empty() || !turn.starts.is_empty() {
             let turned = self.write_beside(s, &mut turn, hard).await?;
+            let since = self.claimed_since(now).await?;
             s.turns += 1;
             metrics::counter!("nas_event_daemon_turns_total").increment(1);
             metrics::histogram!("nas_event_daemon_claim_batch_events").record(f64::from(
@@ -220,7 +227,7 @@ impl Scheduler {
             for (id, gone) in &after {
                 s.lanes.settled(*id, *gone, now);
             }
-            self.start(s, &turn, turned);
+            self.start(s, &turn, turned, since);
             self.tell(s, told, hard).await;
         }
         self.read_wanted(s);
@@ -311,6 +318,25 @@ impl Scheduler {
         let ms = clock::tick_ms().saturating_sub(began).min(TURN_MOST_MS) as f64;
         s.turn_ms += (ms - s.turn_ms) * TURN_WEIGHT;
         turned
+    }
+
+    /// From when on the claims of a turn that began at `began` hold. One that took so long that
+    /// another may have followed this daemon meanwhile is asked for first: whether the claims were
+    /// written before or after the pause, nobody knows.
+    async fn claimed_since(&self, began: u64) -> Result<u64, Error> {
+        let now = clock::tick_ms();
+        if now.saturating_sub(began) < FOLLOWED_MS {
+            return Ok(now);
+        }
+        match self.store.still_own(self.epoch).await {
+            Ok(true) => Ok(clock::tick_ms()),
+            Ok(false) => Err(Error::Fenced { epoch: self.epoch }),
+            Err(error) => {
+                tracing::warn!("whether this daemon is still the owner: {}", chain(&error));
+                // They are late, and go back by a turn, which is fenced itself.
+                Ok(0)
+            }
+        }
     }
 
     /// Writes a turn, again and again while the database cannot: results stay in memory, their
@@ -419,6 +445,7 @@ fn begin(s: &mut State, turn: &mut Turn, nas: NasId, taken: Taken, start: Start)
             taken,
             ticket,
             finished: false,
+            holds_fork: false,
         },
     );
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Finished;
 use super::ahead::Claimed;
 use super::breaker::{Evidence, Start};
-use super::fork::Fork;
+use super::fork::{Ended, Fork};
 use super::lanes::Gone;
 use super::pool::Pool;
 use super::scheduler::{OutEvent, Scheduler, State};
@@ -19,7 +19,8 @@ use crate::store::{Settle, SettleTo, Started, Turn, Turned};
 
 impl Scheduler {
     /// What the turn has claimed runs, as far as there are forks.
-    pub(super) fn start(&self, s: &mut State, turn: &Turn, turned: Turned) {
+    /// `since`: from when on its claims hold.
+    pub(super) fn start(&self, s: &mut State, turn: &Turn, turned: Turned, since: u64) {
         let now = clock::tick_ms();
         let mut started: HashMap<EventId, Started> =
             turned.started.into_iter().map(|e| (e.id, e)).collect();
@@ -49,7 +50,7 @@ impl Scheduler {
                 id: *id,
                 // A probe was counted when it was picked, and takes its fork at once.
                 interactive: out.ticket.is_probe() || out.taken.class == Class::Interactive,
-                since: now,
+                since,
                 start: event,
             });
             if nases.last() != Some(&out.nas) {
@@ -93,13 +94,15 @@ impl Scheduler {
             let fork = self.fork(pool, out);
             let params = std::mem::take(&mut event.params);
             pool.running += 1;
+            out.holds_fork = true;
             let task = match self.job(pool, out.taken.class, event) {
                 Ok(job) => s.forks.spawn(fork.run(job, params)),
                 Err(finished) => {
                     pool.breaker()
                         .ended(now, out.ticket, None, Evidence::Nothing, 0);
                     s.untold.insert(id, Some(pool.log.clone()));
-                    s.forks.spawn(async move { finished })
+                    s.forks
+                        .spawn(async move { Ended::Finished(Box::new(finished)) })
                 }
             };
             s.tasks.insert(task.id(), id);

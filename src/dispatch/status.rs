@@ -142,7 +142,9 @@ impl Scheduler {
         }
         s.status_at = now;
         s.unpublished = false;
-        for pool in s.pools.values() {
+        for (nas, pool) in &mut s.pools {
+            let waits = s.lanes.held_of(*nas) > 0 && !pool.is_paused(wall_ms);
+            pool.knock(waits, now);
             if let Some(Change::Closed) = pool.breaker().tick(now) {
                 tracing::info!(
                     "NAS obeys again nasid={} nas_ip={}",

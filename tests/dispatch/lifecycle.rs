@@ -7,8 +7,9 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::lab::daemon::{Daemon, Lab};
-use crate::lab::db::Kind;
+use crate::lab::db::{Db, Kind};
 use crate::lab::journal::{self, Entry, gated, let_through, running, starts};
+use crate::lab::lossy::Lossy;
 use crate::lab::on_each_store;
 
 on_each_store!(
@@ -287,27 +288,21 @@ async fn freeze(lab: &Lab, daemon: &Daemon) {
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(5);
 const STARTER_MS: u64 = 20_000;
 
-async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
-    let lab = gated_lab(kind, "").await;
-    let mut frozen = lab.start().await;
-    let (runs, waits) = one_runs_one_waits(&lab).await;
-    freeze(&lab, &frozen).await;
-    // It cannot be seen to be dead; only its silence tells.
-    let other = Lab::on(Arc::clone(&lab.db), "");
-    scheme(&other, &lab);
+/// A daemon that follows in `place` as soon as it may, and how many were refused before it.
+async fn heir(place: &Lab) -> (Daemon, usize) {
     let mut refused = 0;
-    let heir = other
+    let heir = place
         .until("the silent one is taken over", async || {
-            let mut heir = other.spawn();
+            let mut heir = place.spawn();
             let began = clock::tick_ms();
             loop {
                 if let Some(status) = heir.child.try_wait().unwrap() {
-                    assert_eq!(status.code(), Some(REFUSED), "{}", other.stderr());
+                    assert_eq!(status.code(), Some(REFUSED), "{}", place.stderr());
                     refused += 1;
                     return None;
                 }
                 // An answer that does not come is none: it is asked again, or the next starter is.
-                let asked = tokio::time::timeout(ANSWER, other.is_up()).await;
+                let asked = tokio::time::timeout(ANSWER, place.is_up()).await;
                 if asked.is_ok_and(|up| up) {
                     return Some(heir);
                 }
@@ -318,6 +313,18 @@ async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
             }
         })
         .await;
+    (heir, refused)
+}
+
+async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
+    let lab = gated_lab(kind, "").await;
+    let mut frozen = lab.start().await;
+    let (runs, waits) = one_runs_one_waits(&lab).await;
+    freeze(&lab, &frozen).await;
+    // It cannot be seen to be dead; only its silence tells.
+    let other = Lab::on(Arc::clone(&lab.db), "");
+    scheme(&other, &lab);
+    let (heir, refused) = heir(&other).await;
     assert!(refused > 0, "it was alive at first");
     lab.until("the heir runs it again", async || {
         (starts(&entries(&lab)).len() == 2).then_some(())
@@ -338,6 +345,51 @@ async fn a_frozen_daemon_is_taken_over_and_fenced(kind: Kind) {
         [[&runs.to_string(), "done"], [&waits.to_string(), "done"]]
     );
     assert_eq!(starts(&entries(&lab)).len(), 3);
+    heir.stop().await;
+}
+
+/// The answer to its COMMIT comes when another daemon has followed: what it has claimed runs there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_frozen_between_commit_and_start_starts_nothing() {
+    let db = Db::new(Kind::Postgres).await;
+    let line = Lossy::before(&db.url).await;
+    let direct = Lab::with(db, "").await;
+    let by_line = Db::at(line.url.clone(), Kind::Postgres).await;
+    let lab = Lab::on(Arc::new(by_line), "");
+    scheme(&lab, &lab);
+    scheme(&direct, &lab);
+    lab.nas(1, "Mine", 2, &[]).await;
+    lab.accounts(1, 10..20).await;
+    let mut frozen = lab.start().await;
+    let (runs, waits) = one_runs_one_waits(&lab).await;
+    // The end of the one and the start of the other are one turn.
+    line.hold();
+    let_through(&lab.path("gate"), "all");
+    lab.until("its COMMIT has no answer", async || {
+        line.held().then_some(())
+    })
+    .await;
+    frozen.signal(Signal::SIGSTOP);
+    let (heir, _) = heir(&direct).await;
+    direct
+        .until("it runs with the heir", async || {
+            let all = starts(&entries(&lab));
+            all.iter()
+                .any(|s| (s.0, s.2) == (waits, true))
+                .then_some(())
+        })
+        .await;
+    direct.drained().await;
+    line.release();
+    frozen.signal(Signal::SIGCONT);
+    // One of them wants to know whose the database is; who does not ask has started it by now.
+    lab.until("it asks", async || (line.muted() >= 3).then_some(()))
+        .await;
+    line.unmute();
+    assert_eq!(frozen.end().await.code(), Some(REFUSED));
+    let started = starts(&entries(&lab));
+    assert_eq!(started.len(), 2, "{started:?}");
+    assert_eq!((started[0].0, started[1].0), (runs, waits));
     heir.stop().await;
 }
 

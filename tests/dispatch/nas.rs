@@ -1,5 +1,6 @@
 //! A NAS that does not obey: its events wait and lose nothing, others do not notice.
 
+use nas_event_daemon::clock;
 use nas_event_daemon::sim::mikrotik::Faults;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -16,6 +17,7 @@ on_each_store!(
     one_account_on_two_nases_keeps_its_order,
     an_event_on_another_nas_waits_only_so_long,
     nobody_waits_for_a_dead_nas,
+    a_nas_that_is_back_is_served_within_seconds,
 );
 
 /// Every event on the main stack, by state and tries.
@@ -210,5 +212,44 @@ async fn nobody_waits_for_a_dead_nas(kind: Kind) {
     assert!(log.contains("cross_nas_overtake"), "{log}");
     router.sim.set_faults(Faults::default());
     assert_eq!(lab.ended(dead).await.1, "done");
+    daemon.stop().await;
+}
+
+async fn a_nas_that_is_back_is_served_within_seconds(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let down = Faults {
+        refuse_connections: true,
+        ..Faults::default()
+    };
+    let router = Router::start(lab.root(), "router", down);
+    router.serve_as(&lab, 1, "Mikrotik-Simple", 5).await;
+    lab.accounts(1, [100]).await;
+    lab.until("nothing listens", async || {
+        let tried = std::net::TcpStream::connect(router.sim.addr());
+        tried.is_err().then_some(())
+    })
+    .await;
+    let daemon = lab.start().await;
+    lab.event(100, "user_redirect").await;
+    // The first attempt and four probes, after 1, 2, 4 and 8 s: the next would be due in 12.8 s or
+    // later.
+    lab.until("long steps", async || {
+        let log = lab.nas_log(1);
+        let ends = log.iter().filter(|l| l.contains(" end result=ready"));
+        (ends.count() >= 5).then_some(())
+    })
+    .await;
+    router.sim.set_faults(Faults::default());
+    let back = clock::tick_ms();
+    lab.drained().await;
+    let ms = clock::tick_ms() - back;
+    assert!(ms < 10_000, "{ms} ms after it was back");
+    assert_eq!(router.listed("crb_negbal").len(), 1);
+    // One connection was the knock, one the login.
+    assert!(
+        router.sim.seen().connections <= 3,
+        "{:?}",
+        router.sim.seen()
+    );
     daemon.stop().await;
 }

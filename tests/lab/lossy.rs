@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 /// When armed, it passes the next COMMIT on, swallows its answer and hangs up.
@@ -20,6 +21,12 @@ pub struct Lossy {
 struct State {
     armed: AtomicBool,
     lost: AtomicUsize,
+    hold: AtomicBool,
+    held: AtomicBool,
+    release: Notify,
+    mute: AtomicBool,
+    muted: AtomicUsize,
+    unmute: Notify,
 }
 
 impl Lossy {
@@ -52,6 +59,33 @@ impl Lossy {
         self.state.armed.store(true, Ordering::SeqCst);
     }
 
+    /// The answer of the next COMMIT is kept back until [`Self::release`].
+    pub fn hold(&self) {
+        self.state.hold.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether one is kept back, or was.
+    pub fn held(&self) -> bool {
+        self.state.held.load(Ordering::SeqCst)
+    }
+
+    /// The answer that is kept back goes on. What is asked from now on waits for [`Self::unmute`].
+    pub fn release(&self) {
+        self.state.mute.store(true, Ordering::SeqCst);
+        self.state.release.notify_one();
+    }
+
+    /// How many have asked since, each on a line of its own.
+    pub fn muted(&self) -> usize {
+        self.state.muted.load(Ordering::SeqCst)
+    }
+
+    /// Everything goes on.
+    pub fn unmute(&self) {
+        self.state.mute.store(false, Ordering::SeqCst);
+        self.state.unmute.notify_waiters();
+    }
+
     /// How many have got none.
     pub fn lost(&self) -> usize {
         self.state.lost.load(Ordering::SeqCst)
@@ -65,8 +99,14 @@ async fn carry(mut client: TcpStream, mut server: TcpStream, state: Arc<State>) 
         tokio::select! {
             n = client.read(&mut asked) => {
                 let Ok(n @ 1..) = n else { return };
-                let lost = asked[..n].windows(6).any(|w| w == b"COMMIT")
-                    && state.armed.swap(false, Ordering::SeqCst);
+                let unmuted = state.unmute.notified();
+                if state.mute.load(Ordering::SeqCst) {
+                    state.muted.fetch_add(1, Ordering::SeqCst);
+                    unmuted.await;
+                }
+                let commit = asked[..n].windows(6).any(|w| w == b"COMMIT");
+                let lost = commit && state.armed.swap(false, Ordering::SeqCst);
+                let held = commit && state.hold.swap(false, Ordering::SeqCst);
                 if server.write_all(&asked[..n]).await.is_err() {
                     return;
                 }
@@ -75,6 +115,14 @@ async fn carry(mut client: TcpStream, mut server: TcpStream, state: Arc<State>) 
                     let _answer = server.read(&mut answered).await;
                     state.lost.fetch_add(1, Ordering::SeqCst);
                     return;
+                }
+                if held {
+                    let n = server.read(&mut answered).await.unwrap_or(0);
+                    state.held.store(true, Ordering::SeqCst);
+                    state.release.notified().await;
+                    if client.write_all(&answered[..n]).await.is_err() {
+                        return;
+                    }
                 }
             }
             n = server.read(&mut answered) => {
