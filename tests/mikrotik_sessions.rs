@@ -9,6 +9,7 @@ mod lab;
 use lab::daemon::Lab;
 use lab::db::Kind;
 use lab::sim::Router;
+use nas_event_daemon::clock;
 use nas_event_daemon::sim::mikrotik::Faults;
 use serde_json::{Value, json};
 
@@ -111,4 +112,34 @@ async fn the_log_tells_which_attempt_opened_a_session() {
     let at = |text: &str| log.iter().rposition(|line| line.contains(text)).unwrap();
     let opened = at("a session was opened for this");
     assert!(opened < at(" end result=done"), "{log:#?}");
+}
+
+/// Well before an idle connection is closed by itself: a device that is taken away, or given to
+/// somebody else, is let go at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nas_that_is_served_no_longer_keeps_no_session() {
+    const AT_ONCE_MS: u64 = 30_000;
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    let (router, daemon) = loaded(&lab, Faults::default()).await;
+    let other = Router::start(lab.root(), "other", Faults::default());
+    other.serve_as(&lab, 2, "Mikrotik-Simple", 5).await;
+    lab.accounts(2, [20]).await;
+    lab.reload(&daemon).await;
+    let of_other = lab.event(20, "user_redirect").await;
+    assert_eq!(lab.ended(of_other).await.1, "done");
+    lab.drained().await;
+    assert!(router.sim.seen().sessions > 0);
+    let began = clock::tick_ms();
+    lab.sql("delete from nas where id = 1").await;
+    lab.reload(&daemon).await;
+    lab.until("its sessions have ended", async || {
+        (router.sim.seen().sessions == 0).then_some(())
+    })
+    .await;
+    assert!(
+        clock::tick_ms() - began < AT_ONCE_MS,
+        "it was idle for long"
+    );
+    assert_eq!(other.sim.seen().sessions, 1, "the other's are its own");
+    daemon.stop().await;
 }

@@ -1,5 +1,6 @@
 //! The simulator speaks the real wire format: clients that others wrote log in, add, print,
-//! fail and send megabytes. Install them with `scripts/install-peers DIR` and point
+//! fail and send megabytes; and they make the same bytes of the same words as we do. Install them
+//! with `scripts/install-peers DIR` and point
 //! `NED_TEST_PEERS` at DIR.
 #![expect(
     clippy::panic,
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nas_event_daemon::driver::mikrotik::wire::{self, Bounds};
 use nas_event_daemon::sim::mikrotik::{Faults, Options, Sim};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -139,4 +141,98 @@ async fn routeros_api() {
 async fn node_routeros() {
     everything("node_routeros_peer.js").await;
     side_by_side("node_routeros_peer.js").await;
+}
+
+/// Sentences of any texts, with words on both sides of each border of the length prefix. No word is
+/// empty, which would be the end.
+fn sentences() -> Vec<Vec<String>> {
+    const BORDERS: [usize; 3] = [0x80, 0x4000, 0x20_0000];
+    const LETTERS: &[u8] = b"abz019=./!? \t\r\n\0\x1b\"'$[]{}\\;";
+    const OTHERS: [&str; 5] = ["\u{e9}", "\u{44e}", "\u{6f22}", "\u{1f4a9}", "\u{202e}"];
+    // Any numbers that are the same in each run (splitmix64).
+    let mut state = 7_u64;
+    let mut roll = |below: usize| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((z ^ (z >> 31)) % below as u64).unwrap()
+    };
+    let mut all = Vec::new();
+    for _ in 0..2_000 {
+        let mut words = vec!["!re".to_owned()];
+        for _ in 0..roll(10) {
+            let mut word = String::new();
+            for _ in 0..=roll(200) {
+                match roll(10) {
+                    0 => word.push_str(OTHERS[roll(OTHERS.len())]),
+                    _ => word.push(char::from(LETTERS[roll(LETTERS.len())])),
+                }
+            }
+            words.push(word);
+        }
+        all.push(words);
+    }
+    for border in BORDERS {
+        for length in border - 1..=border + 1 {
+            all.push(vec![
+                "!re".to_owned(),
+                "w".repeat(length),
+                "=y=z".to_owned(),
+            ]);
+        }
+    }
+    all
+}
+
+/// Both ways: the same bytes for the same words, and the same words in the same bytes, however
+/// these are split.
+#[tokio::test]
+async fn librouteros_writes_and_reads_the_same_sentences() {
+    const WIDE: Bounds = Bounds {
+        word: 4 * 1024 * 1024,
+        words: 64,
+        sentence: 8 * 1024 * 1024,
+    };
+    let all = sentences();
+    let mut ours = Vec::new();
+    for words in &all {
+        let words = words.iter().map(String::as_bytes);
+        wire::encode(words, WIDE, &mut ours).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| dir.path().join(name);
+    std::fs::write(place("sentences.json"), serde_json::to_vec(&all).unwrap()).unwrap();
+    std::fs::write(place("ours"), &ours).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/librouteros_wire.py");
+    let status = Command::new("python3")
+        .arg(script)
+        .arg(dir.path())
+        .env("PYTHONPATH", peers().join("python"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .kill_on_drop(true)
+        .status();
+    assert!(timeout(LONG, status).await.unwrap().unwrap().success());
+    let theirs = std::fs::read(place("theirs")).unwrap();
+    let differ = ours.iter().zip(&theirs).position(|(a, b)| a != b);
+    assert!(ours == theirs, "the bytes differ from {differ:?} on");
+    let read = std::fs::read(place("read.json")).unwrap();
+    let read: Vec<Vec<String>> = serde_json::from_slice(&read).unwrap();
+    assert!(read == all, "it reads other words in our bytes");
+
+    let mut decoder = wire::Decoder::new(WIDE);
+    let mut found = Vec::new();
+    // A length that no border has: every piece ends somewhere else in a sentence.
+    for piece in theirs.chunks(4_093) {
+        decoder.feed(piece);
+        while let Some(sentence) = decoder.next().unwrap() {
+            found.push(sentence);
+        }
+    }
+    assert!(!decoder.is_inside());
+    assert_eq!(found.len(), all.len());
+    for (found, wanted) in found.iter().zip(&all) {
+        let wanted = wanted.iter().map(String::as_bytes);
+        assert!(found.iter().map(Vec::as_slice).eq(wanted), "other words");
+    }
 }

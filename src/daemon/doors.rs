@@ -1,11 +1,14 @@
 //! What the daemon gives the doors so that they can show and do more than the database holds: the
 //! dispatcher's word, a test of a NAS, and the intent guard's opinion of a plan. The doors import
-//! none of these steps; they meet here.
+//! none of these steps; they meet here, as dispatch and the sessions of its NASes do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::nas_test;
 use crate::clock;
@@ -17,7 +20,10 @@ use crate::expand::hold::allowance;
 use crate::intake::plan::Ask;
 use crate::intake::rest;
 use crate::nas::NasId;
-use crate::store::{GuardOrder, Store};
+use crate::store::{Error, GuardOrder, Store};
+
+/// How often what routers were believed to hold is looked through.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// What `nas test` does, for the doors.
 pub fn tester(config: &Config, store: Arc<dyn Store>) -> Arc<rest::Tester> {
@@ -63,4 +69,31 @@ pub fn with_sessions(status: &Status, sessions: &Sessions) -> Value {
         }
     }
     value
+}
+
+/// Ends the sessions of NASes that are served no longer, once nothing of them runs, and forgets
+/// what is no longer true of the others.
+pub async fn keep_sessions(
+    sessions: Arc<Sessions>,
+    mut status: watch::Receiver<Status>,
+    stop: CancellationToken,
+) -> Result<&'static str, Error> {
+    let mut served = BTreeSet::new();
+    let mut minute = tokio::time::interval(FORGET_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = minute.tick() => sessions.forget_old(),
+            Ok(()) = status.changed() => {
+                let now: BTreeSet<NasId> =
+                    status.borrow_and_update().nases.iter().map(|nas| NasId(nas.id)).collect();
+                if !served.is_subset(&now) {
+                    sessions.keep_only(&now);
+                }
+                served = now;
+            }
+        }
+    }
+    stop.cancelled().await;
+    Ok("the keeping of sessions")
 }

@@ -279,6 +279,11 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
             .map(|()| "the scheduler")
     });
     tasks.spawn(sign_of_life(Arc::clone(&store), epoch, ended));
+    tasks.spawn(doors::keep_sessions(
+        Arc::clone(&sessions),
+        status.clone(),
+        stop.soft.clone(),
+    ));
     let keep = (config.history.keep, config.audit.keep);
     tasks.spawn(prune(Arc::clone(&store), keep, stop.clone()));
     tasks.spawn(keep_host_keys(

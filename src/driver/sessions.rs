@@ -381,7 +381,18 @@ impl Sessions {
         })
     }
 
-    /// Lets go of the sessions of every NAS that is not in `wanted`.
+    /// Lets go of what routers are no longer believed to have in their tables.
+    pub fn forget_old(&self) {
+        let routers: Vec<_> = self
+            .all()
+            .values()
+            .map(|k| Arc::clone(&k.sessions))
+            .collect();
+        routers.iter().for_each(|router| router.forget());
+    }
+
+    /// Lets go of the sessions of every NAS that is not in `wanted`. They end when their last
+    /// command has ended.
     pub fn keep_only(&self, wanted: &BTreeSet<NasId>) {
         self.all().retain(|id, _| wanted.contains(id));
         locked(&self.ssh).retain(|id, _| wanted.contains(id));

@@ -119,9 +119,13 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
         ..radius::Faults::default()
     };
     let (_forging, port) = radius(forged, "ours").await;
-    lab.nas(17, "Mikrotik-CoA", 2, &[("coa_port", port)]).await;
+    // What nobody may answer is waited for to its end.
+    let short = || ("timeout_ms", "1500".to_owned());
+    lab.nas(17, "Mikrotik-CoA", 2, &[("coa_port", port), short()])
+        .await;
     let (_dropping, port) = radius(radius::Faults::default(), "theirs").await;
-    lab.nas(18, "Mikrotik-CoA", 2, &[("coa_port", port)]).await;
+    lab.nas(18, "Mikrotik-CoA", 2, &[("coa_port", port), short()])
+        .await;
     lab.sql("insert into nas_secret (nas_id, coa_secret) values (17, 'ours'), (18, 'ours')")
         .await;
     lab.accounts(17, [170]).await;

@@ -16,6 +16,7 @@ mod lifecycle;
 mod nas;
 mod order;
 mod outcomes;
+mod poison;
 mod records;
 mod refusals;
 mod schemes;

@@ -14,6 +14,37 @@ use crate::{AtRest, check_at_rest, told};
 
 on_each_store!(foreign_transactions_stop_nothing);
 
+/// What a program holds that is writing to a row, nobody waits for: the others are taken past it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_somebody_holds_stops_nothing() {
+    let lab = Lab::new(Kind::Postgres, "").await;
+    let script = lab.path("script.journal");
+    lab.session("Journal", &journal::session(&script, ""));
+    lab.nas(2, "Journal", 4, &[]).await;
+    lab.accounts(2, 200..207).await;
+    let mut writer = Foreign::connect(&lab.db.url).await;
+    let held = writer.insert("user_redirect", 205).await.unwrap();
+    writer
+        .run("begin; update events_stack_compact set batch_id = 'import'")
+        .await;
+    let daemon = lab.start().await;
+    let mut accepted = post(&lab, 10).await;
+    lab.until("the others are done", async || {
+        (lab.waiting().await == 1).then_some(())
+    })
+    .await;
+    writer.run("commit").await;
+    accepted.push(Accepted {
+        event: held,
+        user: 205,
+    });
+    lab.drained().await;
+    daemon.stop().await;
+    let nas = AtRest::script("script", &script, accepted);
+    assert_eq!(repeated(&nas.entries), 0);
+    check_at_rest(lab.db.store.as_ref(), &BTreeSet::new(), &[nas]).await;
+}
+
 /// Small transactions of a busy writer.
 const BUSY: usize = 150;
 

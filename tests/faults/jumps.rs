@@ -3,15 +3,18 @@
 //! early for ever, and no account's order changes. The daemon alone sees the jumps (libfaketime).
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::lab::daemon::Lab;
+use crate::lab::daemon::{Daemon, Lab};
 use crate::lab::db::Kind;
 use crate::lab::journal::{self, Accepted, Rest, check_rest};
 use crate::lab::on_each_store;
 use crate::places;
 
-on_each_store!(a_clock_that_jumps_stalls_nothing);
+on_each_store!(
+    a_clock_that_jumps_stalls_nothing,
+    a_clock_that_was_ahead_stalls_nothing_after_a_start,
+);
 
 /// What the clock shows, against the true one.
 const JUMPS: [&str; 10] = [
@@ -27,6 +30,20 @@ fn library() -> PathBuf {
         .unwrap_or_else(|| panic!("libfaketime is missing; see scripts/test --install"))
 }
 
+/// A daemon whose wall clock shows what stands in the file `clock`.
+async fn start(lab: &Lab, clock: &Path, shows: &str) -> Daemon {
+    std::fs::write(clock, shows).unwrap();
+    let by = [
+        "env".to_owned(),
+        format!("LD_PRELOAD={}", library().display()),
+        format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()),
+        "FAKETIME_NO_CACHE=1".to_owned(),
+        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+        "DONT_FAKE_MONOTONIC=1".to_owned(),
+    ];
+    lab.start_by(&by.each_ref().map(String::as_str)).await
+}
+
 async fn a_clock_that_jumps_stalls_nothing(kind: Kind) {
     let lab = Lab::new(kind, "retry_base = \"300ms\"").await;
     let script = lab.path("script.journal");
@@ -36,33 +53,26 @@ async fn a_clock_that_jumps_stalls_nothing(kind: Kind) {
     lab.nas(2, "Journal", 4, &[]).await;
     lab.accounts(2, 200..202).await;
     let clock = lab.path("clock");
-    std::fs::write(&clock, "+0").unwrap();
-    let by = [
-        "env".to_owned(),
-        format!("LD_PRELOAD={}", library().display()),
-        format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()),
-        "FAKETIME_NO_CACHE=1".to_owned(),
-        "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
-        "DONT_FAKE_MONOTONIC=1".to_owned(),
-    ];
-    let daemon = lab.start_by(&by.each_ref().map(String::as_str)).await;
+    let daemon = start(&lab, &clock, "+0").await;
     let mut accepted = Vec::new();
     for jump in JUMPS {
-        // It jumps while one is deferred and others wait for it.
-        for user in [200, 201, 200] {
+        // It jumps while one is deferred alone: nothing that comes behind it in its lane makes the
+        // daemon read its row again. The other account's have each other.
+        for user in [200, 200, 201] {
             let event = lab.event(user, "user_redirect").await;
             accepted.push(Accepted { event, user });
         }
         lab.until("one waits for its next try", async || {
-            let waits = "select count(*) from events_stack where state = 'deferred'";
+            let waits =
+                "select count(*) from events_stack where state = 'deferred' and user_id = 201";
             (lab.number(waits).await > 0).then_some(())
         })
         .await;
         std::fs::write(&clock, jump).unwrap();
-        let after = lab.event(201, "user_redirect_cancel").await;
+        let after = lab.event(200, "user_redirect_cancel").await;
         accepted.push(Accepted {
             event: after,
-            user: 201,
+            user: 200,
         });
         lab.drained().await;
     }
@@ -91,4 +101,37 @@ async fn a_clock_that_jumps_stalls_nothing(kind: Kind) {
         let found = firsts.iter().copied().filter(|id| wanted.contains(id));
         assert_eq!(found.collect::<Vec<_>>(), wanted, "account {user}");
     }
+}
+
+/// The next try stands in the database as a time of day. When the clock was wrong, that is days
+/// away for a daemon that starts with the right one.
+async fn a_clock_that_was_ahead_stalls_nothing_after_a_start(kind: Kind) {
+    let lab = Lab::new(kind, "retry_base = \"1s\"").await;
+    lab.session(
+        "Mine",
+        "user_redirect() { [[ $try_count != 1 ]] || exit 254; }",
+    );
+    lab.nas(2, "Mine", 4, &[]).await;
+    lab.accounts(2, [200]).await;
+    let clock = lab.path("clock");
+    // A machine that is slow enough may have tried it again before the daemon is stopped.
+    let event = loop {
+        let daemon = start(&lab, &clock, "+365d").await;
+        let event = lab.event(200, "user_redirect").await;
+        lab.until("it has been tried", async || {
+            let tried = format!(
+                "select (select count(*) from events_stack where id = {event} and state = 'deferred')
+                 + (select count(*) from events_done where id = {event})"
+            );
+            (lab.number(&tried).await > 0).then_some(())
+        })
+        .await;
+        daemon.stop().await;
+        if lab.waiting().await > 0 {
+            break event;
+        }
+    };
+    let daemon = start(&lab, &clock, "+0").await;
+    assert_eq!(lab.ended(event).await.1, "done");
+    daemon.stop().await;
 }

@@ -23,6 +23,7 @@ mod disk;
 mod drivers;
 mod fakes;
 mod foreign;
+mod hang;
 mod jumps;
 mod power;
 mod resize;

@@ -10,7 +10,7 @@ use crate::targets::{TARGETS, sentences};
 use crate::{Dice, from_environment, hostile, say};
 
 /// Inputs of the quick form, for each parser that is cheap; `NED_MUTATIONS` changes it.
-const INPUTS: u64 = 20_000;
+const INPUTS: u64 = 10_000;
 /// Longest time that one small input may take, on a busy machine.
 const SLOW_MS: u64 = 2_000;
 

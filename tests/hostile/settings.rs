@@ -111,9 +111,11 @@ async fn no_setting_tells_its_secret(kind: Kind) {
     })
     .await;
     // They were used where they belong.
+    // A question is not in its account's lane: what is deleted may come before it.
     let taken = sim.taken();
-    assert_eq!(taken[0].headers["x-key"], canary(1, "vars"));
-    assert_eq!(taken[0].body["community"], canary(1, "vars"));
+    let said = taken.iter().find(|t| t.method == "PUT").unwrap();
+    assert_eq!(said.headers["x-key"], canary(1, "vars"));
+    assert_eq!(said.body["community"], canary(1, "vars"));
     let log = lab.nas_log(1).join("\n");
     assert!(log.contains("X-Key: ***"), "{log}");
     if url.is_some() {

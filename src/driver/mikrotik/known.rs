@@ -236,6 +236,15 @@ impl Known {
         }
     }
 
+    /// Lets go of what is no longer true, and of menus that nobody looks into: a router that has
+    /// become quiet does not take memory, and places among [`ROWS_MAX`], from the others.
+    pub(crate) fn forget(&self, now: u64, ended: u64) {
+        self.menus().retain(|_, menu| {
+            menu.forget_old(now, ended);
+            menu.is_in_use(now)
+        });
+    }
+
     fn menus(&self) -> MutexGuard<'_, HashMap<(String, String), Menu>> {
         self.menus.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -296,6 +305,13 @@ impl Menu {
         if !self.rows.as_ref().is_some_and(is_true) {
             self.rows = None;
         }
+    }
+
+    fn is_in_use(&self, now: u64) -> bool {
+        self.rows.is_some()
+            || self.reading.is_some()
+            || now < self.not_before
+            || now.saturating_sub(self.level_at) < BELIEVED_MS
     }
 
     /// One look more; what is to be read, if the menu is busy now.

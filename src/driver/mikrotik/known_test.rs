@@ -250,3 +250,31 @@ fn rows_with_a_property_that_was_not_read_are_not_known() {
     let read = known.looked(PATH, "comment", &more, 1_600, 0).unwrap();
     assert!(read.contains(&"target".to_owned()));
 }
+
+#[test]
+fn what_is_no_longer_believed_is_let_go_without_a_look() {
+    let known = two();
+    let kept = || {
+        let menus = known.menus();
+        let rows = menus.values().filter_map(|menu| menu.rows.as_ref());
+        (menus.len(), rows.map(|rows| rows.of.len()).sum::<usize>())
+    };
+    known.forget(1_000 + BELIEVED_MS - 1, 0);
+    assert_eq!(kept(), (1, 2), "still true");
+    known.forget(2_000, 1);
+    assert_eq!(kept(), (1, 0), "the router may be another one");
+    known.forget(1_000 + BELIEVED_MS, 1);
+    assert_eq!(kept(), (0, 0), "nobody looks into it");
+}
+
+#[test]
+fn a_menu_that_is_being_read_or_in_doubt_is_not_let_go() {
+    let known = Known::default();
+    assert_eq!(look(&known, 64, 1_000, 0), 1);
+    known.forget(1_000_000, 0);
+    known.read(PATH, "comment", None, 1_000_000, 0);
+    known.forget(1_000_000 + PAUSE_MS - 1, 0);
+    assert_eq!(known.menus().len(), 1, "it must not be read for a while");
+    known.forget(1_000_000 + PAUSE_MS, 0);
+    assert_eq!(known.menus().len(), 0);
+}

@@ -249,6 +249,11 @@ impl Mikrotik {
         self.known.seen(path, mark, rows, clock::tick_ms());
     }
 
+    /// Lets go of rows that are no longer believed.
+    pub(crate) fn forget(&self) {
+        self.known.forget(clock::tick_ms(), self.pool.ended());
+    }
+
     /// Beside the event that asked: a large table takes its time.
     fn read_soon(self: &Arc<Self>, path: &str, mark: &str, props: Option<Vec<String>>) {
         let Some(props) = props else { return };
