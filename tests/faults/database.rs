@@ -31,8 +31,6 @@ const CALLS: i64 = 8;
 const RECOVERY_MS: u64 = 5_000;
 /// The account of that event.
 const WITNESS: i64 = 2_900;
-/// How long there is no connection left.
-const FAULT: Duration = Duration::from_millis(1_500);
 /// Answers to commits that get lost.
 const LOST: usize = 20;
 
@@ -272,16 +270,26 @@ async fn a_database_that_refuses_for_a_while_loses_nothing() {
         sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
     };
     scene.during(&mut dice, locked).await;
-    // Every connection is taken by others.
+    // Every connection is taken by others, those of the daemon with them, until it has said so.
     let crowded = async {
         let mut others = Vec::new();
-        run_sql(&url, &cut).await;
-        while let Ok(other) = sqlx::PgConnection::connect(&url).await {
-            others.push(other);
+        let crowd = async {
+            loop {
+                while let Ok(other) = sqlx::PgConnection::connect(&url).await {
+                    others.push(other);
+                }
+                // Nobody else has a connection left to do it by.
+                let text = sqlx::AssertSqlSafe(cut.clone());
+                let cut = sqlx::raw_sql(text).execute(&mut others[0]).await;
+                cut.unwrap();
+            }
+        };
+        tokio::select! {
+            () = crowd => {}
+            () = refused_again(&lab) => {}
         }
+        say(&format!("{} connections of others", others.len()));
         assert!(others.len() > 2, "only {} connections", others.len());
-        // Nothing need happen: what the daemon has got back in time, it works with.
-        tokio::time::sleep(FAULT).await;
     };
     scene.during(&mut dice, crowded).await;
     let again = scene.check().await;
