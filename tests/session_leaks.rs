@@ -9,12 +9,14 @@ mod bench;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::os::unix::fs::MetadataExt as _;
     use std::sync::Arc;
     use std::time::Duration;
 
     use nas_event_daemon::attempt::{FailureClass, Verdict};
     use nas_event_daemon::clock::tick_ms;
+    use nas_event_daemon::scheme::session::KILL_AFTER;
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
     use super::bench;
@@ -55,9 +57,10 @@ mod tests {
     /// What memory may grow by, however many rounds there are.
     const GROWTH_KIB: u64 = 8_000;
     const AT_ONCE: usize = 10;
-    /// The deadline of each attempt, and what may pass after it on a machine that is busy with
-    /// other tests (the promise is 5 s on one that is not).
+    /// The deadline of each attempt, and what half of each kind may take beyond it: the promise.
     const DEADLINE: Duration = Duration::from_secs(8);
+    const PROMISED: Duration = Duration::from_secs(5);
+    /// What the slowest may take beyond it on a machine that is busy with other tests.
     const AFTER: Duration = Duration::from_secs(25);
 
     /// Each counts what the whole process holds: one at a time.
@@ -69,8 +72,27 @@ mod tests {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Each of these animals as often as the zoo does at once; what they leave is looked at.
-    async fn round(scheme: &Arc<bench::Scheme>, animals: &[&(&'static str, &str, bool)]) {
+    /// The longest that this machine takes to start and end the least of programs, while others
+    /// work: from the deadline on, until it is dropped.
+    async fn stalls(longest: &std::cell::Cell<Duration>) {
+        tokio::time::sleep(DEADLINE).await;
+        loop {
+            let began = tick_ms();
+            let status = tokio::process::Command::from(bench::bash(":"))
+                .status()
+                .await;
+            assert!(status.unwrap().success());
+            longest.set(longest.get().max(Duration::from_millis(tick_ms() - began)));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Each of these animals as often as the zoo does at once; what they leave is looked at. How long
+    /// each took until it and all of its processes were gone, the quickest first.
+    async fn round(
+        scheme: &Arc<bench::Scheme>,
+        animals: &[&(&'static str, &str, bool)],
+    ) -> BTreeMap<&'static str, Vec<Duration>> {
         let mut runs = tokio::task::JoinSet::new();
         for (name, _, well) in animals {
             for _ in 0..AT_ONCE {
@@ -81,13 +103,15 @@ mod tests {
                 runs.spawn(async move {
                     let began = tick_ms();
                     let told = scheme.run(&job).await;
+                    bench::until(name, || bench::marked(&job).is_empty()).await;
                     let took = Duration::from_millis(tick_ms() - began);
-                    (name, well, took, told, job)
+                    (name, well, took, told)
                 });
             }
         }
+        let mut times: BTreeMap<_, Vec<_>> = BTreeMap::new();
         while let Some(ended) = runs.join_next().await {
-            let (name, well, took, told, job) = ended.unwrap();
+            let (name, well, took, told) = ended.unwrap();
             assert!(took < DEADLINE + AFTER, "{name} took {took:?}");
             match &told.report.verdict {
                 Verdict::Done => assert!(well, "{name} ended well"),
@@ -100,9 +124,12 @@ mod tests {
             }
             let size: usize = told.lines.iter().map(String::len).sum();
             assert!(size < 2_000_000, "{name} left {size} bytes of output");
-            bench::until(name, || bench::marked(&job).is_empty()).await;
+            times.entry(name).or_default().push(took);
         }
-        assert_eq!(children(), 0);
+        for times in times.values_mut() {
+            times.sort_unstable();
+        }
+        times
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,7 +139,10 @@ mod tests {
             .iter()
             .map(|(name, body, _)| format!("{name}() {{ {body}; }}\n"))
             .collect();
-        let scheme = Arc::new(bench::session(text));
+        // With the daemon's own patience between SIGTERM and SIGKILL.
+        let bench::Scheme { dir, runs } = bench::session(text);
+        let runs = runs.with_shim(bench::shim(), KILL_AFTER);
+        let scheme = Arc::new(bench::Scheme { dir, runs });
         let rounds = std::env::var("NED_ZOO").map_or(ROUNDS, |n| n.parse().unwrap());
         // Those that end by themselves fill pools and caches of the runtime in a moment.
         let quick: Vec<_> = ZOO.iter().filter(|(.., well)| *well).collect();
@@ -121,7 +151,19 @@ mod tests {
         }
         let (fds, kib) = (descriptors(), resident_kib());
         for n in 0..rounds {
-            round(&scheme, &ZOO.iter().collect::<Vec<_>>()).await;
+            let stall = std::cell::Cell::new(Duration::ZERO);
+            let all = ZOO.iter().collect::<Vec<_>>();
+            let times = tokio::select! {
+                times = round(&scheme, &all) => times,
+                () = stalls(&stall) => unreachable!(),
+            };
+            bench::until("no child is left", || children() == 0).await;
+            let most = DEADLINE + PROMISED + stall.get();
+            for (name, times) in &times {
+                let (half, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+                println!("{name}: half within {half:?}, the slowest {slowest:?}");
+                assert!(half < most, "{name}, {most:?}: {times:?}");
+            }
             let now = (descriptors(), resident_kib());
             println!(
                 "round {n}: {} descriptors, {} KiB; before {fds}, {kib}",
