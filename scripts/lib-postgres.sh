@@ -6,11 +6,12 @@
 #   postgres_start [key=value…]  starts it; sets PG_URL, PG_PORT, PG_USER, PG_BIN, PG_HOME
 #   postgres_kill                kills it outright (SIGKILL), as a power cut would
 #   postgres_up                  starts it again on its port and data
+#   PG_UNDER=(env NAME=value)    a program before the server, and its arguments
 #   postgres_stop                stops it and removes its directory; call it from a trap
 #
 # Anybody on this machine can log in while it runs (trust on loopback): it holds test data only.
 
-PG_AS=() PG_HOME='' PG_PID='' PG_PORT='' PG_USER='' PG_URL='' PG_BIN=''
+PG_AS=() PG_UNDER=() PG_HOME='' PG_PID='' PG_PORT='' PG_USER='' PG_URL='' PG_BIN=''
 
 # Longest wait for the server to come up or to go down, in tenths of a second.
 PG_PATIENCE=900
@@ -96,7 +97,7 @@ postgres_up() {
     # setsid: Ctrl-C reaches the tests first, and the server only through our trap.
     # pdeathsig: it goes down even if this script is killed outright.
     (cd "$PG_HOME" && exec setsid setpriv "${PG_AS[@]:1}" --pdeathsig=INT \
-        "$PG_BIN/postgres" -D "$PG_HOME/data" -p "$PG_PORT") >"$PG_HOME/server.log" 2>&1 &
+        "${PG_UNDER[@]}" "$PG_BIN/postgres" -D "$PG_HOME/data" -p "$PG_PORT") >"$PG_HOME/server.log" 2>&1 &
     PG_PID=$!
     postgres_wait_until_ready
 }

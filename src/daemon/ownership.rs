@@ -10,13 +10,15 @@ use super::SIGN_OF_LIFE;
 use super::process::{self, STALE_MS};
 use crate::cli::exit::{self, Failed};
 use crate::clock;
-use crate::store::{After, Error, Store, chain};
+use crate::store::{After, Error, Owner, Store, chain};
 
 /// A database that another process keeps locked is waited for so long, ms: longer than a backup
 /// holds it, shorter than an operator's patience.
 const LOCKED_MAX_MS: u64 = 60_000;
 /// A daemon that has got its ports takes the ownership next; this much later it has, ms.
 const PORT_BEFORE_OWNERSHIP_MS: u64 = 1_000;
+/// In this time a living daemon has given a sign of life, also on a busy machine, ms.
+const TWO_SIGNS_MS: u64 = 2 * SIGN_OF_LIFE.as_secs() * 1_000;
 /// Between two looks at who owns the database.
 const LOOK_AT_OWNER: Duration = Duration::from_millis(50);
 
@@ -36,6 +38,7 @@ pub(super) async fn own(store: &dyn Store) -> Result<i64, Failed> {
     let mut last_seen: Option<i64> = None;
     let mut after = After::Silence(STALE_MS);
     let began = clock::tick_ms();
+    lives(store).await?;
     loop {
         match store.own(&me, after).await {
             Ok(epoch) => return Ok(epoch),
@@ -75,6 +78,26 @@ pub(super) async fn own(store: &dyn Store) -> Result<i64, Failed> {
             Err(other) => return Err(other.into()),
         }
     }
+}
+
+/// Refuses if the owner looks silent and gives a sign of life nevertheless: the database's clock may
+/// have been put on since the last one. What the database does not tell here, it tells the caller.
+async fn lives(store: &dyn Store) -> Result<(), Failed> {
+    let silent = |owner: &Owner| owner.seen_ms >= STALE_MS && !process::is_dead(&owner.holder);
+    let before = match store.owner().await {
+        Ok(Some(owner)) if silent(&owner) => owner,
+        _ => return Ok(()),
+    };
+    let until = clock::tick_ms() + TWO_SIGNS_MS;
+    while clock::tick_ms() < until {
+        tokio::time::sleep(LOOK_AT_OWNER).await;
+        match store.owner().await {
+            Ok(Some(now)) if now.epoch == before.epoch && now.seen_ms >= before.seen_ms => {}
+            Ok(Some(now)) => return Err(Error::Owned(now).into()),
+            _ => return Ok(()),
+        }
+    }
+    Ok(())
 }
 
 /// The likeliest holder of our port is another daemon, and then it is to be named. It may have

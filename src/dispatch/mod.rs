@@ -12,6 +12,8 @@
 //! ```
 
 mod ahead;
+#[cfg(test)]
+mod ahead_test;
 pub mod breaker;
 pub mod doubt;
 mod drain;

@@ -32,7 +32,7 @@ use crate::shell::quote;
 /// daemon and shim always speak the same words.
 const SELF: &str = "/proc/self/exe";
 /// SIGKILL follows SIGTERM: everything is gone within 5 s of the deadline.
-const KILL_AFTER: Duration = Duration::from_millis(4_500);
+pub const KILL_AFTER: Duration = Duration::from_millis(4_500);
 /// The daemon's own patience beyond the shim's deadline; only a stopped shim needs it.
 const BACKSTOP: Duration = Duration::from_secs(15);
 /// Output kept per stream and run, bytes; the rest is counted.

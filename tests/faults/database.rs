@@ -3,6 +3,8 @@
 //! its commits lost. Nothing accepted is lost, nothing runs twice that did not die, and work goes
 //! on within seconds of the database.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use crate::lab::lossy::Lossy;
 use crate::lab::server::Server;
 use crate::lab::sim::Router;
 use crate::{
-    AtRest, Dice, buried, check_at_rest, from_environment, say, suspects_have_ended, told,
+    AtRest, Dice, buried, check_at_rest, from_environment, jumps, say, suspects_have_ended, told,
     two_nases,
 };
 
@@ -31,8 +33,6 @@ const CALLS: i64 = 8;
 const RECOVERY_MS: u64 = 5_000;
 /// The account of that event.
 const WITNESS: i64 = 2_900;
-/// How long there is no connection left.
-const FAULT: Duration = Duration::from_millis(1_500);
 /// Answers to commits that get lost.
 const LOST: usize = 20;
 
@@ -272,20 +272,72 @@ async fn a_database_that_refuses_for_a_while_loses_nothing() {
         sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
     };
     scene.during(&mut dice, locked).await;
-    // Every connection is taken by others.
+    // Every connection is taken by others, those of the daemon with them, until it has said so.
     let crowded = async {
         let mut others = Vec::new();
-        run_sql(&url, &cut).await;
-        while let Ok(other) = sqlx::PgConnection::connect(&url).await {
-            others.push(other);
+        let crowd = async {
+            loop {
+                while let Ok(other) = sqlx::PgConnection::connect(&url).await {
+                    others.push(other);
+                }
+                // Nobody else has a connection left to do it by.
+                let text = sqlx::AssertSqlSafe(cut.clone());
+                let cut = sqlx::raw_sql(text).execute(&mut others[0]).await;
+                cut.unwrap();
+            }
+        };
+        tokio::select! {
+            () = crowd => {}
+            () = refused_again(&lab) => {}
         }
+        say(&format!("{} connections of others", others.len()));
         assert!(others.len() > 2, "only {} connections", others.len());
-        // Nothing need happen: what the daemon has got back in time, it works with.
-        tokio::time::sleep(FAULT).await;
     };
     scene.during(&mut dice, crowded).await;
     let again = scene.check().await;
     assert_eq!(again, 0, "nothing died that had to run again");
+}
+
+/// What the server's clock shows, against the true one.
+const JUMPS: [&str; 5] = ["+1d", "-1d", "+365d", "-2", "+0"];
+/// Exit code of "another daemon owns the database".
+const OWNED: i32 = 6;
+
+/// Work goes on, nothing runs again, and a daemon that starts in that moment does not take a living
+/// owner for one that has been silent for a day.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_whose_clock_jumps_loses_and_repeats_nothing() {
+    let mut dice = Dice(from_environment("NED_SEED").unwrap_or(17));
+    // The server is another user.
+    let place = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(place.path(), open).unwrap();
+    let clock = place.path().join("clock");
+    std::fs::write(&clock, "+0").unwrap();
+    let server = Server::with_clock(&jumps::library(), &clock).await;
+    let mut scene = Scene::new(Db::at(server.url.clone(), Kind::Postgres).await).await;
+    let lab = Arc::clone(&scene.lab);
+    let mut days = BTreeSet::new();
+    for jump in JUMPS {
+        let fault = async {
+            // In one step: a server that reads half a line goes its own way.
+            let next = place.path().join("next");
+            std::fs::write(&next, jump).unwrap();
+            std::fs::rename(&next, &clock).unwrap();
+            let other = Lab::on(Arc::clone(&lab.db), "");
+            let mut second = other.spawn();
+            assert_eq!(
+                second.end().await.code(),
+                Some(OWNED),
+                "{jump}: {}",
+                other.stderr()
+            );
+            days.insert(lab.rows("select current_date").await[0][0].clone());
+        };
+        scene.during(&mut dice, fault).await;
+    }
+    assert!(days.len() >= 4, "the clock did not jump: {days:?}");
+    assert_eq!(scene.check().await, 0, "nothing died that had to run again");
 }
 
 /// Whoever asked does not know whether it has happened: the daemon, of its turns and expansions;

@@ -21,7 +21,7 @@ const JUMPS: [&str; 10] = [
     "+1d", "-1d", "+365d", "-365d", "-2", "-4", "-6", "+3600", "-3600", "+0",
 ];
 
-fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     let folders = std::fs::read_dir("/usr/lib").unwrap();
     folders
         .flatten()

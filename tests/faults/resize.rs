@@ -34,7 +34,7 @@ const MANY: usize = 5;
 /// Events of a NAS that must have been done to say that it goes on.
 const SOME: i64 = 3;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Change {
     Shrink,
     Grow,
@@ -53,11 +53,11 @@ const CHANGES: [Change; 5] = [
     Change::Rename,
 ];
 
-/// Between these lines of a script's journal at most so many may run.
+/// Between these lines of a script's journal, or moments of the router's, at most so many may run.
 struct Window {
     nas: i64,
-    from: usize,
-    to: usize,
+    from: i64,
+    to: i64,
     most: usize,
 }
 
@@ -127,18 +127,25 @@ impl Scene {
         journal::read_script(&journal_of(&self.lab, nas)).len()
     }
 
-    /// From now until `meanwhile` has happened at most `most` run on a NAS.
+    /// From now until more is done on NAS `meanwhile`, at most `most` run on a NAS.
     async fn at_most(&mut self, nas: i64, most: usize, meanwhile: i64) {
-        let from = (nas != ROUTER).then(|| self.lines(nas));
+        let from = self.mark(nas);
         self.goes_on(meanwhile).await;
-        if let Some(from) = from {
-            let to = self.lines(nas);
-            self.windows.push(Window {
-                nas,
-                from,
-                to,
-                most,
-            });
+        let to = self.mark(nas);
+        self.windows.push(Window {
+            nas,
+            from,
+            to,
+            most,
+        });
+    }
+
+    /// Where a NAS's journal is now.
+    fn mark(&self, nas: i64) -> i64 {
+        if nas == ROUTER {
+            clock::wall_us()
+        } else {
+            i64::try_from(self.lines(nas)).unwrap()
         }
     }
 
@@ -296,17 +303,77 @@ async fn watch_backlogs(lab: &Lab, scenes: &[watch::Sender<crate::Scene>]) {
     }
 }
 
-/// Every change on every NAS, in the order that the dice say.
+/// The most sentences that a router carried out at once in a window of its journal.
+fn sentences_at_once(journal: &str, window: &Window) -> usize {
+    let mut moments = Vec::new();
+    for line in journal.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let us = |name: &str| record[name].as_i64().unwrap();
+        let (from, to) = (
+            us("at_us").max(window.from),
+            us("done_at_us").min(window.to),
+        );
+        if from < to {
+            // An end comes before a start of the same moment.
+            moments.extend([(from, 1), (to, -1)]);
+        }
+    }
+    moments.sort_unstable();
+    let (mut now, mut most) = (0, 0);
+    for (_, step) in moments {
+        now += step;
+        most = most.max(now);
+    }
+    usize::try_from(most).unwrap()
+}
+
+/// The negative control of that count.
+#[test]
+fn sentences_that_overlap_are_counted() {
+    let journal = "{\"at_us\": 100, \"done_at_us\": 200}\n{\"at_us\": 150, \"done_at_us\": 250}\n\
+                   {\"at_us\": 250, \"done_at_us\": 300}\n";
+    let most = |from, to| {
+        let window = Window {
+            nas: ROUTER,
+            from,
+            to,
+            most: 1,
+        };
+        sentences_at_once(journal, &window)
+    };
+    assert_eq!(most(0, 400), 2);
+    assert_eq!(most(160, 180), 2);
+    assert_eq!(most(200, 400), 1);
+    assert_eq!(most(300, 400), 0);
+}
+
+/// What the quick form must have: without them nothing is said of the number of forks.
+const FIRST: [(i64, Change); 4] = [
+    (ROUTER, Change::Shrink),
+    (ROUTER, Change::Remove),
+    (2, Change::Shrink),
+    (3, Change::Remove),
+];
+
+/// Every change on every NAS, in the order that the dice say; but the first of a run has
+/// [`FIRST`] among its first changes.
 fn deck(dice: &mut Dice) -> Vec<(i64, Change)> {
     let mut deck: Vec<(i64, Change)> = NASES
         .iter()
         .flat_map(|nas| CHANGES.map(|change| (*nas, change)))
         .collect();
-    for at in (1..deck.len()).rev() {
-        let other = usize::try_from(dice.roll(at as u64 + 1)).unwrap();
-        deck.swap(at, other);
-    }
+    shuffle(dice, &mut deck);
+    deck.sort_by_key(|change| !FIRST.contains(change));
+    let quick = usize::try_from(RESIZES).unwrap();
+    shuffle(dice, &mut deck[..quick]);
     deck
+}
+
+fn shuffle<T>(dice: &mut Dice, what: &mut [T]) {
+    for at in (1..what.len()).rev() {
+        let other = usize::try_from(dice.roll(at as u64 + 1)).unwrap();
+        what.swap(at, other);
+    }
 }
 
 async fn forks_and_nases_that_come_and_go_lose_and_kill_nothing(kind: Kind) {
@@ -372,15 +439,25 @@ async fn forks_and_nases_that_come_and_go_lose_and_kill_nothing(kind: Kind) {
     ];
     check_at_rest(lab.db.store.as_ref(), &BTreeSet::new(), &nases).await;
     check_logs(&lab, &accepted);
+    let of_router = std::fs::read_to_string(&router.journal).unwrap();
     for window in &windows {
-        let entries = &nases[usize::try_from(window.nas - 1).unwrap()].entries;
-        let most = peak_between(entries, window.from, window.to);
+        let most = if window.nas == ROUTER {
+            sentences_at_once(&of_router, window)
+        } else {
+            let entries = &nases[usize::try_from(window.nas - 1).unwrap()].entries;
+            let line = |at: i64| usize::try_from(at).unwrap();
+            peak_between(entries, line(window.from), line(window.to))
+        };
         assert!(
             most <= window.most,
             "{most} ran on NAS {}, {} may",
             window.nas,
             window.most
         );
+    }
+    let seen = |nas: i64, most: usize| windows.iter().any(|w| w.nas == nas && w.most == most);
+    for (nas, most) in [(ROUTER, 1), (ROUTER, 0), (2, 1), (3, 0)] {
+        assert!(seen(nas, most), "{most} on NAS {nas} was not looked at");
     }
     for nas in &nases {
         assert_eq!(

@@ -4,13 +4,15 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
 
 use crate::lab::daemon::Lab;
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 use crate::lab::sim::{LOGIN, Router};
 use nas_event_daemon::sim::mikrotik::Faults;
+use nas_event_daemon::store::query::Model;
 
 on_each_store!(no_secret_is_told, what_is_planted_is_told);
 
@@ -174,21 +176,29 @@ async fn gathered(
 ) -> BTreeMap<String, String> {
     texts_below(&lab.path("log"), &mut places);
     places.insert("stderr".to_owned(), lab.stderr());
-    for path in [
-        "/metrics",
-        "/readyz",
-        "/api/v1/status",
-        "/api/v1/nas",
-        "/rest_api/v2/",
-        "/api/v1/events?state=all&limit=1000",
-        "/api/openapi.json",
-    ] {
-        places.insert(path.to_owned(), lab.get(path).await);
-    }
-    for id in ids {
-        let path = format!("/api/v1/events/{id}");
+    for path in readable(lab, ids).await {
         let text = lab.get(&path).await;
         places.insert(path, text);
+    }
+    let nases = lab.rows("select id from nas order by id").await;
+    let tested = nases.iter().map(async |row| {
+        let path = format!("/api/v1/nas/{}/test", row[0]);
+        let answer = lab.try_post(&path, &json!({}), None).await.unwrap();
+        (format!("POST {path}"), format!("{answer:?}"))
+    });
+    places.extend(join_all(tested).await);
+    for model in Model::ALL.map(Model::name) {
+        let path = format!("/rest_api/v2/{model}/");
+        let all = json!({"method1": "objects.all", "arg1": {}});
+        let answer = lab.try_post(&path, &all, None).await.unwrap();
+        places.insert(format!("all of {model}"), format!("{answer:?}"));
+        // What there is instead is told, and not what it holds.
+        for column in COLUMNS {
+            let unknown = json!({"method1": "objects.filter", "arg1": {column: "x"}});
+            let (status, answer) = lab.try_post(&path, &unknown, None).await.unwrap();
+            assert_eq!(status, 400, "{model} by {column}: {answer}");
+            places.insert(format!("{model} by {column}"), answer.to_string());
+        }
     }
     for table in [
         "events_stack_compact",
@@ -209,6 +219,47 @@ async fn gathered(
         places.insert(statement.to_owned(), format!("{refused:?}"));
     }
     places
+}
+
+/// Every path that can be read, by the document of the API, for each event of these, each NAS,
+/// account and batch of the lab.
+async fn readable(lab: &Lab, ids: &[i64]) -> Vec<String> {
+    let of = async |statement: &str| -> Vec<String> {
+        let rows = lab.rows(statement).await;
+        rows.into_iter().map(|mut row| row.remove(0)).collect()
+    };
+    let nases = of("select id from nas").await;
+    let accounts = of("select id from users").await;
+    let batches = "select distinct batch_id from events_done where batch_id is not null";
+    let mut batches = of(batches).await;
+    batches.push("none".to_owned());
+    let events: Vec<String> = ids.iter().map(i64::to_string).collect();
+    let models = Model::ALL.map(|m| m.name().to_owned()).to_vec();
+    let document: Value = serde_json::from_str(&lab.get("/api/openapi.json").await).unwrap();
+    let mut paths = vec!["/api/v1/events?state=all&limit=1000".to_owned()];
+    for (path, verbs) in document["paths"].as_object().unwrap() {
+        if verbs.get("get").is_none() {
+            continue;
+        }
+        let Some((begin, rest)) = path.split_once('{') else {
+            paths.push(path.clone());
+            continue;
+        };
+        let (name, end) = rest.split_once('}').unwrap();
+        let values = match (
+            name,
+            begin.trim_end_matches('/').rsplit('/').next().unwrap(),
+        ) {
+            ("model", _) => &models,
+            ("batch", _) => &batches,
+            ("id", "events") => &events,
+            ("id", "nas") => &nases,
+            ("id", "accounts") => &accounts,
+            _ => panic!("{path} is not looked into: what stands for {name}?"),
+        };
+        paths.extend(values.iter().map(|value| format!("{begin}{value}{end}")));
+    }
+    paths
 }
 
 /// The places that hold one of `marks`, each with what stands before it.
@@ -238,15 +289,21 @@ async fn what_is_planted_is_told(kind: Kind) {
     lab.sql(&format!(
         "update events_done set batch_id = '{secret}';
          insert into audit (who, what, detail) values ('x', 'y', '{secret}');
+         update users set login = '{secret}';
+         update abonents set name = '{secret}';
          update nas set name = '{secret}'"
     ))
     .await;
-    for log in ["nas_event_daemon.log", "nas_event_daemon/planted.log"] {
-        let file = lab.path("log").join(log);
+    let mut logs = BTreeMap::new();
+    texts_below(&lab.path("log"), &mut logs);
+    // The log of a NAS has its name.
+    let of_nas = lab.path(&format!("log/nas_event_daemon/{secret}_127.0.0.1.log"));
+    logs.insert(of_nas.display().to_string(), String::new());
+    for log in logs.keys() {
         let mut file = std::fs::File::options()
             .append(true)
             .create(true)
-            .open(file)
+            .open(log)
             .unwrap();
         std::io::Write::write_all(&mut file, format!("{secret}\n").as_bytes()).unwrap();
     }
@@ -257,18 +314,32 @@ async fn what_is_planted_is_told(kind: Kind) {
     .await;
     let places = gathered(&lab, &[id], BTreeMap::new()).await;
     let told = told(&places, &[MARK]);
+    let told: Vec<&str> = told
+        .iter()
+        .map(|t| t.split(" tells a secret").next().unwrap())
+        .collect();
     for place in [
-        "nas_event_daemon.log",
-        "planted.log",
+        "/nas_event_daemon.log",
+        "/event_100.log",
         "/api/v1/nas",
+        "/api/v1/nas/1",
+        "/api/v1/accounts/100",
+        "/api/v1/accounts/100/history",
+        "/api/v1/audit",
+        "/api/v1/logs/daemon",
+        "/api/v1/logs/nas/1",
+        "/api/v1/logs/accounts/100",
         "/api/v1/events?state=all&limit=1000",
+        &format!("/api/v1/batches/{secret}"),
         &format!("/api/v1/events/{id}"),
+        "all of Nas",
+        "all of Users",
+        "all of Abonents",
+        "all of EventsDone",
         "events_done",
         "audit",
     ] {
-        let found = told
-            .iter()
-            .any(|t| t.split(" tells a secret").next().unwrap().ends_with(place));
+        let found = told.iter().any(|told| told.ends_with(place));
         assert!(found, "{place} is not looked into: {told:#?}");
     }
     daemon.stop().await;

@@ -3,11 +3,11 @@
 //! as values, and nothing else happens: no canary, no command more than without them, no forged
 //! record, no file outside the log tree. The other schemes are in `shipped`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::lab::daemon::{Lab, address};
+use crate::lab::daemon::{Daemon, Lab, address};
 use crate::lab::db::Kind;
 use crate::lab::sim::Router;
 use crate::{Dice, from_environment, hostile, say};
@@ -41,6 +41,138 @@ fn files(dir: &std::path::Path, found: &mut Vec<String>) {
     }
 }
 
+/// A daemon of which every file is known that it, or a script of it, makes, writes, renames or
+/// removes, wherever that is.
+async fn start_watched(lab: &Lab) -> Daemon {
+    std::fs::create_dir(lab.path("trace")).unwrap();
+    let record = lab.path("trace/of").to_string_lossy().into_owned();
+    let calls = "trace=open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,link,\
+                 linkat,symlink,symlinkat,unlink,unlinkat";
+    // -D: the daemon stays our child; -ff: no call of one thread is cut by another's.
+    let by = [
+        "strace",
+        "-D",
+        "-ff",
+        "--seccomp-bpf",
+        "-q",
+        "-y",
+        "-s",
+        "4096",
+        "-o",
+        &record,
+        "-e",
+        calls,
+    ];
+    lab.start_by(&by).await
+}
+
+/// When every thread has ended: the files that were touched and are none of those that an event may touch: logs, what the
+/// script writes, the database, the daemon's own.
+async fn strangers(lab: &Lab) -> BTreeSet<String> {
+    let root = lab.root().to_string_lossy().into_owned();
+    let database = lab.db.file().unwrap().to_string_lossy().into_owned();
+    let allowed = ["log/", "values/", "run/"].map(|dir| format!("{root}/{dir}"));
+    let belongs = |path: &str| {
+        let inside = allowed.iter().any(|dir| path.starts_with(dir));
+        let up = path.split('/').any(|part| part == "..");
+        !up && (inside || path.starts_with(&database) || path.starts_with("/dev/"))
+    };
+    let texts = lab
+        .until("every record has its end", async || {
+            let mut records = Vec::new();
+            files(&lab.path("trace"), &mut records);
+            let text =
+                |record| String::from_utf8_lossy(&std::fs::read(record).unwrap()).into_owned();
+            let texts: Vec<String> = records.into_iter().map(text).collect();
+            let ended = |text: &String| text.lines().last().is_some_and(|l| l.starts_with("+++ "));
+            texts.iter().all(ended).then_some(texts)
+        })
+        .await;
+    let mut found = BTreeSet::new();
+    for text in &texts {
+        let paths = text.lines().flat_map(touched);
+        found.extend(paths.filter(|path| !belongs(path)));
+    }
+    found
+}
+
+/// A line of a record as call and result: the first closing bracket outside of quotes, since a name
+/// may hold anything.
+fn call_and_result(line: &str) -> Option<(&str, &str)> {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, sign) in line.char_indices() {
+        match sign {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => quoted = !quoted,
+            ')' if !quoted => {
+                let rest = line[at + 1..].trim_start();
+                if let Some(result) = rest.strip_prefix("= ") {
+                    return Some((&line[..at], result));
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The paths that a successful call of a record touched, other than to read.
+fn touched(line: &str) -> Vec<String> {
+    let Some((call, result)) = call_and_result(line) else {
+        return Vec::new();
+    };
+    if result.starts_with('-') {
+        return Vec::new();
+    }
+    // The file that was opened, as the system calls it.
+    if call.starts_with("open") || call.starts_with("creat(") {
+        let writes = ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "creat("];
+        if !writes.iter().any(|word| call.contains(word)) {
+            return Vec::new();
+        }
+        let path = result.split_once('<').and_then(|(_, p)| p.rsplit_once('>'));
+        return vec![path.expect(line).0.to_owned()];
+    }
+    // Each name is below the directory before it, unless it is absolute.
+    let mut all = Vec::new();
+    let mut parts = call.split('"');
+    while let (Some(before), Some(name)) = (parts.next(), parts.next()) {
+        let dir = before.rsplit_once('<').map_or("", |(_, dir)| dir);
+        let dir = dir.split_once('>').map_or("", |(dir, _)| dir);
+        all.push(if name.starts_with('/') {
+            name.to_owned()
+        } else {
+            format!("{dir}/{name}")
+        });
+    }
+    // What a link leads to is not touched.
+    if call.starts_with("symlink") {
+        all.remove(0);
+    }
+    all
+}
+
+/// The negative control: a scheme that makes a file of what a subscriber is called.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_elsewhere_is_found() {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    lab.session(
+        "Careless",
+        "user_del() { echo x > \"$comment\"; mkdir \"$comment.d\"; }",
+    );
+    lab.nas(1, "Careless", 1, &[]).await;
+    lab.accounts(1, [100]).await;
+    let daemon = start_watched(&lab).await;
+    let place = lab.path("elsewhere").to_string_lossy().into_owned();
+    let event = json!({"cmd": "user_del", "user_id": 100, "params": {"comment": place}});
+    let id = lab.post(event).await[0];
+    assert_eq!(lab.ended(id).await.1, "done");
+    daemon.stop().await;
+    let found = strangers(&lab).await;
+    assert_eq!(found, BTreeSet::from([place.clone(), format!("{place}.d")]));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn subscribers_texts_are_data_all_the_way() {
     let seed = from_environment("NED_SEED").unwrap_or(5);
@@ -66,7 +198,7 @@ async fn subscribers_texts_are_data_all_the_way() {
     lab.nas(2, "Mine", 4, &[]).await;
     lab.accounts(1, 1_000..1_000 + ACCOUNTS).await;
     lab.accounts(2, 2_000..2_000 + ACCOUNTS).await;
-    let daemon = lab.start().await;
+    let daemon = start_watched(&lab).await;
 
     let events = from_environment("NED_HOSTILE").unwrap_or(TEXTS) / VARIABLES.len() as u64;
     // A script costs a process: one event in twenty.
@@ -202,4 +334,7 @@ async fn subscribers_texts_are_data_all_the_way() {
     let allowed = 2 + 2 * ACCOUNTS + 1;
     assert!(i64::try_from(paths.len()).unwrap() <= allowed, "{paths:?}");
     daemon.stop().await;
+    // Nor is there one anywhere else.
+    let strangers = strangers(&lab).await;
+    assert!(strangers.is_empty(), "{strangers:#?}");
 }

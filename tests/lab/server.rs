@@ -12,6 +12,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 const KEEPER: &str = r#"
 set -e
 source scripts/lib-postgres.sh
+read -ra PG_UNDER <<<"${NED_UNDER-}"
 trap postgres_stop EXIT
 postgres_start "$@"
 echo "$PG_URL"
@@ -84,6 +85,18 @@ impl Server {
         let disk = ["--mount", "sh", "-c", SMALL_DISK, "sh", size, &text, &user];
         let by = [&["unshare"][..], root, &disk[..]].concat();
         Self::start_by(&by, dir, settings).await
+    }
+
+    /// The same with a clock that shows what `clock` says against the true one, `+1d`; `library` is
+    /// libfaketime. The file must be readable for the server's user.
+    pub async fn with_clock(library: &Path, clock: &Path) -> Self {
+        let under = format!(
+            "NED_UNDER=env LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 \
+             FAKETIME_DONT_FAKE_MONOTONIC=1 DONT_FAKE_MONOTONIC=1",
+            library.display(),
+            clock.display()
+        );
+        Self::start_by(&["env", &under], &std::env::temp_dir(), &[]).await
     }
 
     async fn start_by(by: &[&str], dir: &Path, settings: &[&str]) -> Self {
