@@ -15,6 +15,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use lab::daemon::PATIENCE;
+use nas_event_daemon::clock;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
@@ -97,16 +98,35 @@ fn left_in(place: &Path) -> Vec<String> {
         .collect()
 }
 
+/// The column `done` of a NAS's line of progress.
+fn done_of(line: &str) -> u64 {
+    line.split_whitespace().nth(2).unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn it_shows_the_product_and_leaves_nothing_behind() {
     let place = tempfile::tempdir().unwrap();
+    let began = clock::tick_ms();
     let mut demo = Demo::start(place.path(), &["--accounts", "200", "--events", "60"]);
     demo.until("200 accounts on 3 simulated RouterOS NASes")
         .await;
     demo.until("waiting   done deferred  rate/s p95 ms").await;
+    let first_ms = clock::tick_ms() - began;
+    demo.until("BRAS-moody ").await;
+    let table = &demo.said[demo.said.len() - 3..];
+    let done: u64 = table.iter().map(|line| done_of(line)).sum();
+    assert!(
+        done < 60,
+        "{first_ms} ms after the start all is over: {table:#?}"
+    );
     demo.until("# compact stack").await;
     demo.until("the log of account 1003").await;
     demo.until("> send_mikrotik_cmd --nas ").await;
+    let refused = demo.until("BRAS-moody refused ").await;
+    assert_ne!(
+        refused, "BRAS-moody refused 0 logins.",
+        "the third NAS is no healthy one"
+    );
     let proof = demo.until("NAS state equals billing state").await;
     assert!(
         proof.contains(": 200 of 200 accounts (60 events"),

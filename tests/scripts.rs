@@ -8,8 +8,14 @@
     reason = "a failed step fails the test"
 )]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use nas_event_daemon::clock;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// What every machine has.
 const TOOLS: &[&str] = &[
@@ -304,4 +310,136 @@ fn a_test_that_would_pass_without_its_peer_is_found() {
         "    .expect(\"run the tests by scripts/test\");\n"
     );
     assert_eq!(passes_without_its_peer("tests/fine.rs", fine), [""; 0]);
+}
+
+/// The stages of `.ci/run` in their order, each with what it must call.
+const STAGES: &[(&str, &str)] = &[
+    ("tests", "scripts/test --install --retries 1 "),
+    ("fuzz", "stage fuzz scripts/fuzz -t "),
+    ("form", "stage form cargo fmt --check"),
+    (
+        "lints",
+        "stage lints cargo clippy --all-targets --locked -- -D warnings",
+    ),
+    (
+        "licences",
+        "    cargo deny --offline check licenses bans sources",
+    ),
+    ("release", "stage release cargo build --release --locked "),
+    ("demo", "./nas_event_daemon demo --once"),
+    ("sustained", "/release/examples/bench\" sustained"),
+];
+
+/// What this `.ci/run` leaves out.
+fn left_out(text: &str) -> Vec<&'static str> {
+    let stages: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("stage ")?.split(' ').next())
+        .collect();
+    let mut at = 0;
+    let mut missing = Vec::new();
+    for (name, call) in STAGES {
+        let place = stages.iter().skip(at).position(|stage| stage == name);
+        match place {
+            Some(steps) if text.contains(call) => at += steps + 1,
+            _ => missing.push(*name),
+        }
+    }
+    missing
+}
+
+#[test]
+fn the_whole_check_leaves_nothing_out() {
+    let text = std::fs::read_to_string(root().join(".ci/run")).unwrap();
+    assert_eq!(left_out(&text), [""; 0]);
+    assert!(
+        text.contains("\nset -euo pipefail\n"),
+        "a stage that fails ends it"
+    );
+    for (name, call) in STAGES {
+        // Neither the stage nor what it calls may go.
+        let stage = format!("stage {name} ");
+        for gone in [stage.as_str(), call] {
+            let kept: Vec<&str> = text.lines().filter(|line| !line.contains(gone)).collect();
+            assert_eq!(left_out(&kept.join("\n")), [*name], "without {gone:?}");
+        }
+    }
+}
+
+/// Processes with one of these places in their command line.
+fn at_work_in(places: &[&Path]) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let lines = processes.filter_map(|process| {
+        let line = std::fs::read(process.unwrap().path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&line).replace('\0', " "))
+    });
+    let place = |line: &String| {
+        places
+            .iter()
+            .any(|place| line.contains(place.to_str().unwrap()))
+    };
+    lines.filter(place).collect()
+}
+
+/// A directory that the server's user may enter.
+fn open_dir() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+/// Waits for a condition, for two minutes at most.
+fn waited_for(mut holds: impl FnMut() -> bool) -> bool {
+    let began = clock::tick_ms();
+    while !holds() {
+        if clock::tick_ms() - began > 120_000 {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+#[test]
+fn a_run_that_is_ended_leaves_nothing_behind() {
+    let (place, bin) = (open_dir(), open_dir());
+    // In place of the tests: it says that they run, and does not end by itself.
+    let cargo = bin.path().join("cargo");
+    let stub = "#!/bin/sh\n[ \"$*\" = 'nextest --version' ] && exit\n\
+        echo \"$NED_TEST_PG\" > \"$0.said\"\nexec tail -f \"$0\"\n";
+    std::fs::write(&cargo, stub).unwrap();
+    std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!(
+        "{}:{}",
+        bin.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let peers = std::env::var("NED_TEST_PEERS").expect("run the tests by scripts/test");
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the script under test is a program"
+    )]
+    let mut command = Command::new(root().join("scripts/test"));
+    let mut run = command
+        .env("PATH", path)
+        .env("TMPDIR", place.path())
+        .env("CARGO_TARGET_DIR", Path::new(&peers).parent().unwrap())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let said = bin.path().join("cargo.said");
+    let begun = waited_for(|| said.exists() || run.try_wait().unwrap().is_some());
+    assert!(begun && said.exists(), "it does not come to the tests");
+    let places = [place.path(), bin.path()];
+    let busy = at_work_in(&places);
+    for program in ["postgres -D ", "tail -f "] {
+        assert!(busy.iter().any(|line| line.contains(program)), "{busy:#?}");
+    }
+    let left = || std::fs::read_dir(place.path()).unwrap().count();
+    assert_eq!(left(), 1, "the data of the server");
+    kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(143));
+    assert_eq!(at_work_in(&places), [""; 0]);
+    assert_eq!(left(), 0, "in {}", place.path().display());
 }

@@ -26,6 +26,9 @@ use crate::store::{self, Store};
 const SLOW_MS: u64 = 250;
 /// The moody NAS refuses every n-th login.
 const REFUSE_EVERY: u64 = 3;
+/// It drops each connection after this part of all events, since who logged in once would never be
+/// refused: often enough that it happens, seldom enough that the breaker's pauses stay short.
+const DROP_AFTER: u64 = 9;
 /// The demo must have ended by then, ms.
 const LIMIT_MS: u64 = 60_000;
 /// How often progress is shown.
@@ -87,7 +90,7 @@ async fn inside(args: &DemoArgs, dir: &Path) -> Outcome {
     let signals =
         Signals::catch().map_err(|e| Failed::new(FAILED, format!("cannot catch signals: {e}")))?;
     let password = format!("demo-{:08x}", random());
-    let sims = start_sims(&password)?;
+    let sims = start_sims(&password, events)?;
     let config = write_config(dir)?;
     fill_billing(&config, &sims, &password, args.accounts, events).await?;
     let logs = daemon::open_logs(&config)?;
@@ -141,13 +144,14 @@ async fn inside(args: &DemoArgs, dir: &Path) -> Outcome {
         .unwrap_or_else(|e| format!("cannot be read: {e}"))
         .trim_end());
     say("");
+    let refused = sims.last().map_or(0, |sim| sim.seen().logins_refused);
+    say(format!("BRAS-moody refused {refused} logins."));
     let wanted = wanted(store.as_ref()).await?;
     let wrong = differences(&wanted, &sims);
     for line in wrong.iter().take(10) {
         remark(line);
     }
-    let right = wanted.len() - wrong.len();
-    let holds = wrong.is_empty() && counts.dead == 0;
+    let right = wanted.len().saturating_sub(wrong.len());
     say(format!(
         "NAS state equals billing state: {right} of {} accounts ({events} events in {:.1} s)",
         wanted.len(),
@@ -161,21 +165,10 @@ async fn inside(args: &DemoArgs, dir: &Path) -> Outcome {
     for sim in sims {
         sim.stop().await;
     }
-    if holds {
-        Ok(DONE)
-    } else {
-        Err(Failed::new(
-            FAILED,
-            format!(
-                "the proof does not hold: {} accounts differ, {} events are dead",
-                wrong.len(),
-                counts.dead
-            ),
-        ))
-    }
+    verdict(wrong.len(), counts.dead)
 }
 
-fn start_sims(password: &str) -> Result<Vec<Sim>, Failed> {
+fn start_sims(password: &str, events: u32) -> Result<Vec<Sim>, Failed> {
     let faults = [
         Faults::default(),
         Faults {
@@ -184,6 +177,7 @@ fn start_sims(password: &str) -> Result<Vec<Sim>, Failed> {
         },
         Faults {
             refuse_every: Some(REFUSE_EVERY),
+            drop_after: Some(2 + u64::from(events) / DROP_AFTER),
             ..Faults::default()
         },
     ];
@@ -303,49 +297,65 @@ fn sim_state(all: &[Wanted], nas: i64) -> Value {
     json!({"/queue/simple": queues, "/ip/firewall/address-list": lists})
 }
 
-/// Reads the simulators back: one line per account that is not as the billing wants it.
+/// What one account has: (NAS, list) by its address, (NAS, target, rate) by its queue's name.
+type Lists = BTreeMap<String, Vec<(i64, String)>>;
+type Queues = BTreeMap<String, Vec<(i64, String, String)>>;
+
+/// Reads the simulators back: one line per account that is not as the billing wants it, and
+/// one per name or address that belongs to nobody.
 fn differences(all: &[Wanted], sims: &[Sim]) -> Vec<String> {
-    let mut queues: BTreeMap<(i64, String), (String, String)> = BTreeMap::new();
-    let mut lists: BTreeMap<(i64, String), Vec<String>> = BTreeMap::new();
-    for (i, sim) in sims.iter().enumerate() {
-        let nas = i64::try_from(i).unwrap_or(0) + 1;
-        let field =
-            |row: &crate::driver::Row, name: &str| row.get(name).cloned().unwrap_or_default();
+    let (mut queues, mut lists) = (Queues::new(), Lists::new());
+    let field = |row: &crate::driver::Row, name: &str| row.get(name).cloned().unwrap_or_default();
+    for (nas, sim) in (1..).zip(sims) {
         for row in sim.rows("/queue/simple") {
-            queues.insert(
-                (nas, field(&row, "name")),
-                (field(&row, "target"), field(&row, "max-limit")),
-            );
+            queues.entry(field(&row, "name")).or_default().push((
+                nas,
+                field(&row, "target"),
+                field(&row, "max-limit"),
+            ));
         }
         for row in sim.rows("/ip/firewall/address-list") {
             lists
-                .entry((nas, field(&row, "address")))
+                .entry(field(&row, "address"))
                 .or_default()
-                .push(field(&row, "list"));
+                .push((nas, field(&row, "list")));
         }
     }
     let mut wrong = Vec::new();
     for w in all {
-        let queue = queues.get(&(w.nas, format!("crb_{}", w.user)));
-        let on = lists
-            .get(&(w.nas, w.ip.clone()))
-            .cloned()
+        let queue = queues
+            .remove(&format!("crb_{}", w.user))
             .unwrap_or_default();
-        let list_right = on
-            == if w.redirect {
-                vec!["crb_negbal".to_owned()]
-            } else {
-                Vec::new()
-            };
-        let queue_right = queue == Some(&(format!("{}/32", w.ip), w.rate.clone()));
-        if !list_right || !queue_right {
+        let on = lists.remove(&w.ip).unwrap_or_default();
+        let blocked = w.redirect.then(|| (w.nas, "crb_negbal".to_owned()));
+        let shaped = (w.nas, format!("{}/32", w.ip), w.rate.clone());
+        if on != Vec::from_iter(blocked) || queue != [shaped] {
             wrong.push(format!(
-                "account {} on NAS {}: wanted redirect={} rate={}, found lists={on:?} queue={queue:?}",
+                "account {} on NAS {}: wanted redirect={} rate={}, found lists={on:?} queues={queue:?}",
                 w.user, w.nas, w.redirect, w.rate
             ));
         }
     }
+    let strays = queues
+        .into_iter()
+        .map(|(name, at)| format!("queue {name} of no account: {at:?}"));
+    wrong.extend(strays);
+    let strays = lists
+        .into_iter()
+        .map(|(ip, at)| format!("address {ip} of no account: {at:?}"));
+    wrong.extend(strays);
     wrong
+}
+
+/// The demo has succeeded only if every NAS is as the billing wants it and no event is dead.
+fn verdict(wrong: usize, dead: i64) -> Outcome {
+    if wrong == 0 && dead == 0 {
+        return Ok(DONE);
+    }
+    Err(Failed::new(
+        FAILED,
+        format!("the proof does not hold: {wrong} accounts differ, {dead} events are dead"),
+    ))
 }
 
 /// Posts the events as a billing would: the classic body, one call each.
@@ -425,7 +435,8 @@ async fn watch(
         let done: u64 = status.nases.iter().map(|n| n.done + n.dead).sum();
         let ended = posting.is_empty() && waiting == 0 && done >= u64::from(events);
         let table = table(&status, elapsed);
-        if table != last {
+        // Before the pools have started there is nothing to show.
+        if table != last && !status.nases.is_empty() {
             if terminal && shown > 0 {
                 say(format!("\x1b[{shown}A\x1b[J{table}"));
             } else {
@@ -494,4 +505,94 @@ fn random() -> u32 {
     let mut bytes = [0; 4];
     let _ = getrandom::fill(&mut bytes);
     u32::from_le_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Account 1001 is blocked on NAS 1, 1002 free on NAS 2, 1003 blocked on NAS 3.
+    fn accounts() -> Vec<Wanted> {
+        let account = |n: i64| Wanted {
+            user: 1000 + n,
+            nas: n,
+            ip: format!("10.88.0.{n}"),
+            redirect: n != 2,
+            rate: "2048000/4096000".to_owned(),
+        };
+        (1..=3).map(account).collect()
+    }
+
+    /// The rows of one menu of what is preloaded.
+    fn rows<'a>(state: &'a mut Value, menu: &str) -> &'a mut Vec<Value> {
+        state[menu].as_array_mut().unwrap()
+    }
+
+    /// What is told of NASes that were preloaded right and then changed.
+    fn told(plant: impl FnOnce(&mut [Value])) -> Vec<String> {
+        let (all, sims) = (accounts(), start_sims("pw", 3).unwrap());
+        let mut states: Vec<Value> = (1..=3).map(|nas| sim_state(&all, nas)).collect();
+        plant(&mut states);
+        for (sim, state) in sims.iter().zip(&states) {
+            sim.load(state).unwrap();
+        }
+        differences(&all, &sims)
+    }
+
+    /// Takes place in `told`: each is one way in which a NAS may not obey.
+    type Plant = fn(&mut [Value]);
+
+    const LIST: &str = "/ip/firewall/address-list";
+    const QUEUE: &str = "/queue/simple";
+
+    #[tokio::test]
+    async fn every_difference_is_told_with_its_account() {
+        assert_eq!(told(|_| {}), Vec::<String>::new());
+        let planted: [(&str, &str, Plant); 9] = [
+            ("not blocked", "account 1001 ", |s| {
+                rows(&mut s[0], LIST).clear()
+            }),
+            ("not freed", "account 1002 ", |s| {
+                rows(&mut s[1], LIST).push(json!({"list": "crb_negbal", "address": "10.88.0.2"}));
+            }),
+            ("on another list", "account 1003 ", |s| {
+                rows(&mut s[2], LIST)[0]["list"] = json!("crb_blocked");
+            }),
+            ("on a second list", "account 1003 ", |s| {
+                rows(&mut s[2], LIST).push(json!({"list": "crb_blocked", "address": "10.88.0.3"}));
+            }),
+            ("another speed", "account 1001 ", |s| {
+                rows(&mut s[0], QUEUE)[0]["max-limit"] = json!("512000/512000");
+            }),
+            ("another target", "account 1002 ", |s| {
+                rows(&mut s[1], QUEUE)[0]["target"] = json!("10.88.0.9/32");
+            }),
+            ("no queue", "account 1003 ", |s| {
+                rows(&mut s[2], QUEUE).clear()
+            }),
+            ("on another NAS", "account 1001 ", |s| {
+                let row = rows(&mut s[0], LIST).remove(0);
+                rows(&mut s[1], LIST).push(row);
+            }),
+            ("of nobody", "address 10.88.0.9 ", |s| {
+                rows(&mut s[1], LIST).push(json!({"list": "crb_negbal", "address": "10.88.0.9"}));
+            }),
+        ];
+        for (what, whose, plant) in planted {
+            let wrong = told(plant);
+            assert_eq!(wrong.len(), 1, "{what}: {wrong:?}");
+            assert!(wrong[0].starts_with(whose), "{what}: {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_proof_that_holds_is_a_success() {
+        assert_eq!(verdict(0, 0).unwrap(), DONE);
+        for (wrong, dead) in [(1, 0), (0, 1), (1000, 300)] {
+            let failed = verdict(wrong, dead).unwrap_err();
+            assert_eq!(failed.code, FAILED);
+            let told = format!("{wrong} accounts differ, {dead} events are dead");
+            assert!(failed.text.contains(&told), "{}", failed.text);
+        }
+    }
 }

@@ -18,6 +18,7 @@ on_each_store!(
     an_event_on_another_nas_waits_only_so_long,
     nobody_waits_for_a_dead_nas,
     a_nas_that_is_back_is_served_within_seconds,
+    events_of_a_removed_nas_wait_for_its_row,
 );
 
 /// Every event on the main stack, by state and tries.
@@ -251,5 +252,34 @@ async fn a_nas_that_is_back_is_served_within_seconds(kind: Kind) {
         "{:?}",
         router.sim.seen()
     );
+    daemon.stop().await;
+}
+
+async fn events_of_a_removed_nas_wait_for_its_row(kind: Kind) {
+    let lab = Lab::new(kind, "settings_interval = \"100ms\"").await;
+    lab.nas(1, "Record", 2, &[]).await;
+    lab.nas(2, "Record", 2, &[]).await;
+    lab.accounts(1, [10]).await;
+    let daemon = lab.start().await;
+    lab.said("Start work with nas nasid=1 ").await;
+    lab.ned(&["nas", "pause", "1", "--for", "1h", "--reason", "a look"])
+        .await;
+    let waits = lab.event(10, "user_add").await;
+    lab.until("it is expanded", async || {
+        (stacked(&lab).await == [["ready", "0", "1"]]).then_some(())
+    })
+    .await;
+    lab.sql("delete from nas where id = 1").await;
+    lab.said("Stop work with nas nasid=1 nas_ip=127.0.0.1 reason=its row is gone")
+        .await;
+    let shown = lab.ned(&["event", "show", &waits.to_string()]).await;
+    let why = "NAS 1 is not served: the daemon does not know it; is it in the table nas?";
+    assert!(shown.contains(why), "{shown}");
+    assert_eq!(stacked(&lab).await, [["ready", "0", "1"]]);
+    lab.nas(1, "Record", 2, &[]).await;
+    lab.said_times("Start work with nas nasid=1 ", 2).await;
+    lab.ned(&["nas", "resume", "1", "--reason", "it is back"])
+        .await;
+    assert_eq!(lab.ended(waits).await, ("done".into(), "done".into()));
     daemon.stop().await;
 }

@@ -112,20 +112,24 @@ impl Db {
         self.sql(match self.kind {
             Kind::Sqlite => {
                 "create table every (t_null text, t_true boolean, t_false boolean, t_int integer, t_big integer,
-                   t_dec numeric(10,2), t_whole real, t_text text, t_time timestamp, t_date date, t_list json, t_map json, t_digits text);
+                   t_dec numeric(10,2), t_whole real, t_text text, t_time timestamp, t_date date, t_list json, t_map json, t_digits text,
+                   t_tenth real, t_small real, t_sum real, t_minus real, t_tiny real, t_wide bigint);
                  insert into every values (null, true, false, -42, 9007199254740993, 50.50, 50.0, 'it''s \"q\" ' || char(10) || '$(x) юзер',
-                   '2026-01-02T03:04:05.678Z', '2026-01-02', '[\"10.88.0.1\", \"2001:db8::/56\"]', '{\"a\": 1}', '007');
+                   '2026-01-02T03:04:05.678Z', '2026-01-02', '[\"10.88.0.1\", \"2001:db8::/56\"]', '{\"a\": 1}', '007',
+                   0.1, 1e-7, 0.1 + 0.2, -1.5, -1e-11, 12345678901234567);
                  create view event_params as select u.id as user_id, u.abonent_id, u.nas_id, e.* from users u, every e"
             }
             Kind::Postgres => {
                 "create domain port_number as integer;
                  create table every (t_null text, t_true boolean, t_false boolean, t_int integer, t_big bigint,
                    t_dec numeric(10,2), t_whole double precision, t_text text, t_time timestamptz, t_date date, t_list jsonb, t_map json, t_digits text,
-                   t_inet inet, t_net inet, t_inet6 inet, t_cidr cidr, t_real real, t_small double precision, t_huge numeric,
+                   t_tenth double precision, t_small double precision, t_sum double precision, t_minus double precision, t_tiny double precision, t_wide bigint,
+                   t_inet inet, t_net inet, t_inet6 inet, t_cidr cidr, t_real real, t_huge numeric,
                    t_local timestamp, t_bytes bytea, t_array inet[], t_uuid uuid, t_domain port_number,
                    t_json_text jsonb, t_json_true json, t_json_null jsonb, t_json_number jsonb);
                  insert into every values (null, true, false, -42, 9007199254740993, 50.50, 50.0, 'it''s \"q\" ' || chr(10) || '$(x) юзер',
-                   '2026-01-02T03:04:05.678Z', '2026-01-02', '[\"10.88.0.1\", \"2001:db8::/56\"]', '{\"a\": 1}', '007', '10.0.0.1/32', '10.0.0.0/24', '2001:db8::1', '10.1.0.0/16', 0.1, 1e-7, 12345678901234567890,
+                   '2026-01-02T03:04:05.678Z', '2026-01-02', '[\"10.88.0.1\", \"2001:db8::/56\"]', '{\"a\": 1}', '007',
+                   0.1, 1e-7, 0.1::float8 + 0.2::float8, -1.5, -1e-11, 12345678901234567, '10.0.0.1/32', '10.0.0.0/24', '2001:db8::1', '10.1.0.0/16', 0.1, 12345678901234567890,
                    '2026-01-02 03:04:05.678', '\\x00ff', '{10.0.0.2,10.0.0.3}', '00000000-0000-0000-0000-00000000000a', 7,
                    '\"plain\"', 'true', 'null', '2.50');
                  create view event_params as select u.id as user_id, u.abonent_id, u.nas_id, e.* from users u, every e"

@@ -1,5 +1,7 @@
 //! What the contract says of accepting and expanding events.
 
+use nas_event_daemon::clock;
+
 use super::*;
 
 pub(super) async fn expansion_moves_with_the_same_id_and_canonical_params(db: Db) {
@@ -31,6 +33,12 @@ pub(super) async fn expansion_moves_with_the_same_id_and_canonical_params(db: Db
         ("t_list", r#"["10.88.0.1","2001:db8::/56"]"#),
         ("t_map", r#"{"a":1}"#),
         ("t_digits", "007"),
+        ("t_tenth", "0.1"),
+        ("t_small", "0.0000001"),
+        ("t_sum", "0.3"),
+        ("t_minus", "-1.5"),
+        ("t_tiny", "0"),
+        ("t_wide", "12345678901234567"),
     ];
     // Types that SQLite does not have.
     let more = [
@@ -39,7 +47,6 @@ pub(super) async fn expansion_moves_with_the_same_id_and_canonical_params(db: Db
         ("t_inet6", "2001:db8::1"),
         ("t_cidr", "10.1.0.0/16"),
         ("t_real", "0.1"),
-        ("t_small", "0.0000001"),
         ("t_huge", "12345678901234567890"),
         ("t_local", "2026-01-02 03:04:05"),
         ("t_bytes", "00ff"),
@@ -229,6 +236,31 @@ pub(super) async fn unexpandable_rows_never_stand_in_the_way(db: Db) {
     db.store.retry_expansion().await.unwrap();
     let moved = db.store.expand(10, &own).await.unwrap().moved;
     assert_eq!(moved.iter().map(|w| w.id).collect::<Vec<_>>(), unknown);
+}
+
+pub(super) async fn a_row_that_cannot_be_expanded_is_tried_more_and_more_seldom(db: Db) {
+    fill(&db).await;
+    let id = posted(&db.store, &[event("user_add", 1000)]).await[0];
+    for (n, pause_s) in (1..).zip([1, 2, 4, 8, 16, 32, 60, 60, 60, 60]) {
+        let before_ms = clock::wall_ms();
+        let out = db.store.expand(10, &[]).await.unwrap();
+        let after_ms = clock::wall_ms();
+        assert_eq!(out.failed.len(), 1, "try {n}");
+        let row = db.store.event(id).await.unwrap().unwrap();
+        assert_eq!(row.try_count, n);
+        let pause_ms = row.next_try_ms.unwrap() - pause_s * 1000;
+        assert!(
+            (before_ms - 2..=after_ms + 2).contains(&pause_ms),
+            "try {n}: the next one {} ms from now, {pause_s} s wanted",
+            row.next_try_ms.unwrap() - after_ms
+        );
+        let early = db.store.expand(10, &[]).await.unwrap();
+        if clock::wall_ms() < row.next_try_ms.unwrap() {
+            assert_eq!(early.failed, vec![], "try {n}: before its time");
+        }
+        db.sql("update events_stack_compact set next_expand_at = '2020-01-01 00:00:00'")
+            .await;
+    }
 }
 
 pub(super) async fn an_overtaken_row_goes_to_dead(db: Db) {

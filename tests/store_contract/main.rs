@@ -60,6 +60,7 @@ on_both!(
     own_params_overlay_and_bad_names_are_told,
     the_nas_is_chosen_by_id_then_address_then_account,
     unexpandable_rows_never_stand_in_the_way,
+    a_row_that_cannot_be_expanded_is_tried_more_and_more_seldom,
     an_overtaken_row_goes_to_dead,
     a_turn_settles_and_starts_in_one_transaction,
     a_turn_of_many_does_each_of_them_once,

@@ -96,9 +96,11 @@ fn canonical(alias: &str, name: &str, declared: &str) -> String {
     let c = format!("{alias}.\"{name}\"");
     let json =
         format!("when json_valid({c}) and substr(ltrim({c}), 1, 1) in ('[', '{{') then json({c})");
+    // A number that is nothing to ten places has no sign either.
     let real = format!(
         "when typeof({c}) = 'real' then case when {c} = cast({c} as integer) and abs({c}) < 1e15
-           then cast({c} as integer) else rtrim(rtrim(printf('%.10f', {c}), '0'), '.') end"
+           then cast({c} as integer)
+           else ifnull(nullif(rtrim(rtrim(printf('%.10f', {c}), '0'), '.'), '-0'), '0') end"
     );
     let blob = format!("when typeof({c}) = 'blob' then lower(hex({c}))");
     if declared.contains("JSON") {
