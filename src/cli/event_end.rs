@@ -10,15 +10,16 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::ctl::{Ctl, refusal};
-use super::event::{BRIEF, brief, find};
+use super::event::{BRIEF, brief, find, time};
 use super::exit::{DONE, FAILED, Failed, Outcome, PART_FAILED, REFUSED, USAGE, remark};
 use super::progress::Progress;
 use super::request::Request;
 use super::table::Table;
 use super::{Console, Reason, logs, who};
 use crate::clock;
-use crate::config::parse_duration;
+use crate::config::{Config, parse_duration};
 use crate::event::EventId;
+use crate::intake::later;
 use crate::store::{self, EventRow, Filter, Store};
 
 /// Events read at once; the store's own limit.
@@ -148,7 +149,8 @@ pub struct Retry {
     state: Option<String>,
     #[command(flatten)]
     which: Which,
-    /// One after the other, all within this time: a NAS that has just come back gets no rush
+    /// One after the other by the daemon, all within this time: a NAS that has just come back gets
+    /// no rush
     #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "state")]
     spread: Option<Duration>,
     #[command(flatten)]
@@ -227,7 +229,8 @@ fn meant(rows: &[EventRow]) -> String {
 
 /// Posts dead events anew.
 pub async fn retry(console: &Console, args: Retry) -> Outcome {
-    let store = console.store(&console.config()?).await?;
+    let config = console.config()?;
+    let store = console.store(&config).await?;
     let bulk = args.state.is_some();
     let rows = match args.state {
         Some(state) => args.which.all(store.as_ref(), state).await?,
@@ -241,21 +244,20 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
         ));
         return Ok(DONE);
     }
-    let pause = args.spread.unwrap_or_default();
-    let pause = pause.checked_div(u32::try_from(rows.len()).unwrap_or(u32::MAX));
-    let pause = pause.unwrap_or_default();
     if bulk {
         // Before the first of them: who is killed in the middle has changed something.
-        let detail = args.reason.of(&meant(&rows));
+        let spread = args.spread.map(|time| format!(" spread={time:?}"));
+        let detail = meant(&rows) + &spread.unwrap_or_default();
+        let detail = args.reason.of(&detail);
         store.audit(&who(), "retry_many", &detail).await?;
+    }
+    if let Some(spread) = args.spread {
+        return retry_later(console, &config, store.as_ref(), &rows, spread).await;
     }
     let mut table = Table::new(&["id", "retried_as"]);
     let mut skipped = Vec::new();
     let bar = Progress::of("retrying", rows.len() as u64);
     for (index, row) in rows.iter().enumerate() {
-        if index > 0 && !pause.is_zero() {
-            tokio::time::sleep(pause).await;
-        }
         match store.retry_dead(row.id).await? {
             Some(new) => {
                 let detail = args.reason.of(&format!("event={} as={new}", row.id));
@@ -286,6 +288,31 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
         (_, 0) => REFUSED,
         _ => PART_FAILED,
     })
+}
+
+/// Gives dead events dates; the daemon retries them, whether it runs now or is started later.
+async fn retry_later(
+    console: &Console,
+    config: &Config,
+    store: &dyn Store,
+    rows: &[EventRow],
+    spread: Duration,
+) -> Outcome {
+    let ids: Vec<EventId> = rows.iter().map(|row| row.id).collect();
+    let dates = later::dates(&ids, spread, clock::wall_ms());
+    let dated = store.retry_later(&dates).await?;
+    let mut table = Table::new(&["id", "next_try"]);
+    for (id, at) in &dates {
+        table.push(vec![json!(id), time(Some(*at))]);
+    }
+    console.list(&table);
+    remark(format!(
+        "the daemon retries {dated} events within {spread:?}; what a later event of its lane would be undone by stays dead\nevent list --state dead shows their dates, event drop takes one out"
+    ));
+    if !Ctl::new(config)?.is_there().await {
+        remark("no daemon is running: they are retried once one is started");
+    }
+    Ok(DONE)
 }
 
 /// Drops events.

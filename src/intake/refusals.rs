@@ -14,7 +14,6 @@ pub const WORDS: &[(&str, u16)] = &[
     ("not_dropped", 404),
     ("not_retried", 404),
     ("stack_full", 404),
-    ("too_many_spreads", 404),
     ("too_many_tails", 404),
     ("too_many_tests", 404),
     ("too_many_waiting", 404),

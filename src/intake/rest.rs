@@ -115,8 +115,6 @@ pub struct Shared {
     pub tails: Arc<Semaphore>,
     /// Places for tests of NASes.
     pub tests: Semaphore,
-    /// Places for retries that are spread over time.
-    pub spreads: Arc<Semaphore>,
     places: Arc<Semaphore>,
     changes: Mutex<JoinSet<()>>,
 }
@@ -260,7 +258,6 @@ pub fn router(doors: Doors) -> Router {
         waiters: Semaphore::new(WAITERS_MAX),
         tails: Arc::new(Semaphore::new(tails::STREAMS_MAX)),
         tests: Semaphore::new(nases::TESTS_MAX),
-        spreads: Arc::new(Semaphore::new(crowd::SPREADS_MAX)),
         places: Arc::new(Semaphore::new(CHANGES_MAX)),
         changes: Mutex::new(JoinSet::new()),
     });

@@ -403,6 +403,22 @@ pub trait Store: Send + Sync {
     /// state-changing event that is waiting or done.
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>>;
 
+    /// Says when each of these dead events is to be retried, wall ms; all or none. How many of them
+    /// are dead and not retried yet.
+    async fn retry_later(&self, dates: &[(EventId, i64)]) -> Result<u64>;
+
+    /// The next dead events that are to be retried, with their times, the first one first; of two
+    /// at one time the later event.
+    async fn retries_due(&self, limit: usize) -> Result<Vec<(EventId, i64)>>;
+
+    /// Forgets when a dead event was to be retried.
+    async fn forgo_retry(&self, id: EventId) -> Result<()>;
+
+    /// If the first retry is overdue, moves all on until it is due at `now_ms`: the time in which
+    /// nobody was there to do them does not count, and they come as far apart as was wanted. How
+    /// many were moved.
+    async fn move_retries(&self, now_ms: i64) -> Result<u64>;
+
     /// Removes an event that is not running: to `events_done` with result `dropped`.
     async fn drop_event(&self, id: EventId, why: &str) -> Result<bool>;
 

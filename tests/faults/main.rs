@@ -24,6 +24,7 @@ mod drivers;
 mod fakes;
 mod foreign;
 mod jumps;
+mod later;
 mod power;
 mod resize;
 mod steady;

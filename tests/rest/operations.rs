@@ -1,7 +1,7 @@
 //! What operators do over the modern API with real databases behind it: many events at once,
 //! accounts, batches, the audit.
 
-use nas_event_daemon::intake::crowd::SPREADS_MAX;
+use nas_event_daemon::intake::later;
 use nas_event_daemon::store::audit_rows;
 use serde_json::{Value, json};
 
@@ -12,7 +12,6 @@ use crate::models::house;
 
 on_each_store!(
     many_events_are_counted_first_then_retried_or_dropped,
-    so_many_retries_are_spread_at_once,
     a_spread_retry_takes_its_time,
     accounts_batches_and_the_audit,
     a_hundred_thousand_events_come_in_one_call,
@@ -108,33 +107,6 @@ async fn many_events_are_counted_first_then_retried_or_dropped(kind: Kind) {
     );
 }
 
-async fn so_many_retries_are_spread_at_once(kind: Kind) {
-    let (db, h) = house(kind).await;
-    // It would undo a later event, so it stays dead and fits each time.
-    db.sql(
-        "insert into events_dead (id, event_type, user_id, nas_id, class, event_date, reason) values
-           (202, 'user_rate_set', 4, 6, 3, '2026-01-01 00:00:00', 'x');
-         insert into events_done (id, event_type, user_id, nas_id, event_date, result) values
-           (300, 'user_add', 4, 6, '2026-01-01 00:00:00', 'done')",
-    )
-    .await;
-    let body = r#"{"state":"dead","nas":6,"spread":"24h"}"#;
-    let post = async || {
-        h.with("operator", "POST", "/api/v1/events/retry", body)
-            .await
-    };
-    for _ in 0..SPREADS_MAX {
-        assert_eq!(post().await.status, 202);
-    }
-    let refused = post().await;
-    assert_eq!(refused.status, 429, "{}", refused.text);
-    assert!(
-        refused.text.contains("too_many_spreads"),
-        "{}",
-        refused.text
-    );
-}
-
 /// Events 200 to 202 of accounts 2 to 4 are dead, on these NASes.
 async fn three_dead(db: &Db, nases: [i64; 3]) {
     for (n, nas) in (0..).zip(nases) {
@@ -158,6 +130,11 @@ async fn a_spread_retry_takes_its_time(kind: Kind) {
         (said.status, said.json()),
         (202, json!({"events": 3, "spread_s": 0}))
     );
+    // What the daemon runs beside the doors.
+    let stop = tokio_util::sync::CancellationToken::new();
+    let due = later::run(db.store.clone(), h.wake.clone(), stop.clone());
+    let mut beside = tokio::task::JoinSet::new();
+    beside.spawn(due);
     let at = match kind {
         Kind::Sqlite => "cast(round(unixepoch(created_at, 'subsec') * 1000) as integer)",
         Kind::Postgres => "cast(extract(epoch from created_at) * 1000 as bigint)",
@@ -181,6 +158,8 @@ async fn a_spread_retry_takes_its_time(kind: Kind) {
     let left = "select count(*) from events_dead where retried_as is null";
     let left = db.store.sql(left, false).await.unwrap();
     assert_eq!(left.rows[0][0].as_deref(), Some("0"));
+    stop.cancel();
+    beside.join_next().await.unwrap().unwrap();
 }
 
 const COMPACT: &str = "/rest_api/v2/EventsStackCompact/";
@@ -262,7 +241,7 @@ const CHANGES: &[Change] = &[
     ),
     (
         "/api/v1/events/drop",
-        r#"{"state":"ready","user":1,"why":"terminated"}"#,
+        r#"{"state":"ready","user":1,"reason":"terminated"}"#,
         200,
         "drop_many",
         &["n=2", "terminated", "user: Some(1)"],
@@ -284,7 +263,7 @@ const CHANGES: &[Change] = &[
     ),
     (
         "/api/v1/nas/5/forks",
-        r#"{"forks":7,"why":"evening"}"#,
+        r#"{"forks":7,"reason":"evening"}"#,
         200,
         "nas_forks",
         &["nas=5", "7", "why=\"evening\""],

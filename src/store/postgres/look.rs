@@ -28,7 +28,7 @@ const STACK: &str = "select id, 'stack' as place, state, event_type as cmd, user
 const DEAD: &str =
     "select id, 'dead' as place, 'dead' as state, event_type as cmd, user_id, abonent_id, nas_id,
   source, batch_id, (date_part('epoch', event_date) * 1000)::bigint as event_ms, try_count as tries,
-  null::bigint as next_ms, (date_part('epoch', died_at) * 1000)::bigint as ended_ms,
+  case when retried_as is null then retry_ms end as next_ms, (date_part('epoch', died_at) * 1000)::bigint as ended_ms,
   possible_duplicate as dup, last_code as code, reason as error, null::bigint as ms, null as answer,
   params::text, retried_as, null as hash from events_dead";
 const DONE: &str = "select id, 'done' as place, result as state, event_type as cmd, user_id, abonent_id, nas_id,

@@ -9,6 +9,7 @@ mod decide;
 mod expand;
 mod guard;
 mod hot;
+mod later;
 mod look;
 mod model;
 mod nas;
@@ -235,6 +236,11 @@ fn migrator() -> Migrator {
             "audit_guard",
             include_str!("../../../migrations/postgres/0011_audit_guard.sql"),
         ),
+        (
+            12,
+            "spread",
+            include_str!("../../../migrations/postgres/0012_spread.sql"),
+        ),
     ])
 }
 
@@ -424,6 +430,25 @@ impl Store for Postgres {
 
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {
         call("retry a dead event", compact::retry_dead(self, id)).await
+    }
+
+    async fn retry_later(&self, dates: &[(EventId, i64)]) -> Result<u64> {
+        let work = later::retry_later(self, dates);
+        call("date retries", work).await
+    }
+
+    async fn retries_due(&self, limit: usize) -> Result<Vec<(EventId, i64)>> {
+        let work = later::retries_due(self, limit);
+        call("look for retries that are due", work).await
+    }
+
+    async fn forgo_retry(&self, id: EventId) -> Result<()> {
+        call("forgo a retry", later::forgo_retry(self, id)).await
+    }
+
+    async fn move_retries(&self, now_ms: i64) -> Result<u64> {
+        let work = later::move_retries(self, now_ms);
+        call("move retries on", work).await
     }
 
     async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {

@@ -28,7 +28,7 @@ const STACK: &str = "select id, 'stack' as place, state, event_type as cmd, user
   from events_stack";
 const DEAD: &str = "select id, 'dead' as place, 'dead' as state, event_type as cmd, user_id, abonent_id, nas_id,
   source, batch_id, cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as event_ms, try_count as tries,
-  null as next_ms, cast(round(unixepoch(died_at, 'subsec') * 1000) as integer) as ended_ms, possible_duplicate as dup,
+  case when retried_as is null then retry_ms end as next_ms, cast(round(unixepoch(died_at, 'subsec') * 1000) as integer) as ended_ms, possible_duplicate as dup,
   last_code as code, reason as error, null as ms, null as answer, params, retried_as, null as hash from events_dead";
 const DONE: &str = "select id, 'done' as place, result as state, event_type as cmd, user_id, abonent_id, nas_id,
   source, batch_id, cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as event_ms, attempts as tries,

@@ -8,6 +8,7 @@ mod compact;
 mod expand;
 mod guard;
 mod hot;
+mod later;
 mod look;
 mod model;
 mod nas;
@@ -284,6 +285,11 @@ fn migrator() -> Migrator {
             "audit_guard",
             include_str!("../../../migrations/sqlite/0011_audit_guard.sql"),
         ),
+        (
+            12,
+            "spread",
+            include_str!("../../../migrations/sqlite/0012_spread.sql"),
+        ),
     ])
 }
 
@@ -445,6 +451,22 @@ impl Store for Sqlite {
 
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {
         compact::retry_dead(self, id).await
+    }
+
+    async fn retry_later(&self, dates: &[(EventId, i64)]) -> Result<u64> {
+        later::retry_later(self, dates).await
+    }
+
+    async fn retries_due(&self, limit: usize) -> Result<Vec<(EventId, i64)>> {
+        later::retries_due(self, limit).await
+    }
+
+    async fn forgo_retry(&self, id: EventId) -> Result<()> {
+        later::forgo_retry(self, id).await
+    }
+
+    async fn move_retries(&self, now_ms: i64) -> Result<u64> {
+        later::move_retries(self, now_ms).await
     }
 
     async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {
