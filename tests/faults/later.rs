@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use nas_event_daemon::clock;
+
 use crate::lab::daemon::Lab;
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
@@ -50,6 +52,7 @@ async fn killed_between(kind: Kind) -> (Lab, i64) {
         })
         .await;
     daemon.kill_9().await;
+    let left = lab.number(LEFT).await.min(left);
     assert!(left > 2, "killed too late: {left} are left");
     lab.sql(&format!(
         "update events_dead set retry_ms = retry_ms - {AWAY_MS} where retried_as is null"
@@ -60,7 +63,8 @@ async fn killed_between(kind: Kind) -> (Lab, i64) {
 
 async fn a_spread_retry_outlives_a_kill(kind: Kind) {
     let (lab, left) = killed_between(kind).await;
-    let before: BTreeSet<String> = retried(&lab).await;
+    let before = retried(&lab).await;
+    let started = clock::wall_ms();
     let daemon = lab.start().await;
     lab.until("all are retried", async || {
         (lab.number(LEFT).await == 0).then_some(())
@@ -75,25 +79,31 @@ async fn a_spread_retry_outlives_a_kill(kind: Kind) {
         .collect();
     assert_eq!(done, each_once);
     let at = match kind {
-        Kind::Sqlite => "cast(round(unixepoch(event_date, 'subsec') * 1000) as integer)",
-        Kind::Postgres => "cast(extract(epoch from event_date) * 1000 as bigint)",
+        Kind::Sqlite => "cast(round(unixepoch(n.event_date, 'subsec') * 1000) as integer)",
+        Kind::Postgres => "cast(extract(epoch from n.event_date) * 1000 as bigint)",
     };
-    let times = lab
-        .rows(&format!("select id, {at} from events_done order by id"))
-        .await;
-    let after: Vec<i64> = times
-        .into_iter()
+    let text = format!(
+        "select n.id, d.retry_ms, {at} - d.retry_ms from events_done n
+         join events_dead d on d.retried_as = n.id order by n.id"
+    );
+    let rows = lab.rows(&text).await;
+    let after: Vec<(i64, i64)> = rows
+        .iter()
         .filter(|row| !before.contains(&row[0]))
-        .map(|row| row[1].parse().unwrap())
+        .map(|row| (row[1].parse().unwrap(), row[2].parse().unwrap()))
         .collect();
-    assert!(i64::try_from(after.len()).unwrap() >= left - 1, "{after:?}");
+    assert_eq!(i64::try_from(after.len()).unwrap(), left, "{rows:?}");
+    for (_, late) in &after {
+        assert!(*late >= 0, "before its date: {after:?}");
+    }
     for pair in after.windows(2) {
-        // A turn of a busy machine may come late; what follows it is then that much nearer.
-        assert!(
-            pair[1] - pair[0] >= APART_MS / 2,
+        assert_eq!(
+            pair[1].0 - pair[0].0,
+            APART_MS,
             "not as far apart: {after:?}"
         );
     }
+    assert!(after[0].0 >= started, "{started}: {after:?}");
     daemon.stop().await;
 }
 
