@@ -69,14 +69,15 @@ impl Which {
                 .is_none_or(|regex| regex.is_match(error))
     }
 
-    /// The events that match, newest first, at most `most`.
+    /// The events that match, newest first, at most `most`; and the event down to which was looked,
+    /// if there was no time for older ones.
     pub async fn rows(
         &self,
         store: &dyn Store,
         state: Option<String>,
         before: Option<i64>,
         most: usize,
-    ) -> Result<Vec<EventRow>, Failed> {
+    ) -> Result<(Vec<EventRow>, Option<i64>), Failed> {
         let mut filter = Filter {
             state,
             nas: self.nas,
@@ -89,8 +90,9 @@ impl Which {
             } else {
                 most.min(PAGE)
             },
+            unbounded: false,
         };
-        let mut found = Vec::new();
+        let (mut found, began) = (Vec::new(), clock::tick_ms());
         loop {
             let page = store.events(&filter).await.map_err(|e| match e {
                 store::Error::Refused(text) => Failed::new(USAGE, text),
@@ -111,7 +113,12 @@ impl Which {
             }));
             if !full || too_old || found.len() >= most {
                 found.truncate(most);
-                return Ok(found);
+                return Ok((found, None));
+            }
+            // Who wants all of them is about to change them, and waits; who looks does not.
+            let took = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+            if most < usize::MAX && took >= store::LOOK_MAX {
+                return Ok((found, filter.before));
             }
         }
     }
@@ -120,7 +127,7 @@ impl Which {
     /// one says what the account shall have, and a retry of the earlier one would then undo it:
     /// newest first.
     async fn all(&self, store: &dyn Store, state: String) -> Result<Vec<EventRow>, Failed> {
-        let mut rows = self.rows(store, Some(state), None, usize::MAX).await?;
+        let (mut rows, _) = self.rows(store, Some(state), None, usize::MAX).await?;
         rows.retain(|row| row.retried_as.is_none());
         Ok(rows)
     }

@@ -248,6 +248,7 @@ pub async fn list(
         batch: query.batch,
         before: query.before,
         limit,
+        unbounded: false,
     };
     let rows = desk.doors.store.events(&filter).await;
     let rows = rows.map_err(Refusal::store)?;

@@ -70,6 +70,7 @@ impl Order {
             batch: text("batch")?,
             before: None,
             limit: PAGE,
+            unbounded: false,
         };
         let spread = match text("spread")? {
             None => Duration::ZERO,

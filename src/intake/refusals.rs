@@ -4,6 +4,7 @@
 
 /// Word and number of its page, by number.
 pub const WORDS: &[(&str, u16)] = &[
+    ("too_long", 208),
     ("unavailable", 400),
     ("token_missing", 403),
     ("token_malformed", 403),

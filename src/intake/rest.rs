@@ -180,6 +180,12 @@ impl Refusal {
             store::Error::Refused(text) => {
                 Self::new(400, "refused", text.clone(), "nothing was stored")
             }
+            store::Error::TooLong => Self::new(
+                400,
+                "too_long",
+                error.to_string(),
+                "nothing was changed; sqlexec reads without this limit",
+            ),
             store::Error::Open { .. }
             | store::Error::Migrate { .. }
             | store::Error::Billing(_)

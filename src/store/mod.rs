@@ -84,7 +84,17 @@ pub enum Error {
     /// The request itself makes no sense.
     #[error("{0}")]
     Refused(String),
+    /// A look-up was ended.
+    #[error(
+        "the look-up took longer than {} ms and was ended: narrow it by account, NAS or batch, by id (ids grow with time), or by fewer look-ups without an index",
+        LOOK_MAX.as_millis()
+    )]
+    TooLong,
 }
+
+/// Longest time of one look-up of people, tools and the billing: with the rest of its answer it
+/// is under a second.
+pub const LOOK_MAX: Duration = Duration::from_millis(900);
 
 /// Characters of an SQLSTATE; SQLite's numbers are shorter.
 const POSTGRES_CODE: usize = 5;
@@ -100,7 +110,8 @@ impl Error {
             | Self::Billing(_)
             | Self::Owned(_)
             | Self::Fenced { .. }
-            | Self::Refused(_) => return false,
+            | Self::Refused(_)
+            | Self::TooLong => return false,
         };
         let Some(database) = source.as_database_error() else {
             return false;

@@ -6,7 +6,7 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::{Column, Connection, Executor, PgConnection, Row, SqlSafeStr, TypeInfo, ValueRef};
 
-use super::{Postgres, connection, kept_ms, sql, storable};
+use super::{Postgres, connection, kept_ms, look_failed, sql, storable};
 use crate::event::{EventId, Params};
 use crate::store::{
     Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs, operator, rows,
@@ -202,11 +202,14 @@ pub(super) async fn events(store: &Postgres, filter: &Filter) -> Result<Vec<Even
     if let Some(before) = filter.before {
         query = query.bind(before);
     }
-    let rows = query
-        .bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100))
-        .fetch_all(&store.pool)
-        .await
-        .map_err(sql("list events"))?;
+    let query = query.bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100));
+    let rows = if filter.unbounded {
+        let rows = query.fetch_all(&store.pool).await;
+        rows.map_err(sql("list events"))?
+    } else {
+        let rows = query.fetch_all(&store.lookers).await;
+        rows.map_err(look_failed("list events"))?
+    };
     rows.iter().map(event_row).collect()
 }
 

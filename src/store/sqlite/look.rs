@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Column, Row, TypeInfo, ValueRef};
 
-use super::{Sqlite, sql};
+use super::{Sqlite, bound, sql};
 use crate::clock;
 use crate::event::{EventId, Params};
 use crate::store::{
@@ -196,11 +196,15 @@ pub(super) async fn events(store: &Sqlite, filter: &Filter) -> Result<Vec<EventR
     if let Some(before) = filter.before {
         query = query.bind(before);
     }
-    let rows = query
-        .bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100))
-        .fetch_all(&store.readers)
-        .await
-        .map_err(sql("list events"))?;
+    let query = query.bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100));
+    let rows = if filter.unbounded {
+        let rows = query.fetch_all(&store.readers).await;
+        rows.map_err(sql("list events"))?
+    } else {
+        let mut look = bound::look(store).await?;
+        let rows = query.fetch_all(look.conn()).await;
+        rows.map_err(look.failed("list events"))?
+    };
     rows.iter().map(event_row).collect()
 }
 

@@ -4,6 +4,7 @@
 
 pub mod backup;
 mod billing;
+mod bound;
 mod compact;
 mod expand;
 mod guard;
@@ -63,6 +64,8 @@ const WRITE_REST_US: u64 = 1_500;
 pub struct Sqlite {
     writer: Mutex<Writer>,
     readers: SqlitePool,
+    /// Connections of [`bound`].
+    lookers: SqlitePool,
     billing: std::sync::RwLock<billing::Shape>,
     /// Epoch of the ownership that was taken through this store; 0 = none.
     owned: AtomicI64,
@@ -140,17 +143,20 @@ impl Sqlite {
             })?;
         billing::create_sample(&mut conn).await?;
         let shape = billing::Shape::read(&mut conn).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .test_before_acquire(false)
-            .connect_with(
-                options
-                    .clone()
-                    .create_if_missing(false)
-                    .pragma("query_only", "on"),
-            )
+        let reading = options
+            .clone()
+            .create_if_missing(false)
+            .pragma("query_only", "on");
+        let pool = |most| {
+            SqlitePoolOptions::new()
+                .max_connections(most)
+                .test_before_acquire(false)
+        };
+        let readers = pool(READERS)
+            .connect_with(reading.clone())
             .await
             .map_err(fail)?;
+        let lookers = pool(bound::LOOKERS).connect_lazy_with(reading);
         compact::create_catalogue(&mut conn).await?;
         let writer = Writer {
             conn,
@@ -164,6 +170,7 @@ impl Sqlite {
         Ok(Self {
             writer: Mutex::new(writer),
             readers,
+            lookers,
             billing: std::sync::RwLock::new(shape),
             owned: AtomicI64::new(0),
         })
