@@ -1,5 +1,4 @@
-//! The doors: one bulk call, single posts over kept connections, and pages beside a million done
-//! events.
+//! The doors: one bulk call, and single posts over kept connections.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +6,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::daemon::{Bench, Kind, numbers};
+use crate::daemon::Bench;
 use crate::parts::{kinds, setting};
 
 const TOKEN: &str = "token-of-the-bench";
@@ -105,108 +104,14 @@ async fn singles(port: u16) -> (f64, Duration) {
     (all as f64 / began.elapsed().as_secs_f64(), slowest)
 }
 
-/// Lists and pages beside 1,000,000 done, 200,000 dead and 50,000 ready events; fails above 1 s.
-pub async fn pages() {
-    println!(
-        "### Lists and pages\n\nBeside 1,000,000 done, 200,000 dead and 50,000 ready events of 50,000 accounts on 40 NASes (paused); the slowest of three calls each, ms.\n"
-    );
-    println!("| page | SQLite | PostgreSQL |\n|---|---|---|");
-    let mut table: Vec<(String, Vec<String>)> = Vec::new();
-    let mut worst = 0.0_f64;
-    for kind in kinds() {
-        let mut bench = Bench::new(kind, "Record", 40, 10, 50_000).await;
-        fill(&mut bench, kind).await;
-        pause(&mut bench).await;
-        token(&bench).await;
-        let daemon = bench.start();
-        bench.up().await;
-        for path in PAGES {
-            let mut slowest = 0.0_f64;
-            for _ in 0..3 {
-                let mut stream = TcpStream::connect(("127.0.0.1", bench.port)).await.unwrap();
-                let began = Instant::now();
-                let (method, path, body) = match path.split_once(' ') {
-                    Some((path, body)) => ("POST", path, body),
-                    None => ("GET", *path, ""),
-                };
-                let answer = call(&mut stream, method, path, body).await;
-                slowest = slowest.max(began.elapsed().as_secs_f64() * 1e3);
-                assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
-            }
-            worst = worst.max(slowest);
-            match table.iter_mut().find(|(name, _)| name == path) {
-                Some((_, cells)) => cells.push(format!("{slowest:.0}")),
-                None => table.push(((*path).to_owned(), vec![format!("{slowest:.0}")])),
-            }
-        }
-        daemon.stop();
-    }
-    for (path, cells) in table {
-        println!("| `{path}` | {} |", cells.join(" | "));
-    }
-    println!();
-    assert!(worst < 1_000.0, "a page took {worst:.0} ms");
-}
-
-const PAGES: &[&str] = &[
-    "/api/v1/status",
-    "/metrics",
-    "/api/v1/events",
-    "/api/v1/events?state=all",
-    "/api/v1/events?state=done",
-    "/api/v1/events?state=done&before=500000",
-    "/api/v1/events?state=done&nas=7",
-    "/api/v1/events?state=done&nas=99",
-    "/api/v1/events?state=done&cmd=user_del",
-    "/api/v1/events?state=all&user=777",
-    "/api/v1/events?state=all&batch=none",
-    "/api/v1/events?state=dead",
-    "/api/v1/events?state=dead&nas=7&limit=1000",
-    "/api/v1/events?state=dead&cmd=user_del",
-    "/api/v1/events?state=held",
-    "/api/v1/events/500",
-    "/api/v1/batches/b3",
-    "/api/v1/accounts/777",
-    "/api/v1/accounts/777/history",
-    "/api/v1/nas",
-    "/api/v1/nas/7",
-    "/api/v1/audit",
-    "/api/v1/events/retry {\"state\":\"dead\",\"nas\":7,\"dry_run\":true}",
-    "/rest_api/v2/EventsDone/ method1=objects.filter&arg1={\"user_id\":777}",
-    "/rest_api/v2/EventsDone/ method1=objects.count&arg1={}",
-    "/rest_api/v2/EventsDead/ method1=objects.filter&arg1={\"nas_id\":7}&limit=100",
-    "/rest_api/v2/EventsStack/ method1=objects.all&arg1={}&limit=100",
-];
-
-async fn fill(bench: &mut Bench, kind: Kind) {
-    let done = numbers(kind, 1_000_000);
-    bench.sql.run(&format!(
-        "insert into events_done (id, event_type, user_id, nas_id, event_date, result, batch_id) {done}
-         select i, 'user_rate_set', 1 + i % 50000, 1 + i % 40, '2026-01-01 00:00:00', 'done',
-           case when i <= 100000 then 'b3' end from n"
-    )).await;
-    let dead = numbers(kind, 200_000);
-    bench.sql.run(&format!(
-        "insert into events_dead (id, event_type, user_id, nas_id, params, event_date, reason) {dead}
-         select 1000000 + i, 'user_rate_set', 1 + i % 50000, 1 + i % 40,
-           '{{\"login\": \"user\", \"ip\": \"10.0.0.1\", \"rate_in\": \"1024\", \"rate_out\": \"1024\"}}', '2026-01-01 00:00:00', 'no such command' from n"
-    )).await;
-    let ready = numbers(kind, 50_000);
-    bench.sql.run(&format!(
-        "insert into events_stack (id, event_type, user_id, nas_id, params, class, event_date) {ready}
-         select 1200000 + i, 'user_rate_set', 1 + i % 50000, 1 + i % 40, '{{\"login\": \"user\"}}', 3, '2026-01-01 00:00:00' from n"
-    )).await;
-    bench.sql.run("analyze").await;
-}
-
-async fn pause(bench: &mut Bench) {
+pub async fn pause(bench: &mut Bench) {
     bench
         .sql
         .run("insert into nas_state (nas_id, paused_until) select id, '2999-01-01 00:00:00' from nas")
         .await;
 }
 
-async fn token(bench: &Bench) {
+pub async fn token(bench: &Bench) {
     let store = nas_event_daemon::store::connect(&bench.url).await.unwrap();
     let token = nas_event_daemon::store::Token {
         name: "bench".to_owned(),
@@ -217,7 +122,7 @@ async fn token(bench: &Bench) {
 }
 
 /// One request and its whole answer.
-async fn call(stream: &mut TcpStream, method: &str, path: &str, body: &str) -> String {
+pub async fn call(stream: &mut TcpStream, method: &str, path: &str, body: &str) -> String {
     let bearer = if path.starts_with("/api/") {
         format!("Authorization: Bearer {TOKEN}\r\n")
     } else {

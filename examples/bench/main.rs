@@ -25,6 +25,7 @@ mod disk;
 mod doors;
 mod isolation;
 mod mikrotik;
+mod pages;
 mod parts;
 mod radius;
 mod riding;
@@ -71,7 +72,7 @@ fn main() {
                 "riding" => riding::riding().await,
                 "latency" => parts::latency().await,
                 "doors" => doors::doors().await,
-                "pages" => doors::pages().await,
+                "pages" => pages::pages().await,
                 "payer" => parts::payer().await,
                 "ssh" => ssh::ssh().await,
                 "radius" => radius::radius().await,

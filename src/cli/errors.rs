@@ -139,6 +139,13 @@ const PAGES: &[Page] = &[
         remedy: "The text says what.",
     },
     Page {
+        number: 208,
+        title: "A look-up took too long",
+        exit: 2,
+        what: "No index helps it, and it was ended after 900 ms, so that it holds nobody up. Nothing was changed.",
+        remedy: "Narrow it: by account, NAS or batch, by a range of ids (they grow with time), by a state. `sqlexec` reads without this limit.",
+    },
+    Page {
         number: 301,
         title: "There is no such NAS",
         exit: 5,

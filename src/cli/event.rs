@@ -8,7 +8,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::event_end::{self, Give, Retry, Which};
-use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, USAGE, remark, say};
+use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, USAGE, remark, say};
 use super::post::{Inbox, checked};
 use super::request::Request;
 use super::table::{Format, Table};
@@ -18,7 +18,7 @@ use crate::config::{Config, parse_duration};
 use crate::event::EventId;
 use crate::intake::attempts::{self, Attempt};
 use crate::nas::NasId;
-use crate::store::{EventRow, Store, WhereIs};
+use crate::store::{EventRow, LOOK_MAX, Store, WhereIs};
 
 /// Verbs of events.
 #[derive(Debug, Subcommand)]
@@ -216,7 +216,7 @@ async fn list(console: &Console, args: List) -> Outcome {
     let rows = args
         .which
         .rows(store.as_ref(), args.state, args.before, limit);
-    let rows = rows.await?;
+    let (rows, ended) = rows.await?;
     let mut table = Table::new(LIST);
     for row in &rows {
         table.push(vec![
@@ -236,6 +236,13 @@ async fn list(console: &Console, args: List) -> Outcome {
         ]);
     }
     console.list(&table);
+    if let Some(last) = ended {
+        remark(format!(
+            "the look-up took longer than {} ms and was ended: events older than {last} were not looked at\nhint: narrow it by --user, --nas, --batch or --since, or go on with --before {last}",
+            LOOK_MAX.as_millis()
+        ));
+        return Ok(PART_FAILED);
+    }
     if rows.len() >= limit
         && let Some(last) = rows.last()
     {

@@ -10,15 +10,16 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::ctl::{Ctl, refusal};
-use super::event::{BRIEF, brief, find};
+use super::event::{BRIEF, brief, find, time};
 use super::exit::{DONE, FAILED, Failed, Outcome, PART_FAILED, REFUSED, USAGE, remark};
 use super::progress::Progress;
 use super::request::Request;
 use super::table::Table;
 use super::{Console, Reason, logs, who};
 use crate::clock;
-use crate::config::parse_duration;
+use crate::config::{Config, parse_duration};
 use crate::event::EventId;
+use crate::intake::later;
 use crate::store::{self, EventRow, Filter, Store};
 
 /// Events read at once; the store's own limit.
@@ -68,14 +69,15 @@ impl Which {
                 .is_none_or(|regex| regex.is_match(error))
     }
 
-    /// The events that match, newest first, at most `most`.
+    /// The events that match, newest first, at most `most`; and the event down to which was looked,
+    /// if there was no time for older ones.
     pub async fn rows(
         &self,
         store: &dyn Store,
         state: Option<String>,
         before: Option<i64>,
         most: usize,
-    ) -> Result<Vec<EventRow>, Failed> {
+    ) -> Result<(Vec<EventRow>, Option<i64>), Failed> {
         let mut filter = Filter {
             state,
             nas: self.nas,
@@ -88,8 +90,9 @@ impl Which {
             } else {
                 most.min(PAGE)
             },
+            unbounded: false,
         };
-        let mut found = Vec::new();
+        let (mut found, began) = (Vec::new(), clock::tick_ms());
         loop {
             let page = store.events(&filter).await.map_err(|e| match e {
                 store::Error::Refused(text) => Failed::new(USAGE, text),
@@ -110,7 +113,12 @@ impl Which {
             }));
             if !full || too_old || found.len() >= most {
                 found.truncate(most);
-                return Ok(found);
+                return Ok((found, None));
+            }
+            // Who wants all of them is about to change them, and waits; who looks does not.
+            let took = Duration::from_millis(clock::tick_ms().saturating_sub(began));
+            if most < usize::MAX && took >= store::LOOK_MAX {
+                return Ok((found, filter.before));
             }
         }
     }
@@ -119,7 +127,7 @@ impl Which {
     /// one says what the account shall have, and a retry of the earlier one would then undo it:
     /// newest first.
     async fn all(&self, store: &dyn Store, state: String) -> Result<Vec<EventRow>, Failed> {
-        let mut rows = self.rows(store, Some(state), None, usize::MAX).await?;
+        let (mut rows, _) = self.rows(store, Some(state), None, usize::MAX).await?;
         rows.retain(|row| row.retried_as.is_none());
         Ok(rows)
     }
@@ -148,7 +156,8 @@ pub struct Retry {
     state: Option<String>,
     #[command(flatten)]
     which: Which,
-    /// One after the other, all within this time: a NAS that has just come back gets no rush
+    /// One after the other by the daemon, all within this time: a NAS that has just come back gets
+    /// no rush
     #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "state")]
     spread: Option<Duration>,
     #[command(flatten)]
@@ -227,7 +236,8 @@ fn meant(rows: &[EventRow]) -> String {
 
 /// Posts dead events anew.
 pub async fn retry(console: &Console, args: Retry) -> Outcome {
-    let store = console.store(&console.config()?).await?;
+    let config = console.config()?;
+    let store = console.store(&config).await?;
     let bulk = args.state.is_some();
     let rows = match args.state {
         Some(state) => args.which.all(store.as_ref(), state).await?,
@@ -241,21 +251,20 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
         ));
         return Ok(DONE);
     }
-    let pause = args.spread.unwrap_or_default();
-    let pause = pause.checked_div(u32::try_from(rows.len()).unwrap_or(u32::MAX));
-    let pause = pause.unwrap_or_default();
     if bulk {
         // Before the first of them: who is killed in the middle has changed something.
-        let detail = args.reason.of(&meant(&rows));
+        let spread = args.spread.map(|time| format!(" spread={time:?}"));
+        let detail = meant(&rows) + &spread.unwrap_or_default();
+        let detail = args.reason.of(&detail);
         store.audit(&who(), "retry_many", &detail).await?;
+    }
+    if let Some(spread) = args.spread {
+        return retry_later(console, &config, store.as_ref(), &rows, spread).await;
     }
     let mut table = Table::new(&["id", "retried_as"]);
     let mut skipped = Vec::new();
     let bar = Progress::of("retrying", rows.len() as u64);
     for (index, row) in rows.iter().enumerate() {
-        if index > 0 && !pause.is_zero() {
-            tokio::time::sleep(pause).await;
-        }
         match store.retry_dead(row.id).await? {
             Some(new) => {
                 let detail = args.reason.of(&format!("event={} as={new}", row.id));
@@ -286,6 +295,31 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
         (_, 0) => REFUSED,
         _ => PART_FAILED,
     })
+}
+
+/// Gives dead events dates; the daemon retries them, whether it runs now or is started later.
+async fn retry_later(
+    console: &Console,
+    config: &Config,
+    store: &dyn Store,
+    rows: &[EventRow],
+    spread: Duration,
+) -> Outcome {
+    let ids: Vec<EventId> = rows.iter().map(|row| row.id).collect();
+    let dates = later::dates(&ids, spread, clock::wall_ms());
+    let dated = store.retry_later(&dates).await?;
+    let mut table = Table::new(&["id", "next_try"]);
+    for (id, at) in &dates {
+        table.push(vec![json!(id), time(Some(*at))]);
+    }
+    console.list(&table);
+    remark(format!(
+        "the daemon retries {dated} events within {spread:?}; what a later event of its lane would be undone by stays dead\nevent list --state dead shows their dates, event drop takes one out"
+    ));
+    if !Ctl::new(config)?.is_there().await {
+        remark("no daemon is running: they are retried once one is started");
+    }
+    Ok(DONE)
 }
 
 /// Drops events.

@@ -96,6 +96,7 @@ impl From<store::Error> for Failed {
                 "only one daemon may work on a database: stop the other one first",
             ),
             store::Error::Refused(_) => (REFUSED, ""),
+            store::Error::TooLong => (USAGE, "sqlexec reads without this limit"),
             store::Error::Sql { .. } => (FAILED, "the database log says more"),
         };
         let mut text = chain(&error);
@@ -120,6 +121,7 @@ fn number_of(error: &store::Error) -> u16 {
         store::Error::Fenced { .. } => 205,
         store::Error::Sql { .. } => 206,
         store::Error::Refused(_) => 207,
+        store::Error::TooLong => 208,
     }
 }
 

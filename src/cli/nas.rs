@@ -37,6 +37,9 @@ pub enum Verb {
     ResetBreaker {
         /// nas.id
         id: i64,
+        /// Why.
+        #[command(flatten)]
+        reason: Reason,
     },
     /// Override nas.forks.
     Forks {
@@ -175,8 +178,8 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Pause(args) => nas_pause::pause(console, &config, store.as_ref(), &args).await,
         Verb::Resume(args) => nas_pause::resume(console, &config, store.as_ref(), &args).await,
         Verb::Drain(args) => nas_pause::drain(console, &config, store.as_ref(), &args).await,
-        Verb::ResetBreaker { id } => {
-            nas_pause::reset_breaker(console, &config, store.as_ref(), id).await
+        Verb::ResetBreaker { id, reason } => {
+            nas_pause::reset_breaker(console, &config, store.as_ref(), id, &reason).await
         }
         Verb::Forks { id, forks, reason } => {
             let detail = reason.of(&format!("nas={id} forks={:?}", forks.0));

@@ -172,6 +172,7 @@ pub async fn reset_breaker(
     config: &Config,
     store: &dyn Store,
     id: i64,
+    reason: &Reason,
 ) -> Outcome {
     known(store, &[id]).await?;
     let state = store.nas_states().await?.remove(&NasId(id));
@@ -190,7 +191,11 @@ pub async fn reset_breaker(
         return Ok(DONE);
     }
     let asked = Ctl::new(config)?;
-    match asked.post(&path(id, "resume"), &json!({})).await? {
+    let (key, why) = reason.field();
+    match asked
+        .post(&path(id, "resume"), &json!({ key: why }))
+        .await?
+    {
         Some(_) => Ok(DONE),
         None => Err(Failed::new(
             NOT_REACHABLE,

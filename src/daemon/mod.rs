@@ -35,7 +35,7 @@ use crate::driver::sessions::Sessions;
 use crate::expand::hold::Watch;
 use crate::expand::level::Level;
 use crate::expand::{BATCH_POSTGRES, BATCH_SQLITE, Expander};
-use crate::intake::{access, health, rest, serve};
+use crate::intake::{access, health, later, rest, serve};
 use crate::logs::Logs;
 use crate::nas::NasId;
 use crate::scheme::native::{NativeExecute, NativeScheme};
@@ -286,6 +286,11 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     ));
     let keep = (config.history.keep, config.audit.keep);
     tasks.spawn(prune(Arc::clone(&store), keep, stop.clone()));
+    let due = later::run(Arc::clone(&store), Arc::clone(&wake), stop.soft.clone());
+    tasks.spawn(async move {
+        due.await;
+        Ok("the retries that are due")
+    });
     tasks.spawn(keep_host_keys(
         Arc::clone(&store),
         keys,

@@ -460,6 +460,7 @@ impl Watch {
                     nas: Some(held.nas.0),
                     user: Some(held.user.0),
                     limit: LATER_MAX,
+                    unbounded: true,
                     ..Filter::default()
                 })
                 .await?;
@@ -482,6 +483,7 @@ impl Watch {
 fn held_page() -> Filter {
     Filter {
         state: Some("held".to_owned()),
+        unbounded: true,
         limit: PAGE,
         ..Filter::default()
     }

@@ -33,6 +33,8 @@ const PAGE_MAX: usize = 1000;
 const PAGE: usize = 100;
 /// Longest reason of a pause or a drop, characters.
 const WHY_MAX: usize = 500;
+/// What the reason of a change is called in a body: either name will do.
+pub(super) const REASON: [&str; 2] = ["why", "reason"];
 
 /// States by which events are listed (design §2).
 const STATES: &[&str] = &[
@@ -246,6 +248,7 @@ pub async fn list(
         batch: query.batch,
         before: query.before,
         limit,
+        unbounded: false,
     };
     let rows = desk.doors.store.events(&filter).await;
     let rows = rows.map_err(Refusal::store)?;
@@ -372,7 +375,7 @@ pub async fn give_up(
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let id = EventId(number(&id)?);
-    let why = why(&order(request, &["why"]).await?, "why")?;
+    let why = only_why(request).await?;
     rest::to_the_end(&desk, move |desk| async move {
         let store = &desk.doors.store;
         let reason = format!("{}: {why}", caller.who);
@@ -446,8 +449,10 @@ pub async fn order(request: Request, known: &[&str]) -> Result<Map<String, Value
     }
 }
 
-/// A reason of an operator.
-pub(super) fn why(order: &Map<String, Value>, key: &str) -> Result<String, Refusal> {
+/// The reason of an operator, by either of its names.
+pub(super) fn why(order: &Map<String, Value>) -> Result<String, Refusal> {
+    let [why, reason] = REASON;
+    let key = if order.contains_key(why) { why } else { reason };
     match order.get(key) {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(text)) if text.chars().count() <= WHY_MAX && !text.contains('\0') => {
@@ -459,15 +464,9 @@ pub(super) fn why(order: &Map<String, Value>, key: &str) -> Result<String, Refus
     }
 }
 
-/// The reason that is all a body says; `reason` is another name of it, as a pause has it.
+/// The reason that is all a body says.
 pub(super) async fn only_why(request: Request) -> Result<String, Refusal> {
-    let order = order(request, &["why", "reason"]).await?;
-    let key = if order.contains_key("why") {
-        "why"
-    } else {
-        "reason"
-    };
-    why(&order, key)
+    why(&order(request, &REASON).await?)
 }
 
 /// What is noted of a change, with its reason if one was given.

@@ -10,11 +10,13 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::clock;
 use crate::config;
 use crate::event::{EventId, UserId};
 use crate::intake::access::{At, Operator, Viewer};
 use crate::intake::api::{self, Asked, asked};
 use crate::intake::compact;
+use crate::intake::later;
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::store::query::{self, Bound, Condition, Group, Model, Test};
 use crate::store::{EventRow, Filter, audit_rows};
@@ -23,13 +25,11 @@ use crate::store::{EventRow, Filter, audit_rows};
 const CROWD_MAX: usize = 10_000;
 /// Events read at once.
 const PAGE: usize = 1_000;
-/// Retries spread over time at once.
-pub const SPREADS_MAX: usize = 16;
 /// Longest time over which a retry is spread.
 const SPREAD_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Keys of an order by filter.
 const KEYS: &[&str] = &[
-    "state", "nas", "user", "cmd", "batch", "dry_run", "spread", "why",
+    "state", "nas", "user", "cmd", "batch", "dry_run", "spread", "why", "reason",
 ];
 
 /// An order for all events that fit.
@@ -70,6 +70,7 @@ impl Order {
             batch: text("batch")?,
             before: None,
             limit: PAGE,
+            unbounded: false,
         };
         let spread = match text("spread")? {
             None => Duration::ZERO,
@@ -89,7 +90,7 @@ impl Order {
             filter,
             dry_run,
             spread,
-            why: text("why")?.unwrap_or_default(),
+            why: api::why(&map)?,
         })
     }
 
@@ -118,8 +119,8 @@ impl Order {
     }
 }
 
-/// `POST /api/v1/events/retry`: dead events that fit, anew. `dry_run` only counts, `spread` does it
-/// over that time (the rest of it stays dead if the daemon stops meanwhile).
+/// `POST /api/v1/events/retry`: dead events that fit, anew. `dry_run` only counts, `spread` gives
+/// each a date within that time, which it keeps whatever happens to the daemon.
 pub async fn retry(
     State(desk): State<Desk>,
     At(caller): Operator,
@@ -133,50 +134,43 @@ pub async fn retry(
     let (count, spread) = (ids.len(), order.spread);
     let detail = format!("n={count} spread={spread:?} filter={:?}", order.filter);
     let detail = api::reasoned(detail, &order.why);
-    let work = async move |desk: Desk| -> Result<(usize, usize), Refusal> {
+    if spread.is_zero() {
+        let work = async move |desk: Desk| retry_now(&desk, &caller.who, detail, ids).await;
+        let (retried, skipped) = rest::to_the_end(&desk, work).await?;
+        return Ok(Json(json!({ "retried": retried, "skipped": skipped })).into_response());
+    }
+    let events = rest::to_the_end(&desk, async move |desk: Desk| {
         let store = &desk.doors.store;
         desk.trail
             .note(store.as_ref(), &caller.who, "retry_many", detail)
             .await;
-        let pause = spread
-            .checked_div(u32::try_from(count).unwrap_or(1))
-            .unwrap_or_default();
-        let (mut retried, mut skipped) = (0, 0);
-        for id in ids {
-            match store.retry_dead(id).await.map_err(Refusal::store)? {
-                Some(_) => retried += 1,
-                None => skipped += 1,
-            }
-            desk.doors.wake.notify_one();
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-            }
-        }
-        Ok((retried, skipped))
-    };
-    if spread.is_zero() {
-        let (retried, skipped) = rest::to_the_end(&desk, work).await?;
-        return Ok(Json(json!({ "retried": retried, "skipped": skipped })).into_response());
-    }
-    let place = std::sync::Arc::clone(&desk.spreads).try_acquire_owned();
-    let place = place.map_err(|_| Refusal {
-        retry_after: Some(60),
-        ..Refusal::new(
-            429,
-            "too_many_spreads",
-            format!("{SPREADS_MAX} retries are spread over time already"),
-            "wait until one of them has ended, or retry without spread",
-        )
-    })?;
-    let again = std::sync::Arc::clone(&desk);
-    desk.beside(async move {
-        let _place = place;
-        if let Err(refusal) = work(again).await {
-            tracing::warn!("a spread retry stopped: {}", refusal.message);
-        }
-    });
-    let answer = json!({ "events": count, "spread_s": spread.as_secs() });
+        let dates = later::dates(&ids, spread, clock::wall_ms());
+        store.retry_later(&dates).await.map_err(Refusal::store)
+    })
+    .await?;
+    let answer = json!({ "events": events, "spread_s": spread.as_secs() });
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
+}
+
+async fn retry_now(
+    desk: &Desk,
+    who: &str,
+    detail: String,
+    ids: Vec<EventId>,
+) -> Result<(usize, usize), Refusal> {
+    let store = &desk.doors.store;
+    desk.trail
+        .note(store.as_ref(), who, "retry_many", detail)
+        .await;
+    let (mut retried, mut skipped) = (0, 0);
+    for id in ids {
+        match store.retry_dead(id).await.map_err(Refusal::store)? {
+            Some(_) => retried += 1,
+            None => skipped += 1,
+        }
+        desk.doors.wake.notify_one();
+    }
+    Ok((retried, skipped))
 }
 
 /// `POST /api/v1/events/drop`: events that fit and do not run. `dry_run` only counts.

@@ -15,6 +15,7 @@ pub mod form;
 pub mod gauges;
 pub mod health;
 pub mod json;
+pub mod later;
 pub mod lookup;
 pub mod nases;
 pub mod openapi;

@@ -110,8 +110,8 @@ pub async fn pause(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
-    let order = order(request, &["reason", "for"]).await?;
-    let reason = why(&order, "reason")?;
+    let order = order(request, &["reason", "why", "for"]).await?;
+    let reason = why(&order)?;
     let length = match order.get("for") {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(
@@ -247,8 +247,8 @@ pub async fn forks(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
-    let order = order(request, &["forks", "why"]).await?;
-    let why = why(&order, "why")?;
+    let order = order(request, &["forks", "why", "reason"]).await?;
+    let why = why(&order)?;
     let wrong = || Refusal::malformed(format!("forks is not 1..{}, or null", Forks::MAX));
     let forks = match order.get("forks") {
         None => return Err(wrong()),
@@ -273,8 +273,8 @@ pub async fn mode(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
-    let order = order(request, &["mode", "why"]).await?;
-    let why = why(&order, "why")?;
+    let order = order(request, &["mode", "why", "reason"]).await?;
+    let why = why(&order)?;
     let mode = match order.get("mode") {
         Some(Value::Null) => None,
         Some(Value::String(word)) if word == Mode::Active.as_str() => Some(Mode::Active),

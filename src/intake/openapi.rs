@@ -4,6 +4,7 @@
 use axum::Json;
 use serde_json::{Map, Value, json};
 
+use crate::intake::api;
 use crate::intake::schemas::{self, reference, whole};
 
 /// The document, for anybody: it says what exists, not what is in it.
@@ -95,10 +96,10 @@ fn paths() -> Value {
                 answered("Removes an event that is not running", "200", reference("Dropped")), reason()) },
         "/api/v1/events/retry": { "post": with_optional_body(
             json!({ "summary": "Posts dead events that fit anew; dry_run counts, spread takes its time",
-                "responses": also(responses("200", reference("RetriedMany")), "202", "Spread") }), crowd_body(&["spread", "why"])) },
+                "responses": also(responses("200", reference("RetriedMany")), "202", "Spread") }), crowd_body(&["spread"])) },
         "/api/v1/events/drop": { "post": with_optional_body(
             answered("Removes events that fit and do not run; dry_run counts", "200",
-                reference("DroppedMany")), crowd_body(&["why"])) },
+                reference("DroppedMany")), crowd_body(&[])) },
         "/api/v1/batches/{batch}": {
             "parameters": [{ "name": "batch", "in": "path", "required": true,
                 "schema": { "type": "string" } }],
@@ -119,22 +120,19 @@ fn paths() -> Value {
         "/api/v1/nas/{id}/forks": { "parameters": [id.clone()],
             "post": with_optional_body(
                 answered("Overrides the forks of a NAS; null ends it", "200", reference("Nas")),
-                json!({ "type": "object", "required": ["forks"], "additionalProperties": false,
-                    "properties": { "forks": { "type": ["integer", "null"], "minimum": 1, "maximum": 100 },
-                        "why": { "type": "string", "maxLength": 500 } } })) },
+                reasoned(json!({ "type": "object", "required": ["forks"], "additionalProperties": false,
+                    "properties": { "forks": { "type": ["integer", "null"], "minimum": 1, "maximum": 100 } } }))) },
         "/api/v1/nas/{id}/mode": { "parameters": [id.clone()],
             "post": with_optional_body(
                 answered("Lets a NAS act or only look on; null for what the billing says", "200", reference("Nas")),
-                json!({ "type": "object", "required": ["mode"], "additionalProperties": false,
-                    "properties": { "mode": { "type": ["string", "null"], "enum": ["active", "observe", null] },
-                        "why": { "type": "string", "maxLength": 500 } } })) },
+                reasoned(json!({ "type": "object", "required": ["mode"], "additionalProperties": false,
+                    "properties": { "mode": { "type": ["string", "null"], "enum": ["active", "observe", null] } } }))) },
         "/api/v1/nas": { "get": answered("All NASes", "200", reference("NasList")) },
         "/api/v1/nas/{id}/pause": { "parameters": [id.clone()],
             "post": with_optional_body(
                 answered("Starts nothing new on a NAS", "200", reference("Nas")),
-                json!({ "type": "object", "additionalProperties": false, "properties": {
-                    "reason": { "type": "string", "maxLength": 500 },
-                    "for": { "type": "string", "description": "like 30m; else until resumed" } } })) },
+                reasoned(json!({ "type": "object", "additionalProperties": false, "properties": {
+                    "for": { "type": "string", "description": "like 30m; else until resumed" } } }))) },
         "/api/v1/nas/{id}/resume": { "parameters": [id.clone()],
             "post": with_optional_body(
                 answered("Ends a pause", "200", reference("Nas")), reason()) },
@@ -204,14 +202,27 @@ fn crowd_body(more: &[&str]) -> Value {
             map.insert((*name).to_owned(), json!({ "type": "string" }));
         }
     }
-    json!({ "type": "object", "required": ["state"], "additionalProperties": false,
-        "properties": properties })
+    reasoned(
+        json!({ "type": "object", "required": ["state"], "additionalProperties": false,
+        "properties": properties }),
+    )
 }
 
 /// A body that only says why.
 fn reason() -> Value {
-    json!({ "type": "object", "additionalProperties": false,
-        "properties": { "why": { "type": "string", "maxLength": 500 } } })
+    reasoned(json!({ "type": "object", "additionalProperties": false, "properties": {} }))
+}
+
+/// A body that also says why, by either name.
+fn reasoned(mut body: Value) -> Value {
+    if let Some(properties) = body.get_mut("properties").and_then(Value::as_object_mut) {
+        for name in api::REASON {
+            let text =
+                json!({ "type": "string", "maxLength": 500, "description": "why, for the audit" });
+            properties.insert(name.to_owned(), text);
+        }
+    }
+    body
 }
 
 fn idempotency_key() -> Value {

@@ -4,6 +4,7 @@
 
 /// Word and number of its page, by number.
 pub const WORDS: &[(&str, u16)] = &[
+    ("too_long", 208),
     ("unavailable", 400),
     ("token_missing", 403),
     ("token_malformed", 403),
@@ -14,7 +15,6 @@ pub const WORDS: &[(&str, u16)] = &[
     ("not_dropped", 404),
     ("not_retried", 404),
     ("stack_full", 404),
-    ("too_many_spreads", 404),
     ("too_many_tails", 404),
     ("too_many_tests", 404),
     ("too_many_waiting", 404),

@@ -115,8 +115,6 @@ pub struct Shared {
     pub tails: Arc<Semaphore>,
     /// Places for tests of NASes.
     pub tests: Semaphore,
-    /// Places for retries that are spread over time.
-    pub spreads: Arc<Semaphore>,
     places: Arc<Semaphore>,
     changes: Mutex<JoinSet<()>>,
 }
@@ -182,6 +180,12 @@ impl Refusal {
             store::Error::Refused(text) => {
                 Self::new(400, "refused", text.clone(), "nothing was stored")
             }
+            store::Error::TooLong => Self::new(
+                400,
+                "too_long",
+                error.to_string(),
+                "nothing was changed; sqlexec reads without this limit",
+            ),
             store::Error::Open { .. }
             | store::Error::Migrate { .. }
             | store::Error::Billing(_)
@@ -260,7 +264,6 @@ pub fn router(doors: Doors) -> Router {
         waiters: Semaphore::new(WAITERS_MAX),
         tails: Arc::new(Semaphore::new(tails::STREAMS_MAX)),
         tests: Semaphore::new(nases::TESTS_MAX),
-        spreads: Arc::new(Semaphore::new(crowd::SPREADS_MAX)),
         places: Arc::new(Semaphore::new(CHANGES_MAX)),
         changes: Mutex::new(JoinSet::new()),
     });

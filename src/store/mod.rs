@@ -84,7 +84,17 @@ pub enum Error {
     /// The request itself makes no sense.
     #[error("{0}")]
     Refused(String),
+    /// A look-up was ended.
+    #[error(
+        "the look-up took longer than {} ms and was ended: narrow it by account, NAS or batch, by id (ids grow with time), or by fewer look-ups without an index",
+        LOOK_MAX.as_millis()
+    )]
+    TooLong,
 }
+
+/// Longest time of one look-up of people, tools and the billing: with the rest of its answer it
+/// is under a second.
+pub const LOOK_MAX: Duration = Duration::from_millis(900);
 
 /// Characters of an SQLSTATE; SQLite's numbers are shorter.
 const POSTGRES_CODE: usize = 5;
@@ -100,7 +110,8 @@ impl Error {
             | Self::Billing(_)
             | Self::Owned(_)
             | Self::Fenced { .. }
-            | Self::Refused(_) => return false,
+            | Self::Refused(_)
+            | Self::TooLong => return false,
         };
         let Some(database) = source.as_database_error() else {
             return false;
@@ -402,6 +413,22 @@ pub trait Store: Send + Sync {
     /// Skips it (`None`) if it is not dead, was retried already, or its lane has a later
     /// state-changing event that is waiting or done.
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>>;
+
+    /// Says when each of these dead events is to be retried, wall ms; all or none. How many of them
+    /// are dead and not retried yet.
+    async fn retry_later(&self, dates: &[(EventId, i64)]) -> Result<u64>;
+
+    /// The next dead events that are to be retried, with their times, the first one first; of two
+    /// at one time the later event.
+    async fn retries_due(&self, limit: usize) -> Result<Vec<(EventId, i64)>>;
+
+    /// Forgets when a dead event was to be retried.
+    async fn forgo_retry(&self, id: EventId) -> Result<()>;
+
+    /// If the first retry is overdue, moves all on until it is due at `now_ms`: the time in which
+    /// nobody was there to do them does not count, and they come as far apart as was wanted. How
+    /// many were moved.
+    async fn move_retries(&self, now_ms: i64) -> Result<u64>;
 
     /// Removes an event that is not running: to `events_done` with result `dropped`.
     async fn drop_event(&self, id: EventId, why: &str) -> Result<bool>;

@@ -196,6 +196,9 @@ pub struct Filter {
     pub before: Option<i64>,
     /// At most this many, 1..=1000.
     pub limit: usize,
+    /// The daemon's own look, which has to be answered however long it takes; those of people and
+    /// tools end at [`LOOK_MAX`](super::LOOK_MAX).
+    pub unbounded: bool,
 }
 
 impl Filter {

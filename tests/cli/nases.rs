@@ -337,8 +337,13 @@ async fn a_breaker_is_reset_and_a_pause_stays(kind: Kind) {
         .await
         .failed(0, &["would be tried at once"]);
     assert_eq!(list(&lab).await[0]["breaker"], "parked");
-    ned(&lab, &reset).await.fine();
+    ned(&lab, &[&reset[..], &["--reason", "new password"]].concat())
+        .await
+        .fine();
     assert_eq!(lab.ended(id).await.0, "done");
+    let noted = "select count(*) from audit where what = 'nas_resume'
+       and detail like '%nas=5%' and detail like '%why=\"new password\"%'";
+    assert_eq!(lab.number(noted).await, 1);
     for pause in [
         &["nas", "pause", "5", "--reason", "works"][..],
         &["nas", "pause", "5", "--at", "2999-01-01 02:00"],

@@ -25,6 +25,7 @@ mod fakes;
 mod foreign;
 mod hang;
 mod jumps;
+mod later;
 mod power;
 mod resize;
 mod steady;

@@ -392,6 +392,19 @@ impl Store for Fake {
         Ok(dead.then_some(EventId(id.0 + 100)))
     }
 
+    async fn retry_later(&self, _: &[(EventId, i64)]) -> Result<u64> {
+        no()
+    }
+    async fn retries_due(&self, _: usize) -> Result<Vec<(EventId, i64)>> {
+        no()
+    }
+    async fn forgo_retry(&self, _: EventId) -> Result<()> {
+        no()
+    }
+    async fn move_retries(&self, _: i64) -> Result<u64> {
+        no()
+    }
+
     async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {
         let mut rows = self.rows.lock().unwrap();
         let Some(row) = rows.get_mut(&id.0) else {

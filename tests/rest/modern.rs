@@ -511,6 +511,17 @@ async fn the_document_is_true_and_every_path_is_guarded() {
         seen, 32,
         "a path was added to the document or taken from it"
     );
+    // Who may say why may call it `reason`, and each change takes it.
+    let mut reasons = 0;
+    for (path, item) in served["paths"].as_object().unwrap() {
+        let body = "/post/requestBody/content/application~1json/schema/properties";
+        let Some(body) = item.pointer(body) else {
+            continue;
+        };
+        assert_eq!(body.get("why"), body.get("reason"), "{path}");
+        reasons += usize::from(body.get("reason").is_some());
+    }
+    assert_eq!(reasons, 9, "a body that says why");
     // Nor is a path in the router that the document does not know.
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/intake/rest.rs");
     let source = std::fs::read_to_string(source).unwrap();

@@ -114,7 +114,11 @@ pub(super) async fn within<R>(
 fn survives(error: &Error) -> bool {
     match error {
         Error::Sql { source, .. } => rolled_back(source),
-        Error::Fenced { .. } | Error::Refused(_) | Error::Owned(_) | Error::Billing(_) => true,
+        Error::Fenced { .. }
+        | Error::Refused(_)
+        | Error::Owned(_)
+        | Error::Billing(_)
+        | Error::TooLong => true,
         Error::Open { .. } | Error::Migrate { .. } => false,
     }
 }

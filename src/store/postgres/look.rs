@@ -6,7 +6,7 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::{Column, Connection, Executor, PgConnection, Row, SqlSafeStr, TypeInfo, ValueRef};
 
-use super::{Postgres, connection, kept_ms, sql, storable};
+use super::{Postgres, connection, kept_ms, look_failed, sql, storable};
 use crate::event::{EventId, Params};
 use crate::store::{
     Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs, operator, rows,
@@ -28,7 +28,7 @@ const STACK: &str = "select id, 'stack' as place, state, event_type as cmd, user
 const DEAD: &str =
     "select id, 'dead' as place, 'dead' as state, event_type as cmd, user_id, abonent_id, nas_id,
   source, batch_id, (date_part('epoch', event_date) * 1000)::bigint as event_ms, try_count as tries,
-  null::bigint as next_ms, (date_part('epoch', died_at) * 1000)::bigint as ended_ms,
+  case when retried_as is null then retry_ms end as next_ms, (date_part('epoch', died_at) * 1000)::bigint as ended_ms,
   possible_duplicate as dup, last_code as code, reason as error, null::bigint as ms, null as answer,
   params::text, retried_as, null as hash from events_dead";
 const DONE: &str = "select id, 'done' as place, result as state, event_type as cmd, user_id, abonent_id, nas_id,
@@ -202,11 +202,14 @@ pub(super) async fn events(store: &Postgres, filter: &Filter) -> Result<Vec<Even
     if let Some(before) = filter.before {
         query = query.bind(before);
     }
-    let rows = query
-        .bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100))
-        .fetch_all(&store.pool)
-        .await
-        .map_err(sql("list events"))?;
+    let query = query.bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100));
+    let rows = if filter.unbounded {
+        let rows = query.fetch_all(&store.pool).await;
+        rows.map_err(sql("list events"))?
+    } else {
+        let rows = query.fetch_all(&store.lookers).await;
+        rows.map_err(look_failed("list events"))?
+    };
     rows.iter().map(event_row).collect()
 }
 

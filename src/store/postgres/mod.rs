@@ -9,6 +9,7 @@ mod decide;
 mod expand;
 mod guard;
 mod hot;
+mod later;
 mod look;
 mod model;
 mod nas;
@@ -35,8 +36,8 @@ use self::connection::{CONNECT_TIMEOUT, Reopening};
 use super::rows::kept_ms;
 use super::{
     AccountFlags, After, Backlog, Cause, Counts, Error, EventRow, Expansion, Filter, GuardOrder,
-    Idempotency, OrderKind, Owner, Post, Posted, Result, SqlAnswer, Store, Token, Turn, Turned,
-    shown_url, timed,
+    Idempotency, LOOK_MAX, OrderKind, Owner, Post, Posted, Result, SqlAnswer, Store, Token, Turn,
+    Turned, shown_url, timed,
 };
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId, Waiting};
 use crate::nas::{BadNas, Nas, NasChange, NasId, NasSecret, NasState};
@@ -45,6 +46,8 @@ use crate::store::sample::{Filled, Filling, Told};
 
 /// Connections for intake, tools and settings at once; the server's own limit is often 100.
 const POOL: u32 = 8;
+/// Look-ups at once; the next ones wait.
+const LOOKERS: u32 = 4;
 /// The server ends a statement of ours that runs longer.
 const STATEMENT_TIMEOUT: &str = "30s";
 /// The server ends a transaction of ours that waits longer: a forgotten one keeps vacuum from
@@ -69,6 +72,9 @@ pub struct Postgres {
     writer: Reopening<stack::Doubt>,
     expander: Reopening<expand::Doubt>,
     pool: PgPool,
+    /// Look-ups of people and of the billing: what no index helps may read a million rows, and
+    /// holds neither a connection that the daemon needs nor its caller.
+    lookers: PgPool,
     billing: std::sync::RwLock<billing::Shape>,
     /// Epoch of the ownership that was taken through this store; 0 = none.
     owned: AtomicI64,
@@ -91,6 +97,20 @@ fn storable(text: &str) -> Cow<'_, str> {
         Cow::Owned(text.replace('\0', "\u{fffd}"))
     } else {
         Cow::Borrowed(text)
+    }
+}
+
+/// What a look-up that failed means: the server ends it at [`LOOK_MAX`].
+fn look_failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Error {
+    // query_canceled: PostgreSQL's manual, "PostgreSQL Error Codes".
+    const ENDED: &str = "57014";
+    move |source| {
+        let code = source.as_database_error().and_then(|error| error.code());
+        if code.is_some_and(|code| code == ENDED) {
+            Error::TooLong
+        } else {
+            sql(doing)(source)
+        }
     }
 }
 
@@ -130,11 +150,17 @@ impl Postgres {
             .max_connections(POOL)
             .acquire_timeout(CONNECT_TIMEOUT)
             .connect_lazy_with(options.clone());
+        let limit = format!("{}ms", LOOK_MAX.as_millis());
+        let lookers = PgPoolOptions::new()
+            .max_connections(LOOKERS)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect_lazy_with(options.clone().options([("statement_timeout", limit)]));
         Ok(Self {
             writer: Reopening::new(options.clone().options(BY_KEY), None),
             expander: Reopening::new(options.clone(), Some(conn)),
             options,
             pool,
+            lookers,
             billing: std::sync::RwLock::new(shape),
             owned: AtomicI64::new(0),
         })
@@ -234,6 +260,11 @@ fn migrator() -> Migrator {
             11,
             "audit_guard",
             include_str!("../../../migrations/postgres/0011_audit_guard.sql"),
+        ),
+        (
+            12,
+            "spread",
+            include_str!("../../../migrations/postgres/0012_spread.sql"),
         ),
     ])
 }
@@ -424,6 +455,25 @@ impl Store for Postgres {
 
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {
         call("retry a dead event", compact::retry_dead(self, id)).await
+    }
+
+    async fn retry_later(&self, dates: &[(EventId, i64)]) -> Result<u64> {
+        let work = later::retry_later(self, dates);
+        call("date retries", work).await
+    }
+
+    async fn retries_due(&self, limit: usize) -> Result<Vec<(EventId, i64)>> {
+        let work = later::retries_due(self, limit);
+        call("look for retries that are due", work).await
+    }
+
+    async fn forgo_retry(&self, id: EventId) -> Result<()> {
+        call("forgo a retry", later::forgo_retry(self, id)).await
+    }
+
+    async fn move_retries(&self, now_ms: i64) -> Result<u64> {
+        let work = later::move_retries(self, now_ms);
+        call("move retries on", work).await
     }
 
     async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use sqlx::postgres::PgArguments;
 use sqlx::{Row, SqlSafeStr};
 
-use super::{Postgres, billing, kept_ms, ms_of, sql};
+use super::{Postgres, billing, kept_ms, look_failed, ms_of, sql};
 use crate::event::{CompactEvent, EventId};
 use crate::store::query::{self, Bound, Column, Kind, Model, Query};
 use crate::store::statement::{self, Dialect};
@@ -85,9 +85,9 @@ pub(super) async fn find(store: &Postgres, query: &Query) -> Result<Vec<Map<Stri
     // Planned anew each time: only with the values at hand does a look-up find its index.
     let rows = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
         .persistent(false)
-        .fetch_all(&store.pool)
+        .fetch_all(&store.lookers)
         .await
-        .map_err(sql("look objects up"))?;
+        .map_err(look_failed("look objects up"))?;
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
         let text: &str = row.try_get(0).map_err(sql("read an object"))?;
@@ -104,9 +104,9 @@ pub(super) async fn count(store: &Postgres, query: &Query) -> Result<i64> {
     let (text, bound) = statement::number(Dialect::Postgres, &known, query)?;
     let row = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
         .persistent(false)
-        .fetch_one(&store.pool)
+        .fetch_one(&store.lookers)
         .await
-        .map_err(sql("count objects"))?;
+        .map_err(look_failed("count objects"))?;
     row.try_get(0).map_err(sql("count objects"))
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Column, Row, TypeInfo, ValueRef};
 
-use super::{Sqlite, sql};
+use super::{Sqlite, bound, sql};
 use crate::clock;
 use crate::event::{EventId, Params};
 use crate::store::{
@@ -28,7 +28,7 @@ const STACK: &str = "select id, 'stack' as place, state, event_type as cmd, user
   from events_stack";
 const DEAD: &str = "select id, 'dead' as place, 'dead' as state, event_type as cmd, user_id, abonent_id, nas_id,
   source, batch_id, cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as event_ms, try_count as tries,
-  null as next_ms, cast(round(unixepoch(died_at, 'subsec') * 1000) as integer) as ended_ms, possible_duplicate as dup,
+  case when retried_as is null then retry_ms end as next_ms, cast(round(unixepoch(died_at, 'subsec') * 1000) as integer) as ended_ms, possible_duplicate as dup,
   last_code as code, reason as error, null as ms, null as answer, params, retried_as, null as hash from events_dead";
 const DONE: &str = "select id, 'done' as place, result as state, event_type as cmd, user_id, abonent_id, nas_id,
   source, batch_id, cast(round(unixepoch(event_date, 'subsec') * 1000) as integer) as event_ms, attempts as tries,
@@ -196,11 +196,15 @@ pub(super) async fn events(store: &Sqlite, filter: &Filter) -> Result<Vec<EventR
     if let Some(before) = filter.before {
         query = query.bind(before);
     }
-    let rows = query
-        .bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100))
-        .fetch_all(&store.readers)
-        .await
-        .map_err(sql("list events"))?;
+    let query = query.bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100));
+    let rows = if filter.unbounded {
+        let rows = query.fetch_all(&store.readers).await;
+        rows.map_err(sql("list events"))?
+    } else {
+        let mut look = bound::look(store).await?;
+        let rows = query.fetch_all(look.conn()).await;
+        rows.map_err(look.failed("list events"))?
+    };
     rows.iter().map(event_row).collect()
 }
 

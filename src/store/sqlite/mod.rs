@@ -4,10 +4,12 @@
 
 pub mod backup;
 mod billing;
+mod bound;
 mod compact;
 mod expand;
 mod guard;
 mod hot;
+mod later;
 mod look;
 mod model;
 mod nas;
@@ -62,6 +64,8 @@ const WRITE_REST_US: u64 = 1_500;
 pub struct Sqlite {
     writer: Mutex<Writer>,
     readers: SqlitePool,
+    /// Connections of [`bound`].
+    lookers: SqlitePool,
     billing: std::sync::RwLock<billing::Shape>,
     /// Epoch of the ownership that was taken through this store; 0 = none.
     owned: AtomicI64,
@@ -139,17 +143,20 @@ impl Sqlite {
             })?;
         billing::create_sample(&mut conn).await?;
         let shape = billing::Shape::read(&mut conn).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .test_before_acquire(false)
-            .connect_with(
-                options
-                    .clone()
-                    .create_if_missing(false)
-                    .pragma("query_only", "on"),
-            )
+        let reading = options
+            .clone()
+            .create_if_missing(false)
+            .pragma("query_only", "on");
+        let pool = |most| {
+            SqlitePoolOptions::new()
+                .max_connections(most)
+                .test_before_acquire(false)
+        };
+        let readers = pool(READERS)
+            .connect_with(reading.clone())
             .await
             .map_err(fail)?;
+        let lookers = pool(bound::LOOKERS).connect_lazy_with(reading);
         compact::create_catalogue(&mut conn).await?;
         let writer = Writer {
             conn,
@@ -163,6 +170,7 @@ impl Sqlite {
         Ok(Self {
             writer: Mutex::new(writer),
             readers,
+            lookers,
             billing: std::sync::RwLock::new(shape),
             owned: AtomicI64::new(0),
         })
@@ -283,6 +291,11 @@ fn migrator() -> Migrator {
             11,
             "audit_guard",
             include_str!("../../../migrations/sqlite/0011_audit_guard.sql"),
+        ),
+        (
+            12,
+            "spread",
+            include_str!("../../../migrations/sqlite/0012_spread.sql"),
         ),
     ])
 }
@@ -445,6 +458,22 @@ impl Store for Sqlite {
 
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>> {
         compact::retry_dead(self, id).await
+    }
+
+    async fn retry_later(&self, dates: &[(EventId, i64)]) -> Result<u64> {
+        later::retry_later(self, dates).await
+    }
+
+    async fn retries_due(&self, limit: usize) -> Result<Vec<(EventId, i64)>> {
+        later::retries_due(self, limit).await
+    }
+
+    async fn forgo_retry(&self, id: EventId) -> Result<()> {
+        later::forgo_retry(self, id).await
+    }
+
+    async fn move_retries(&self, now_ms: i64) -> Result<u64> {
+        later::move_retries(self, now_ms).await
     }
 
     async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Row, SqlSafeStr};
 
-use super::{Sqlite, billing, sql};
+use super::{Sqlite, billing, bound, sql};
 use crate::clock;
 use crate::event::{CompactEvent, EventId};
 use crate::store::query::{self, Bound, Column, Kind, Model, Query};
@@ -88,10 +88,11 @@ pub(super) async fn find(store: &Sqlite, query: &Query) -> Result<Vec<Map<String
     let shape = store.shape();
     let known = |model| of_model(&shape, model);
     let (text, bound) = statement::objects(Dialect::Sqlite, &known, query)?;
+    let mut look = bound::look(store).await?;
     let rows = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
-        .fetch_all(&store.readers)
+        .fetch_all(look.conn())
         .await
-        .map_err(sql("look objects up"))?;
+        .map_err(look.failed("look objects up"))?;
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
         let text: String = row.try_get(0).map_err(sql("read an object"))?;
@@ -106,10 +107,11 @@ pub(super) async fn count(store: &Sqlite, query: &Query) -> Result<i64> {
     let shape = store.shape();
     let known = |model| of_model(&shape, model);
     let (text, bound) = statement::number(Dialect::Sqlite, &known, query)?;
+    let mut look = bound::look(store).await?;
     let row = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
-        .fetch_one(&store.readers)
+        .fetch_one(look.conn())
         .await
-        .map_err(sql("count objects"))?;
+        .map_err(look.failed("count objects"))?;
     row.try_get(0).map_err(sql("count objects"))
 }
 
