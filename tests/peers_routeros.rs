@@ -1,9 +1,10 @@
 //! The simulator speaks the real wire format: clients that others wrote log in, add, print,
 //! fail and send megabytes; and they make the same bytes of the same words as we do. Install them
-//! with `scripts/install-peers DIR` and point
-//! `NED_TEST_PEERS` at DIR.
+//! with `scripts/install-peers DIR` and point `NED_TEST_PEERS` at DIR.
 #![expect(
+    clippy::unwrap_used,
     clippy::panic,
+    clippy::indexing_slicing,
     clippy::disallowed_methods,
     reason = "helpers of tests; starting the peers is what this file is for"
 )]

@@ -61,8 +61,7 @@ impl Which {
 
     fn fits(&self, row: &EventRow) -> bool {
         let error = row.error.as_deref().unwrap_or_default();
-        self.abonent.is_none_or(|id| row.abonent_id == Some(id))
-            && self.since.is_none_or(|since| row.event_date_ms >= since)
+        self.since.is_none_or(|since| row.event_date_ms >= since)
             && self
                 .error
                 .as_ref()
@@ -82,6 +81,7 @@ impl Which {
             state,
             nas: self.nas,
             user: self.user,
+            abonent: self.abonent,
             cmd: self.cmd.clone(),
             batch: self.batch.clone(),
             before,

@@ -244,6 +244,7 @@ pub async fn list(
         state: query.state,
         nas: query.nas,
         user: query.user,
+        abonent: None,
         cmd: query.cmd,
         batch: query.batch,
         before: query.before,

@@ -66,6 +66,7 @@ impl Order {
             state: Some(state),
             nas: number("nas")?,
             user: number("user")?,
+            abonent: None,
             cmd: text("cmd")?,
             batch: text("batch")?,
             before: None,

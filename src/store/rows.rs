@@ -188,6 +188,8 @@ pub struct Filter {
     pub nas: Option<i64>,
     /// Only this account.
     pub user: Option<i64>,
+    /// Only this abonent.
+    pub abonent: Option<i64>,
     /// Only this command.
     pub cmd: Option<String>,
     /// Only this bulk call.
@@ -203,13 +205,14 @@ pub struct Filter {
 
 impl Filter {
     /// The conditions on a row as SQL, with parameters that `mark` numbers from 1 in the order
-    /// state, nas, user, cmd, batch, before, limit; those that are not asked for are left out,
+    /// state, nas, user, abonent, cmd, batch, before, limit; those that are not asked for are left out,
     /// because only a plain comparison finds its index. Also the mark of the limit.
     pub(super) fn conditions(&self, state: bool, mark: char) -> (String, String) {
         let asked = [
             ("state =", state),
             ("nas_id =", self.nas.is_some()),
             ("user_id =", self.user.is_some()),
+            ("abonent_id =", self.abonent.is_some()),
             ("cmd =", self.cmd.is_some()),
             ("batch_id =", self.batch.is_some()),
             ("id <", self.before.is_some()),

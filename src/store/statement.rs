@@ -79,11 +79,23 @@ impl<'a> Statement<'a> {
         };
         self.text
             .push_str(&format!(" from {}", query.model.table()));
-        self.conditions(query)?;
-        self.order(query)?;
         let limit = query.limit.clamp(1, ROWS_MAX);
-        self.text
-            .push_str(&format!(" limit {limit} offset {}", query.offset));
+        let page = format!(" limit {limit} offset {}", query.offset);
+        if query.model.is_theirs() || (query.order.is_empty() && query.offset == 0) {
+            self.conditions(query)?;
+            self.order(query)?;
+            self.text.push_str(&page);
+        } else {
+            // Numbers are sorted and skipped; only the rows of the page are read and shown.
+            let table = query.model.table();
+            self.text
+                .push_str(&format!(" where id in (select id from {table}"));
+            self.conditions(query)?;
+            self.order(query)?;
+            self.text.push_str(&page);
+            self.text.push(')');
+            self.order(query)?;
+        }
         if self.dialect == Dialect::Postgres {
             self.text.push_str(") v");
         }

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::store::{Error, LOOK_MAX, Result};
 
 /// Look-ups at once; the next ones wait.
-pub(super) const LOOKERS: u32 = 2;
+pub(super) const LOOKERS: u32 = 4;
 /// Steps of the database's machine between two looks at the clock: some 10 µs.
 const STEPS: i32 = 1_000;
 /// A look-up with fewer looks at the clock than these, some thousand rows, is never ended: it
@@ -28,7 +28,7 @@ pub(super) struct Bounded {
 }
 
 /// A connection for one look-up, whose time begins now.
-pub(super) async fn bounded(store: &Sqlite, limit: Duration) -> Result<Bounded> {
+pub(super) async fn look(store: &Sqlite) -> Result<Bounded> {
     let doing = "connect for a look-up";
     let mut conn = store.lookers.acquire().await.map_err(sql(doing))?;
     let ended = Arc::new(AtomicBool::new(false));
@@ -38,17 +38,12 @@ pub(super) async fn bounded(store: &Sqlite, limit: Duration) -> Result<Bounded> 
     handle.set_progress_handler(STEPS, move || {
         let looks = looks.fetch_add(1, Ordering::Relaxed);
         let took = Duration::from_millis(clock::tick_ms().saturating_sub(began));
-        let goes_on = looks < SMALL || took < limit;
+        let goes_on = looks < SMALL || took < LOOK_MAX;
         told.fetch_or(!goes_on, Ordering::Relaxed);
         goes_on
     });
     drop(handle);
     Ok(Bounded { conn, ended })
-}
-
-/// The same with the limit of all look-ups.
-pub(super) async fn look(store: &Sqlite) -> Result<Bounded> {
-    bounded(store, LOOK_MAX).await
 }
 
 impl Bounded {

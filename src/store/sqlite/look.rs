@@ -187,7 +187,8 @@ pub(super) async fn events(store: &Sqlite, filter: &Filter) -> Result<Vec<EventR
     if let Some(state) = state {
         query = query.bind(state.to_owned());
     }
-    for number in [filter.nas, filter.user].into_iter().flatten() {
+    let numbers = [filter.nas, filter.user, filter.abonent];
+    for number in numbers.into_iter().flatten() {
         query = query.bind(number);
     }
     for text in [&filter.cmd, &filter.batch].into_iter().flatten() {
