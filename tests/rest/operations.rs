@@ -379,7 +379,7 @@ async fn a_look_up_that_takes_too_long_is_ended(kind: Kind) {
     let answer = "a".repeat(4_000);
     db.sql(&format!(
         "insert into events_done (id, event_type, user_id, nas_id, event_date, result, answer)
-         with recursive n(i) as (select 1 union all select i + 1 from n where i < 5000)
+         with recursive n(i) as (select 1 union all select i + 1 from n where i < 10000)
          select 10000 + i, 'user_add', 1, 5, '2026-01-01 00:00:00', 'done', '{answer}' from n"
     ))
     .await;
@@ -403,7 +403,10 @@ async fn a_look_up_that_takes_too_long_is_ended(kind: Kind) {
         h.with("viewer", "POST", "/rest_api/v2/EventsDone/", &body)
             .await
     };
-    for more in ["", "&method16=count&arg16={}"] {
+    for more in [
+        "&method16=order_by&arg16=[\"ms\"]",
+        "&method16=count&arg16={}",
+    ] {
         let refused = ask("\"pk__gt\":10000", more).await;
         assert_eq!(refused.status, 400, "{more}: {}", refused.text);
         let said = refused.json()["error"].to_string();
