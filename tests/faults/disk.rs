@@ -329,11 +329,16 @@ impl Full {
         }
     }
 
-    /// Fills the disk, sees what holds meanwhile, makes room, and sees that all are done, the first
-    /// in time.
     async fn fill_and_free(&mut self, ballast: &Path) {
+        let free = || std::fs::remove_file(ballast).unwrap();
+        self.break_and_mend(|| fill(ballast), free).await;
+    }
+
+    /// Makes the disk take nothing, sees what holds meanwhile, makes it take everything, and sees that
+    /// all are done, the first in time.
+    async fn break_and_mend(&mut self, shut: impl FnOnce(), mend: impl FnOnce()) {
         let lab = &self.lab;
-        fill(ballast);
+        shut();
         let_through(&self.gate, "all");
         lab.said("the database refused a turn").await;
         // Results wait in memory; nothing else starts, and nothing is accepted that cannot be kept.
@@ -356,7 +361,7 @@ impl Full {
         assert_eq!(refused.0, 503, "{}", refused.1);
         assert!(lab.is_up().await, "it lives");
         assert_eq!(starts(&journal::read_script(&self.journal)).len(), 4);
-        std::fs::remove_file(ballast).unwrap();
+        mend();
         let freed = clock::tick_ms();
         let mut first = None;
         // Asked through its doors: a path below /proc leads SQLite to the file outside.
@@ -393,6 +398,47 @@ async fn a_full_database_disk_loses_nothing_and_repeats_nothing() {
     let copy = Db::at(url, Kind::Sqlite).await;
     done_once(copy.store.as_ref(), &full.journal, full.accepted).await;
     full.daemon.stop().await;
+}
+
+/// What makes a directory read-only for the program that it is loaded into.
+async fn read_only_library(place: &Path) -> PathBuf {
+    let library = place.join("read_only.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/read_only.c");
+    #[expect(clippy::disallowed_methods, reason = "the compiler is a program")]
+    let mut command = tokio::process::Command::new("cc");
+    command
+        .args(["-O2", "-shared", "-fPIC", "-o"])
+        .arg(&library);
+    let status = command.arg(source).arg("-ldl").status().await;
+    assert!(status.unwrap().success());
+    library
+}
+
+/// A connection that is opened meanwhile can only read: it is not kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_disk_that_turns_read_only_loses_and_repeats_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let library = read_only_library(place.path()).await;
+    let shut = place.path().join("shut");
+    let db = Db::new(Kind::Sqlite).await;
+    let dir = db.file().unwrap().parent().unwrap().to_owned();
+    let by = [
+        "env".to_owned(),
+        format!("LD_PRELOAD={}", library.display()),
+        format!("NED_READ_ONLY_BELOW={}", dir.display()),
+        format!("NED_READ_ONLY_WHEN={}", shut.display()),
+    ];
+    let by = by.each_ref().map(String::as_str);
+    let mut full = Full::new(db, &by).await;
+    let (close, open) = (
+        || std::fs::write(&shut, "").unwrap(),
+        || std::fs::remove_file(&shut).unwrap(),
+    );
+    full.break_and_mend(close, open).await;
+    full.daemon.stop().await;
+    done_once(full.lab.db.store.as_ref(), &full.journal, full.accepted).await;
+    let sound = full.lab.rows("select * from pragma_integrity_check").await;
+    assert_eq!(sound, [["ok"]]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,10 +21,7 @@ enum Is {
 /// (file, its sleeps in order). A new one is a reason to look for the condition first.
 const SLEEPS: &[(&str, &[Is])] = &[
     ("src/driver/sessions_test.rs", &[Is::Look]),
-    (
-        "tests/faults/database.rs",
-        &[Is::Fault, Is::Fault, Is::Fault],
-    ),
+    ("tests/faults/database.rs", &[Is::Fault, Is::Fault]),
     ("tests/faults/dead.rs", &[Is::Device]),
     ("tests/faults/drivers.rs", &[Is::Fault, Is::Fault]),
     ("tests/faults/main.rs", &[Is::Look, Is::Fault]),
@@ -36,7 +33,7 @@ const SLEEPS: &[(&str, &[Is])] = &[
     ("tests/mikrotik_rude.rs", &[Is::Device, Is::Look]),
     ("tests/radius/hostile.rs", &[Is::Look]),
     ("tests/session/bench.rs", &[Is::Look]),
-    ("tests/session_leaks.rs", &[Is::Look]),
+    ("tests/session_leaks.rs", &[Is::Look, Is::Look]),
     ("tests/ssh/rude.rs", &[Is::Device]),
     (
         "tests/telnet/rude.rs",

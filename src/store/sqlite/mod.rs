@@ -222,6 +222,12 @@ impl Writer {
             let mut conn = SqliteConnection::connect_with(&self.options)
                 .await
                 .map_err(sql(doing))?;
+            // A disk that is read-only at this moment gives one that can read only, for ever; even its
+            // immediate transactions begin.
+            sqlx::raw_sql("begin immediate; update owner set epoch = epoch where 0; rollback")
+                .execute(&mut conn)
+                .await
+                .map_err(sql(doing))?;
             compact::create_catalogue(&mut conn).await?;
             self.known_cmds.clear();
             self.conn = conn;
