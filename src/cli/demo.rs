@@ -28,7 +28,7 @@ const SLOW_MS: u64 = 250;
 const REFUSE_EVERY: u64 = 3;
 /// It drops each connection after this part of all events, since who logged in once would never be
 /// refused: often enough that it happens, seldom enough that the breaker's pauses stay short.
-const DROP_AFTER: u64 = 9;
+const DROP_AFTER: u64 = 7;
 /// The demo must have ended by then, ms.
 const LIMIT_MS: u64 = 60_000;
 /// How often progress is shown.
