@@ -132,7 +132,7 @@ fn touched(line: &str) -> Vec<String> {
             return Vec::new();
         }
         let path = result.split_once('<').and_then(|(_, p)| p.rsplit_once('>'));
-        return vec![path.expect(line).0.to_owned()];
+        return vec![path.unwrap().0.to_owned()];
     }
     // Each name is below the directory before it, unless it is absolute.
     let mut all = Vec::new();
