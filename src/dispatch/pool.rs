@@ -7,7 +7,6 @@ use super::ahead::Ahead;
 use super::breaker::{Breaker, Start};
 use super::hear::STALE_MS;
 use super::knock::Knock;
-use crate::driver::sessions;
 use crate::logs::NasLog;
 use crate::nas::{Nas, NasSecret};
 use crate::scheme::Execute;
@@ -177,8 +176,8 @@ impl Pool {
             breaker if breaker.state() == "open" && waits && !self.stopping => Some(breaker.probes),
             _ => None,
         };
-        let driver = self.served.execute.driver();
-        if self.knock.is_back(probe, || sessions::door(driver, &nas)) {
+        let execute = &self.served.execute;
+        if self.knock.is_back(probe, || execute.knock(&nas)) {
             tracing::debug!(
                 "NAS can be reached again, it is probed nasid={} nas_ip={}",
                 nas.id,

@@ -3,6 +3,7 @@
 
 pub mod dialogue;
 pub mod http;
+pub mod knock;
 pub mod leases;
 pub mod mikrotik;
 pub mod radius;

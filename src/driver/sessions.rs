@@ -415,23 +415,6 @@ impl Sessions {
     }
 }
 
-/// Host and TCP port at which `nas` is reached with `driver`; none where there is no connection,
-/// or where it may lead elsewhere than the NAS says (`nas.vars.http_allow`).
-pub fn door(driver: &str, nas: &Nas) -> Option<(String, u16)> {
-    let port = match driver {
-        "mikrotik" => Sessions::api_port(nas),
-        "ssh" => Sessions::ssh_port(nas),
-        "telnet" => Sessions::telnet_port(nas),
-        "http" if !nas.vars.contains_key("http_allow") => {
-            let url = reqwest::Url::parse(nas.http_url.as_deref()?).ok()?;
-            let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
-            return Some((host, url.port_or_known_default()?));
-        }
-        _ => return None,
-    };
-    Some((nas.ip.clone(), port))
-}
-
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,12 +14,16 @@ pub mod traps;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use async_trait::async_trait;
 
 use crate::attempt::{Job, Report, Transcript};
 use crate::event::Cmd;
 use crate::nas::{Nas, OnError};
+
+/// Knocks at a NAS: see [`Execute::knock`].
+pub type Knocking = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// Runs jobs. Implementations never write logs and never settle: they speak to the transcript
 /// and report. `run` must end by `job.deadline` plus the grace of killing a process group.
@@ -47,6 +51,12 @@ pub trait Execute: Send + Sync {
     /// What it speaks to the NAS with (`driver` of a native scheme); empty for a script.
     fn driver(&self) -> &'static str {
         ""
+    }
+
+    /// Ends when `nas` can be reached, with whether it could not before; none where that cannot
+    /// be known without speaking to it.
+    fn knock(&self, _nas: &Nas) -> Option<Knocking> {
+        None
     }
 
     /// Attempts that the NAS can take side by side: more would only wait for its sessions, so

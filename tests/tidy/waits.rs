@@ -32,6 +32,7 @@ const SLEEPS: &[(&str, &[Is])] = &[
     ("tests/lab/server.rs", &[Is::Look]),
     ("tests/mikrotik_rude.rs", &[Is::Device, Is::Look]),
     ("tests/radius/hostile.rs", &[Is::Look]),
+    ("tests/scripts.rs", &[Is::Look]),
     ("tests/session/bench.rs", &[Is::Look]),
     ("tests/session_leaks.rs", &[Is::Look, Is::Look]),
     ("tests/ssh/rude.rs", &[Is::Device]),

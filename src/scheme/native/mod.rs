@@ -51,11 +51,12 @@ use sha2::{Digest, Sha256};
 
 use crate::attempt::{Failure, Job, LineKind, Report, Transcript, Verdict};
 use crate::driver::dialogue::Manners;
+use crate::driver::knock;
 use crate::driver::radius::dictionary::{self, Dictionary};
 use crate::driver::sessions::Sessions;
 use crate::event::{Class, Cmd, EventId, Params};
 use crate::nas::{Mode, Nas};
-use crate::scheme::{Execute, ExitPolicy, Identity};
+use crate::scheme::{Execute, ExitPolicy, Identity, Knocking};
 
 pub use differ::{Compared, Orphans};
 pub use look::Difference;
@@ -362,6 +363,11 @@ impl Execute for NativeExecute {
 
     fn driver(&self) -> &'static str {
         self.scheme.driver()
+    }
+
+    fn knock(&self, nas: &Nas) -> Option<Knocking> {
+        let (host, port) = knock::door(self.scheme.driver(), nas)?;
+        Some(Box::pin(knock::until_open(host, port)))
     }
 
     fn room(&self, nas: &Nas) -> usize {
