@@ -40,6 +40,8 @@ pub const PARKED_STEP_MS: u64 = 300_000;
 /// Health that ends an outage, ms.
 pub const HEALTH_MS: u64 = 300_000;
 
+/// Times in one outage that a NAS which can be reached again is probed at once.
+const REACHED_MAX: u32 = 5;
 /// Attempts that are looked back at.
 const SILENT_ATTEMPTS: usize = 5;
 /// Accounts among them: one bad account must not stop a NAS.
@@ -189,6 +191,8 @@ pub struct Breaker {
     next: u64,
     /// What the operator was told and not yet cleared of.
     alarm: Option<Alarm>,
+    /// How often it could be reached again in this outage.
+    reached: u32,
     /// When it was closed, while the outage is not over.
     recovered: Option<u64>,
     reason: String,
@@ -320,6 +324,7 @@ impl Breaker {
         }
         self.recovered = None;
         self.step = 0;
+        self.reached = 0;
         self.reason.clear();
         self.alarm.take().map(|_| Change::Closed)
     }
@@ -336,11 +341,15 @@ impl Breaker {
         self.poked = self.probe.is_some();
     }
 
-    /// The NAS can be reached again: the next probe is due at `at`, and the steps begin anew.
+    /// The NAS can be reached again: the next probe is due at `at`, and once in an outage the
+    /// steps begin anew. After a few times it is not believed: it is reached, and does not obey.
     pub fn reached(&mut self, at: u64) {
-        if self.gate == Gate::Open && self.probe.is_none() {
+        if self.gate == Gate::Open && self.probe.is_none() && self.reached < REACHED_MAX {
             self.next = self.next.min(at);
-            self.step = 0;
+            if self.reached == 0 {
+                self.step = 0;
+            }
+            self.reached += 1;
         }
     }
 

@@ -26,9 +26,9 @@ impl Scheduler {
         }
         let end = tokio::time::sleep(self.config.drain);
         tokio::pin!(end);
-        while !s.forks.is_empty() {
+        while !s.attempts.is_empty() {
             tokio::select! {
-                Some(ended) = s.forks.join_next_with_id() => self.ended(s, ended),
+                ended = s.attempts.next() => self.ended(s, ended),
                 message = inbox.recv() => if let Some(Message::Finished(f)) = message { self.finished(s, f) },
                 () = &mut end => break,
                 () = hard.cancelled() => break,
@@ -38,8 +38,13 @@ impl Scheduler {
                 self.round(s, true, hard).await?;
             }
         }
-        // Aborting a fork drops its session and closes the pipe of its shim, which ends the script.
-        s.forks.shutdown().await;
+        s.attempts.cut();
+        while !s.attempts.is_empty() {
+            match s.attempts.next().await {
+                Err(error) if error.is_cancelled() => {}
+                ended => self.ended(s, ended),
+            }
+        }
         let cut: Vec<(EventId, NasId, u32)> = s
             .out
             .iter()

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Finished;
+use super::attempts::Ended;
 use super::breaker::{Breaker, Change, Evidence, Ticket};
 use super::doubt::{self, Doubt};
 use super::settle::{self, Facts};
@@ -73,20 +74,11 @@ impl Drop for Book {
     }
 }
 
-/// How far a task of an attempt has come.
-pub enum Ended {
-    /// The NAS has obeyed: the fork is free, what remains is to write it down.
-    Obeyed(Box<Rest>),
-    /// Written down.
-    Finished(Box<Finished>),
-}
-
 /// What remains of an attempt when nothing more is sent.
 pub struct Rest {
     fork: Fork,
     job: Job,
     book: Arc<Mutex<Book>>,
-    lines: Vec<Line>,
     report: Report,
     error: Option<String>,
     ms: i64,
@@ -144,12 +136,13 @@ impl Fork {
         redact(&mut report, &transcript);
         let error = error_text(&report);
         let ms = i64::try_from(clock::tick_ms().saturating_sub(began)).unwrap_or(i64::MAX);
+        // What was said is in the logs, whatever becomes of the rest.
+        keep(&book, &job, &report, &transcript.into_rest());
         let obeyed = Evidence::of(&report, self.execute.policy()) == Evidence::Success;
         let rest = Rest {
             fork: self,
             job,
             book,
-            lines: transcript.into_rest(),
             report,
             error,
             ms,
@@ -318,7 +311,6 @@ impl Rest {
             fork,
             job,
             book,
-            lines,
             report,
             mut error,
             ms,
@@ -328,24 +320,11 @@ impl Rest {
             text.push_str(remark_of(doubt));
         }
         let code = code_of(&report);
-        let opened = report.new_session == Some(true);
         let (to, due) = fork.destination(&job, &outcome, report);
         {
             let key = key_of(&job);
             let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
             let book = &mut *book;
-            if opened {
-                // Before the last answers, which a reader looks for at the end.
-                let line = Line {
-                    at_ms: lines.first().map_or_else(clock::wall_ms, |line| line.at_ms),
-                    kind: LineKind::Answer,
-                    text: OPENED.to_owned(),
-                };
-                book.records.line(&mut book.out, &key, &line);
-            }
-            for line in &lines {
-                book.records.line(&mut book.out, &key, line);
-            }
             let next_try_ms = match &to {
                 SettleTo::Deferred { until_ms, .. } => Some(*until_ms),
                 SettleTo::Done { .. } | SettleTo::Dead { .. } | SettleTo::Ready { .. } => None,
@@ -373,6 +352,25 @@ impl Rest {
             ms,
             error,
         }
+    }
+}
+
+/// The last lines of an attempt into its book.
+fn keep(book: &Mutex<Book>, job: &Job, report: &Report, lines: &[Line]) {
+    let key = key_of(job);
+    let mut book = book.lock().unwrap_or_else(PoisonError::into_inner);
+    let book = &mut *book;
+    if report.new_session == Some(true) {
+        // Before the last answers, which a reader looks for at the end.
+        let line = Line {
+            at_ms: lines.first().map_or_else(clock::wall_ms, |line| line.at_ms),
+            kind: LineKind::Answer,
+            text: OPENED.to_owned(),
+        };
+        book.records.line(&mut book.out, &key, &line);
+    }
+    for line in lines {
+        book.records.line(&mut book.out, &key, line);
     }
 }
 

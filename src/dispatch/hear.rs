@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::Id;
-
+use super::attempts::{Ended, Joined};
 use super::breaker::{Evidence, Start};
-use super::fork::{Ended, random};
+use super::fork::random;
+use super::knock::Knock;
 use super::lane::owner_of;
 use super::lanes::{Gone, Owner, REFILL_ROWS, Wanted};
 use super::parent::Settings;
@@ -154,7 +154,7 @@ impl Scheduler {
         self.follow(s, nas);
     }
 
-    pub(super) fn ended(&self, s: &mut State, ended: Result<(Id, Ended), tokio::task::JoinError>) {
+    pub(super) fn ended(&self, s: &mut State, ended: Joined) {
         match ended {
             Ok((task, Ended::Finished(finished))) => {
                 s.tasks.remove(&task);
@@ -163,8 +163,7 @@ impl Scheduler {
             Ok((task, Ended::Obeyed(rest))) => {
                 s.tasks.remove(&task);
                 let id = rest.event();
-                let concluding = async move { Ended::Finished(Box::new(rest.conclude())) };
-                let task = s.forks.spawn(concluding);
+                let task = s.attempts.conclude(rest);
                 s.tasks.insert(task.id(), id);
                 let Some(out) = s.out.get_mut(&id) else {
                     return;
@@ -216,7 +215,7 @@ impl Scheduler {
     }
 
     pub(super) fn reap(&self, s: &mut State) {
-        while let Some(ended) = s.forks.try_join_next_with_id() {
+        while let Some(ended) = s.attempts.try_next() {
             self.ended(s, ended);
         }
         while s.readers.try_join_next().is_some() {}
@@ -290,6 +289,8 @@ impl Scheduler {
                         }
                         pool.log = self.logs.nas_file(&served.log_name);
                         pool.served = served;
+                        // Its door may be another one now.
+                        pool.knock = Knock::default();
                     }
                 }
                 Step::Start(nas, served) => {

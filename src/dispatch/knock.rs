@@ -28,8 +28,8 @@ impl Knock {
         knock: impl FnOnce() -> Option<Knocking>,
     ) -> bool {
         let Some(probe) = probe else {
-            self.task.abort_all();
-            self.after = None;
+            // With what it may have found already: the next outage is another one.
+            *self = Self::default();
             return false;
         };
         let back = matches!(self.task.try_join_next(), Some(Ok(true)));
@@ -75,6 +75,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_found_in_one_outage_is_not_told_in_the_next() {
+        let mut knock = Knock::default();
+        assert!(!knock.is_back(Some(1), || ending(true)));
+        tokio::task::yield_now().await;
+        assert!(!knock.is_back(None, || unreachable!("it obeys")));
+        assert!(!knock.is_back(Some(2), || ending(false)));
+        assert!(!ended(&mut knock, 2).await);
+    }
+
+    #[tokio::test]
     async fn who_can_be_reached_is_knocked_once_for_each_probe() {
         let mut knock = Knock::default();
         for probe in 1..=2 {
@@ -89,7 +99,7 @@ mod tests {
         let forever = || Some(Box::pin(std::future::pending()) as Knocking);
         assert!(!knock.is_back(Some(1), forever) && !knock.task.is_empty());
         assert!(!knock.is_back(None, || unreachable!("it obeys")));
-        while knock.task.join_next().await.is_some() {}
+        assert!(knock.task.is_empty());
         assert!(!knock.is_back(Some(1), || None), "it may begin anew");
         assert!(knock.after.is_none(), "a script's NAS has no door");
     }

@@ -14,6 +14,7 @@
 mod ahead;
 #[cfg(test)]
 mod ahead_test;
+pub mod attempts;
 pub mod breaker;
 pub mod doubt;
 mod drain;

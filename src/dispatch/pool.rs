@@ -8,7 +8,7 @@ use super::breaker::{Breaker, Start};
 use super::hear::STALE_MS;
 use super::knock::Knock;
 use crate::logs::NasLog;
-use crate::nas::{Nas, NasSecret};
+use crate::nas::{Mode, Nas, NasSecret};
 use crate::scheme::Execute;
 use crate::store::Started;
 
@@ -87,7 +87,7 @@ pub struct Pool {
     pub running: usize,
     /// Claimed, and waiting for a fork.
     pub(super) ahead: Ahead<Started>,
-    knock: Knock,
+    pub(super) knock: Knock,
     /// Not wanted any more: running events finish, nothing starts.
     pub stopping: bool,
     /// Finished attempts since the start, by result word.
@@ -177,7 +177,8 @@ impl Pool {
             _ => None,
         };
         let execute = &self.served.execute;
-        if self.knock.is_back(probe, || execute.knock(&nas)) {
+        let knock = || execute.knock(&nas).filter(|_| nas.mode == Mode::Active);
+        if self.knock.is_back(probe, knock) {
             tracing::debug!(
                 "NAS can be reached again, it is probed nasid={} nas_ip={}",
                 nas.id,

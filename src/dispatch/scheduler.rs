@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::attempts::Attempts;
 use super::breaker::{Start, Ticket};
-use super::fork::Ended;
 use super::lanes::{Gone, Lanes, Next, Owner, Taken};
 use super::pool::Pool;
 use super::status::{STATUS_MS, Status};
@@ -30,6 +30,8 @@ const TURN_MAX: usize = 500;
 /// A turn that took so long is not believed to be ours still, ms: half of the silence after which
 /// another daemon follows.
 const FOLLOWED_MS: u64 = 5_000;
+/// For the answer to whose the database is.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
 /// Longest turn that counts, ms.
 const TURN_MOST_MS: u64 = 100;
 /// How much the last turn says of what the next will take.
@@ -66,7 +68,7 @@ pub(super) struct State {
     pub(super) lanes: Lanes,
     pub(super) pools: BTreeMap<NasId, Pool>,
     pub(super) skipped: Skipped,
-    pub(super) forks: JoinSet<Ended>,
+    pub(super) attempts: Attempts,
     pub(super) out: HashMap<EventId, OutEvent>,
     pub(super) tasks: HashMap<Id, EventId>,
     pub(super) settles: Vec<(Settle, Gone)>,
@@ -117,7 +119,7 @@ impl Scheduler {
             lanes: Lanes::new(self.config.window, cross_wait),
             pools: BTreeMap::new(),
             skipped: Skipped::new(),
-            forks: JoinSet::new(),
+            attempts: Attempts::default(),
             out: HashMap::new(),
             tasks: HashMap::new(),
             settles: Vec::new(),
@@ -157,10 +159,10 @@ impl Scheduler {
             }
             let wait = self.wait_ms(&s);
             tokio::select! {
-                // Cancel-safe: recv and join_next lose nothing, the rest only wakes.
+                // Cancel-safe: recv and next lose nothing, the rest only wakes.
                 () = stop.cancelled() => {}
                 message = inbox.recv() => if let Some(m) = message { self.hear(&mut s, m) },
-                Some(ended) = s.forks.join_next_with_id() => self.ended(&mut s, ended),
+                ended = s.attempts.next() => self.ended(&mut s, ended),
                 Some(_) = s.readers.join_next() => {}
                 () = tokio::time::sleep(Duration::from_millis(wait)) => {}
             }
@@ -216,7 +218,7 @@ impl Scheduler {
         }
         if !turn.settles.is_empty() || !turn.starts.is_empty() {
             let turned = self.write_beside(s, &mut turn, hard).await?;
-            let since = self.claimed_since(now).await?;
+            let since = self.claimed_since(s, &turn, now, hard).await;
             s.turns += 1;
             metrics::counter!("nas_event_daemon_turns_total").increment(1);
             metrics::histogram!("nas_event_daemon_claim_batch_events").record(f64::from(
@@ -310,8 +312,7 @@ impl Scheduler {
             tokio::select! {
                 biased;
                 turned = &mut writing => break turned,
-                // Cancel-safe: join_next loses nothing.
-                Some(ended) = s.forks.join_next_with_id() => self.ended(s, ended),
+                ended = s.attempts.next() => self.ended(s, ended),
             }
         };
         // One that the database did not take for an hour says nothing of the next.
@@ -320,23 +321,39 @@ impl Scheduler {
         turned
     }
 
-    /// From when on the claims of a turn that began at `began` hold. One that took so long that
-    /// another may have followed this daemon meanwhile is asked for first: whether the claims were
-    /// written before or after the pause, nobody knows.
-    async fn claimed_since(&self, began: u64) -> Result<u64, Error> {
-        let now = clock::tick_ms();
-        if now.saturating_sub(began) < FOLLOWED_MS {
-            return Ok(now);
+    /// From when on the claims of a turn that began at `began` hold. After one that took so long
+    /// that another may have followed this daemon meanwhile it is asked for: whether the claims
+    /// were written before or after the pause, nobody knows. Without the answer that it is still
+    /// the owner they are late, and go back by a turn, which is fenced itself.
+    async fn claimed_since(
+        &self,
+        s: &mut State,
+        turn: &Turn,
+        began: u64,
+        hard: &CancellationToken,
+    ) -> u64 {
+        let asked = clock::tick_ms();
+        if turn.starts.is_empty() || asked.saturating_sub(began) < FOLLOWED_MS {
+            return asked;
         }
-        match self.store.still_own(self.epoch).await {
-            Ok(true) => Ok(clock::tick_ms()),
-            Ok(false) => Err(Error::Fenced { epoch: self.epoch }),
-            Err(error) => {
-                tracing::warn!("whether this daemon is still the owner: {}", chain(&error));
-                // They are late, and go back by a turn, which is fenced itself.
-                Ok(0)
+        let asking = tokio::time::timeout(ASK_LIMIT, self.store.still_own(self.epoch));
+        tokio::pin!(asking);
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut asking => break answer,
+                ended = s.attempts.next() => self.ended(s, ended),
+                () = hard.cancelled() => return 0,
             }
-        }
+        };
+        let unknown = match answer {
+            Ok(Ok(true)) => return asked,
+            Ok(Ok(false)) => return 0,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("no answer within {ASK_LIMIT:?}"),
+        };
+        tracing::warn!("whether this daemon is still the owner: {unknown}");
+        0
     }
 
     /// Writes a turn, again and again while the database cannot: results stay in memory, their

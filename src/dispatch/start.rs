@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::Finished;
 use super::ahead::Claimed;
+use super::attempts::Ended;
 use super::breaker::{Evidence, Start};
-use super::fork::{Ended, Fork};
+use super::fork::Fork;
 use super::lanes::Gone;
 use super::pool::Pool;
 use super::scheduler::{OutEvent, Scheduler, State};
@@ -96,13 +97,13 @@ impl Scheduler {
             pool.running += 1;
             out.holds_fork = true;
             let task = match self.job(pool, out.taken.class, event) {
-                Ok(job) => s.forks.spawn(fork.run(job, params)),
+                Ok(job) => s.attempts.start(fork.run(job, params)),
                 Err(finished) => {
                     pool.breaker()
                         .ended(now, out.ticket, None, Evidence::Nothing, 0);
                     s.untold.insert(id, Some(pool.log.clone()));
-                    s.forks
-                        .spawn(async move { Ended::Finished(Box::new(finished)) })
+                    s.attempts
+                        .start(async move { Ended::Finished(Box::new(finished)) })
                 }
             };
             s.tasks.insert(task.id(), id);

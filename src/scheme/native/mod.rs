@@ -366,8 +366,8 @@ impl Execute for NativeExecute {
     }
 
     fn knock(&self, nas: &Nas) -> Option<Knocking> {
-        let (host, port) = knock::door(self.scheme.driver(), nas)?;
-        Some(Box::pin(knock::until_open(host, port)))
+        let door = knock::door(self.scheme.driver(), nas)?;
+        Some(Box::pin(knock::until_open(door)))
     }
 
     fn room(&self, nas: &Nas) -> usize {
