@@ -10,6 +10,7 @@ mod bench;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::io::Write as _;
     use std::os::unix::fs::MetadataExt as _;
     use std::sync::Arc;
     use std::time::Duration;
@@ -65,6 +66,10 @@ mod tests {
 
     /// Each counts what the whole process holds: one at a time.
     static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    fn say(text: &str) {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
 
     fn resident_kib() -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -164,14 +169,16 @@ mod tests {
             let most = DEADLINE + PROMISED + stall.get();
             for (name, times) in &times {
                 let (half, slowest) = (times[times.len() / 2], times[times.len() - 1]);
-                println!("{name}: half within {half:?}, the slowest {slowest:?}");
+                say(&format!(
+                    "{name}: half within {half:?}, the slowest {slowest:?}"
+                ));
                 assert!(half < most, "{name}, {most:?}: {times:?}");
             }
             let now = (descriptors(), resident_kib());
-            println!(
+            say(&format!(
                 "round {n}: {} descriptors, {} KiB; before {fds}, {kib}",
                 now.0, now.1
-            );
+            ));
             assert_eq!(now.0, fds, "round {n}");
             assert!(now.1 < kib + GROWTH_KIB, "{} KiB, at first {kib}", now.1);
         }
