@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use nas_event_daemon::clock::tick_ms;
 use nas_event_daemon::sim::mikrotik::Faults;
 use sqlx::Connection;
 
@@ -26,6 +27,9 @@ const EVENTS: i64 = 3;
 /// On a router, so that there is a turn to hang at any moment.
 const OTHERS: std::ops::Range<i64> = 1_000..1_050;
 const OTHER_EVENTS: i64 = 10;
+/// How long forks may take to find what is ahead of them: one that becomes free too late starts
+/// nothing of it.
+const FILLED_MS: u64 = 3_000;
 
 /// Puts events of these accounts on the compact stack, as a billing does.
 async fn inserted(lab: &Lab, users: std::ops::Range<i64>, each: i64) -> Vec<Accepted> {
@@ -65,12 +69,19 @@ async fn lock(lab: &Lab) -> Foreign {
     other
 }
 
-/// Waits until a turn has hung for longer than anything may be ahead.
-async fn until_it_is_late(lab: &Lab) {
+/// What SQLite's daemon says of a turn that has hung for five seconds.
+const REFUSED: &str = "the database refused a turn";
+
+fn refused(lab: &Lab) -> usize {
+    let lines = lab.daemon_log();
+    lines.iter().filter(|line| line.contains(REFUSED)).count()
+}
+
+/// Waits until a turn has hung for longer than anything may be ahead; so many were refused before.
+async fn until_it_is_late(lab: &Lab, before: usize) {
     match lab.db.kind {
-        // It is told after five seconds.
         Kind::Sqlite => {
-            lab.said("the database refused a turn").await;
+            lab.said_times(REFUSED, before + 1).await;
         }
         Kind::Postgres => {
             let mut eyes = sqlx::PgConnection::connect(&lab.db.url).await.unwrap();
@@ -111,26 +122,44 @@ fn begun(script: &Path) -> (BTreeSet<i64>, usize) {
     (started.collect(), journal::running(&entries).len())
 }
 
-/// Closes the gate and locks the database while events are ahead; which of them, each with its
-/// claim, and the lock. `None`: all of them had found a fork meanwhile.
-async fn caught(lab: &Lab, script: &Path, gate: &Path) -> Option<(BTreeMap<i64, String>, Foreign)> {
+/// Events that are ahead while every fork is busy and the database is locked.
+struct Caught {
+    /// Each with its claim.
+    ahead: BTreeMap<i64, String>,
+    lock: Foreign,
+    /// Turns that were refused before.
+    refused: usize,
+}
+
+/// Closes the gate and locks the database while events are ahead. `None`: all of them had found a
+/// fork meanwhile, or some fork had become free too late for them.
+async fn caught(lab: &Lab, script: &Path, gate: &Path) -> Option<Caught> {
+    let refused = refused(lab);
     std::fs::remove_file(gate.join("all")).unwrap();
     let mut lock = lock(lab).await;
     let claimed = claims(lab, "events_stack", "state = 'running'").await;
+    let began = tick_ms();
     let ahead = lab
         .until("every fork is busy, or nothing is ahead", async || {
             let (started, running) = begun(script);
             let mut ahead = claimed.clone();
             ahead.retain(|event, _| !started.contains(event));
-            (ahead.is_empty() || running == FORKS).then_some(ahead)
+            if ahead.is_empty() || tick_ms() - began > FILLED_MS {
+                return Some(None);
+            }
+            (running == FORKS).then_some(Some(ahead))
         })
         .await;
-    if ahead.is_empty() {
+    let Some(ahead) = ahead else {
         lock.run("rollback").await;
         let_through(gate, "all");
         return None;
-    }
-    Some((ahead, lock))
+    };
+    Some(Caught {
+        ahead,
+        lock,
+        refused,
+    })
 }
 
 async fn what_is_ahead_does_not_start_late_behind_a_turn_that_hangs(kind: Kind) {
@@ -155,7 +184,11 @@ async fn what_is_ahead_does_not_start_late_behind_a_turn_that_hangs(kind: Kind) 
     let daemon = lab.start().await;
 
     let mut seen = 0;
-    let (ahead, mut lock) = loop {
+    let Caught {
+        ahead,
+        mut lock,
+        refused,
+    } = loop {
         // What its attempts take is known from those that have ended.
         seen += FORKS;
         lab.until("some have ended", async || {
@@ -168,7 +201,7 @@ async fn what_is_ahead_does_not_start_late_behind_a_turn_that_hangs(kind: Kind) 
             break caught;
         }
     };
-    until_it_is_late(&lab).await;
+    until_it_is_late(&lab, refused).await;
     // The forks become free for them, and nobody may use that.
     let (before, _) = begun(&script);
     let_through(&gate, "all");

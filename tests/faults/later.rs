@@ -16,16 +16,37 @@ on_each_store!(
 
 /// Dead events, one of each account from 1; one more account, the last, is no part of the order.
 const DEAD: i64 = 8;
-/// Over what they are spread, and so the time between two.
-const SPREAD: &str = "4s";
-const APART_MS: i64 = 500;
+/// Over how many seconds they are spread; the next if a slow machine kills too late.
+const SPREADS: [i64; 4] = [4, 8, 16, 32];
 /// How much time passes while no daemon runs, as far as the dates can tell.
 const AWAY_MS: i64 = 3_600_000;
 
 const LEFT: &str = "select count(*) from events_dead where retried_as is null and user_id <> 9";
 
-/// A daemon that was killed after it had done some of a spread retry, and how many are left.
-async fn killed_between(kind: Kind) -> (Lab, i64) {
+/// A daemon that was killed after it had done some of a spread retry.
+struct Killed {
+    lab: Lab,
+    /// How many are left, and how far apart.
+    left: i64,
+    apart_ms: i64,
+}
+
+async fn killed_between(kind: Kind) -> Killed {
+    for spread in SPREADS {
+        let (lab, left) = killed_during(kind, spread).await;
+        if left > 2 {
+            let apart_ms = spread * 1_000 / DEAD;
+            return Killed {
+                lab,
+                left,
+                apart_ms,
+            };
+        }
+    }
+    panic!("killed too late each time")
+}
+
+async fn killed_during(kind: Kind, spread: i64) -> (Lab, i64) {
     let lab = Lab::new(kind, "").await;
     lab.nas(5, "Record", 2, &[]).await;
     lab.accounts(5, 1..=DEAD + 1).await;
@@ -38,7 +59,8 @@ async fn killed_between(kind: Kind) -> (Lab, i64) {
         .await;
     }
     let daemon = lab.start().await;
-    let order = ["event", "retry", "--state", "dead", "--spread", SPREAD];
+    let spread = format!("{spread}s");
+    let order = ["event", "retry", "--state", "dead", "--spread", &spread];
     let dated = lab.ned(&order).await;
     assert_eq!(
         i64::try_from(dated.lines().count()).unwrap(),
@@ -53,7 +75,6 @@ async fn killed_between(kind: Kind) -> (Lab, i64) {
         .await;
     daemon.kill_9().await;
     let left = lab.number(LEFT).await.min(left);
-    assert!(left > 2, "killed too late: {left} are left");
     lab.sql(&format!(
         "update events_dead set retry_ms = retry_ms - {AWAY_MS} where retried_as is null"
     ))
@@ -62,7 +83,11 @@ async fn killed_between(kind: Kind) -> (Lab, i64) {
 }
 
 async fn a_spread_retry_outlives_a_kill(kind: Kind) {
-    let (lab, left) = killed_between(kind).await;
+    let Killed {
+        lab,
+        left,
+        apart_ms,
+    } = killed_between(kind).await;
     let before = retried(&lab).await;
     let started = clock::wall_ms();
     let daemon = lab.start().await;
@@ -99,7 +124,7 @@ async fn a_spread_retry_outlives_a_kill(kind: Kind) {
     for pair in after.windows(2) {
         assert_eq!(
             pair[1].0 - pair[0].0,
-            APART_MS,
+            apart_ms,
             "not as far apart: {after:?}"
         );
     }
@@ -117,22 +142,21 @@ async fn retried(lab: &Lab) -> BTreeSet<String> {
 
 /// The control: it is the dates in the database, and nothing else, by which they are done.
 async fn without_its_dates_nothing_is_retried(kind: Kind) {
-    let (lab, left) = killed_between(kind).await;
+    let Killed {
+        lab,
+        left,
+        apart_ms,
+    } = killed_between(kind).await;
     lab.sql("update events_dead set retry_ms = null").await;
     let daemon = lab.start().await;
     // One that is dated after all others were due.
-    lab.sql(
-        "insert into events_dead (id, event_type, user_id, nas_id, class, event_date, reason)
-         values (190, 'user_add', 9, 5, 1, '2026-01-01 00:00:00', 'x')",
-    )
+    let due = clock::wall_ms() + (DEAD + 2) * apart_ms;
+    lab.sql(&format!(
+        "insert into events_dead
+         (id, event_type, user_id, nas_id, class, event_date, reason, retry_ms)
+         values (190, 'user_add', 9, 5, 1, '2026-01-01 00:00:00', 'x', {due})"
+    ))
     .await;
-    let order = [
-        "event", "retry", "--state", "dead", "--user", "9", "--spread", SPREAD,
-    ];
-    let dated = lab.ned(&order).await;
-    assert_eq!(dated.lines().count(), 1, "{dated}");
-    lab.sql("update events_dead set retry_ms = retry_ms + 4000 where user_id = 9")
-        .await;
     lab.until("the last one is done", async || {
         let done = "select count(*) from events_done where user_id = 9";
         (lab.number(done).await == 1).then_some(())

@@ -214,6 +214,11 @@ impl Scene {
                     .await;
             }
             Change::Remove => {
+                // Another one must go on meanwhile.
+                let others: Vec<i64> = NASES.into_iter().filter(|other| *other != nas).collect();
+                if others.iter().all(|other| self.out.contains(other)) {
+                    self.put_back(others[0]).await;
+                }
                 self.remove(nas).await;
                 self.out.insert(nas);
                 self.lab
@@ -225,9 +230,8 @@ impl Scene {
                         (rests && out.any(|skip| skip[0] == nas)).then_some(())
                     })
                     .await;
-                if let Some(other) = NASES.iter().find(|nas| !self.out.contains(*nas)) {
-                    self.at_most(nas, 0, *other).await;
-                }
+                let other = others.iter().find(|other| !self.out.contains(*other));
+                self.at_most(nas, 0, *other.unwrap()).await;
             }
             Change::Flicker => {
                 self.remove(nas).await;
@@ -456,8 +460,11 @@ async fn forks_and_nases_that_come_and_go_lose_and_kill_nothing(kind: Kind) {
         );
     }
     let seen = |nas: i64, most: usize| windows.iter().any(|w| w.nas == nas && w.most == most);
-    for (nas, most) in [(ROUTER, 1), (ROUTER, 0), (2, 1), (3, 0)] {
-        assert!(seen(nas, most), "{most} on NAS {nas} was not looked at");
+    // Fewer changes do not hold them all.
+    if changes as u64 >= RESIZES {
+        for (nas, most) in [(ROUTER, 1), (ROUTER, 0), (2, 1), (3, 0)] {
+            assert!(seen(nas, most), "{most} on NAS {nas} was not looked at");
+        }
     }
     for nas in &nases {
         assert_eq!(
