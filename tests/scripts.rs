@@ -10,12 +10,13 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use nas_event_daemon::clock;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 /// What every machine has.
 const TOOLS: &[&str] = &[
@@ -59,6 +60,7 @@ const PEERS: &[&str] = &[
     "openssh-client",
     "openssh-server",
     "passwd",
+    "procps",
     "prometheus",
     "python3",
     "python3-pip",
@@ -141,10 +143,9 @@ fn the_usage_needs_nothing() {
     );
 }
 
-/// Those of `PEERS` that this `scripts/test` would not miss on a machine without them. Some are
-/// looked for by their path, so that such a machine is one where these paths lead nowhere.
-fn not_missed(script: &str) -> Vec<&'static str> {
-    let dir = tempfile::tempdir().unwrap();
+/// This in place of `scripts/test`, beside all other scripts.
+fn beside_the_others(script: &str) -> (TempDir, PathBuf) {
+    let dir = open_dir();
     let scripts = dir.path().join("scripts");
     std::fs::create_dir(&scripts).unwrap();
     for file in std::fs::read_dir(root().join("scripts")).unwrap() {
@@ -153,11 +154,20 @@ fn not_missed(script: &str) -> Vec<&'static str> {
             std::os::unix::fs::symlink(file.path(), scripts.join(file.file_name())).unwrap();
         }
     }
+    let path = scripts.join("test");
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    (dir, path)
+}
+
+/// Those of `PEERS` that this `scripts/test` would not miss on a machine without them. Some are
+/// looked for by their path, so that such a machine is one where these paths lead nowhere.
+fn not_missed(script: &str) -> Vec<&'static str> {
     let bare = script
         .replace("/usr/", "/nowhere/")
         .replace(":/sbin", ":/nowhere");
-    std::fs::write(scripts.join("test"), bare).unwrap();
-    let said = run_script(&scripts.join("test"), &[]);
+    let (_dir, script) = beside_the_others(&bare);
+    let said = run_script(&script, &[]);
     let err = String::from_utf8(said.stderr).unwrap();
     assert_eq!(said.status.code(), Some(1), "{err}");
     assert!(
@@ -328,6 +338,7 @@ const STAGES: &[(&str, &str)] = &[
     ("release", "stage release cargo build --release --locked "),
     ("demo", "./nas_event_daemon demo --once"),
     ("sustained", "/release/examples/bench\" sustained"),
+    ("package", "scripts/package --install --no-build"),
 ];
 
 /// What this `.ci/run` leaves out.
@@ -382,7 +393,7 @@ fn at_work_in(places: &[&Path]) -> Vec<String> {
 }
 
 /// A directory that the server's user may enter.
-fn open_dir() -> tempfile::TempDir {
+fn open_dir() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     dir
@@ -400,46 +411,102 @@ fn waited_for(mut holds: impl FnMut() -> bool) -> bool {
     true
 }
 
+/// A run of `scripts/test` whose tests do not end by themselves; it has ended when this is dropped.
+struct Run {
+    run: Child,
+    /// Where it puts what it needs.
+    place: TempDir,
+    /// What stands for the tests: it leaves `cargo.said` when they run.
+    bin: TempDir,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.ended();
+    }
+}
+
+impl Run {
+    fn start(script: &Path) -> Self {
+        let (place, bin) = (open_dir(), open_dir());
+        let cargo = bin.path().join("cargo");
+        let stub = "#!/bin/sh\n[ \"$*\" = 'nextest --version' ] && exit\n\
+            echo \"$NED_TEST_PG\" > \"$0.said\"\nexec tail -f \"$0\"\n";
+        std::fs::write(&cargo, stub).unwrap();
+        std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!(
+            "{}:{}",
+            bin.path().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let peers = std::env::var("NED_TEST_PEERS").expect("run the tests by scripts/test");
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the script under test is a program"
+        )]
+        let mut command = Command::new(script);
+        let run = command
+            .env("PATH", path)
+            .env("TMPDIR", place.path())
+            .env("CARGO_TARGET_DIR", Path::new(&peers).parent().unwrap())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { run, place, bin }
+    }
+
+    fn until_its_tests_run(&mut self) {
+        let said = self.bin.path().join("cargo.said");
+        let begun = waited_for(|| said.exists() || self.run.try_wait().unwrap().is_some());
+        assert!(begun && said.exists(), "it does not come to the tests");
+    }
+
+    fn at_work(&self) -> Vec<String> {
+        at_work_in(&[self.place.path(), self.bin.path()])
+    }
+
+    fn left(&self) -> usize {
+        std::fs::read_dir(self.place.path()).unwrap().count()
+    }
+
+    /// Asks it to end, unless it has, and waits until it has cleaned up.
+    fn ended(&mut self) -> std::io::Result<Option<i32>> {
+        if self.run.try_wait()?.is_none() {
+            kill(Pid::from_raw(self.run.id().cast_signed()), Signal::SIGTERM)?;
+        }
+        Ok(self.run.wait()?.code())
+    }
+}
+
 #[test]
 fn a_run_that_is_ended_leaves_nothing_behind() {
-    let (place, bin) = (open_dir(), open_dir());
-    // In place of the tests: it says that they run, and does not end by itself.
-    let cargo = bin.path().join("cargo");
-    let stub = "#!/bin/sh\n[ \"$*\" = 'nextest --version' ] && exit\n\
-        echo \"$NED_TEST_PG\" > \"$0.said\"\nexec tail -f \"$0\"\n";
-    std::fs::write(&cargo, stub).unwrap();
-    std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!(
-        "{}:{}",
-        bin.path().display(),
-        std::env::var("PATH").unwrap()
-    );
-    let peers = std::env::var("NED_TEST_PEERS").expect("run the tests by scripts/test");
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the script under test is a program"
-    )]
-    let mut command = Command::new(root().join("scripts/test"));
-    let mut run = command
-        .env("PATH", path)
-        .env("TMPDIR", place.path())
-        .env("CARGO_TARGET_DIR", Path::new(&peers).parent().unwrap())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let said = bin.path().join("cargo.said");
-    let begun = waited_for(|| said.exists() || run.try_wait().unwrap().is_some());
-    assert!(begun && said.exists(), "it does not come to the tests");
-    let places = [place.path(), bin.path()];
-    let busy = at_work_in(&places);
+    let mut run = Run::start(&root().join("scripts/test"));
+    run.until_its_tests_run();
+    let busy = run.at_work();
     for program in ["postgres -D ", "tail -f "] {
         assert!(busy.iter().any(|line| line.contains(program)), "{busy:#?}");
     }
-    let left = || std::fs::read_dir(place.path()).unwrap().count();
-    assert_eq!(left(), 1, "the data of the server");
-    kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGTERM).unwrap();
-    assert_eq!(run.wait().unwrap().code(), Some(143));
-    assert_eq!(at_work_in(&places), [""; 0]);
-    assert_eq!(left(), 0, "in {}", place.path().display());
+    assert_eq!(run.left(), 1, "the data of the server");
+    assert_eq!(run.ended().unwrap(), Some(143));
+    assert_eq!(run.at_work(), [""; 0]);
+    assert_eq!(run.left(), 0, "in {}", run.place.path().display());
+}
+
+/// A signal between the start of a stage and the look at its number ends that stage, too.
+#[test]
+fn a_run_that_is_ended_as_a_stage_begins_leaves_nothing_behind() {
+    let script = std::fs::read_to_string(root().join("scripts/test")).unwrap();
+    let begin = "    setsid \"$@\" &\n";
+    assert!(script.contains(begin), "where does a stage begin?");
+    let ended = format!(
+        "{begin}    until [[ -e $(command -v cargo).said ]]; do sleep 0.02; done; kill -TERM $$\n"
+    );
+    let (dir, script) = beside_the_others(&script.replace(begin, &ended));
+    let mut run = Run::start(&script);
+    run.until_its_tests_run();
+    assert_eq!(run.run.wait().unwrap().code(), Some(143));
+    assert_eq!(run.at_work(), [""; 0]);
+    assert_eq!(run.left(), 0, "in {}", run.place.path().display());
+    drop(dir);
 }
