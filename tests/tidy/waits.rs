@@ -1,6 +1,7 @@
 //! No test waits for a fixed time: it waits for a condition. Where a test sleeps nevertheless, it
 //! is between two looks at a condition, within a device that it plays, or until the random moment
-//! of a fault; each such place stands in a table here, with what it is.
+//! of a fault, or the wait itself is what is measured; each such place stands in a table here, with
+//! what it is.
 
 use std::path::Path;
 
@@ -16,11 +17,16 @@ enum Is {
     Device,
     /// The random moment of a fault, or how long it lasts.
     Fault,
+    /// What the code under test counts or ends: a time.
+    Measured,
 }
 
 /// (file, its sleeps in order). A new one is a reason to look for the condition first.
 const SLEEPS: &[(&str, &[Is])] = &[
+    ("src/driver/knock.rs", &[Is::Fault]),
+    ("src/driver/leases.rs", &[Is::Look, Is::Look]),
     ("src/driver/sessions_test.rs", &[Is::Look]),
+    ("src/driver/waits.rs", &[Is::Measured; 8]),
     ("tests/faults/database.rs", &[Is::Fault, Is::Fault]),
     ("tests/faults/dead.rs", &[Is::Device]),
     ("tests/faults/drivers.rs", &[Is::Fault, Is::Fault]),
@@ -48,6 +54,22 @@ fn begins_a_loop(line: &str) -> bool {
     begins.ends_with("loop {") || begins.starts_with("while ") || begins.starts_with("for ")
 }
 
+/// The lines of a file that are code of tests; the others are empty.
+fn test_lines(path: &str, text: &str) -> Vec<(usize, String)> {
+    // Some files of tests say that they are for tests only, and mean all that is in them.
+    let whole = Source::read(&text.replace("#[cfg(test)]", ""));
+    let mut lines: Vec<(usize, String)> = whole.lines().map(|(n, l)| (n, l.to_owned())).collect();
+    if !path.starts_with("tests/") && !crate::is_test_file(path) {
+        let shipped = Source::read(text);
+        for ((_, line), (_, shipped)) in lines.iter_mut().zip(shipped.lines()) {
+            if !shipped.trim().is_empty() {
+                line.clear();
+            }
+        }
+    }
+    lines
+}
+
 /// What sleeps in this file, against the table.
 fn waits(path: &str, text: &str) -> Vec<String> {
     let known = SLEEPS.iter().find(|(file, _)| *file == path);
@@ -55,9 +77,8 @@ fn waits(path: &str, text: &str) -> Vec<String> {
     if known.is_empty() && !text.contains("sleep") {
         return Vec::new();
     }
-    // Some files of tests say that they are for tests only, and mean all that is in them.
-    let source = Source::read(&text.replace("#[cfg(test)]", ""));
-    let lines: Vec<(usize, &str)> = source.lines().collect();
+    let code = test_lines(path, text);
+    let lines: Vec<(usize, &str)> = code.iter().map(|(n, line)| (*n, line.as_str())).collect();
     let sleeps = lines.iter().filter(|(_, code)| {
         let code = code.replace("sleep_until(", "sleep(");
         let called = code
@@ -118,10 +139,7 @@ fn no_test_waits_for_a_fixed_time() {
     let mut found = Vec::new();
     for file in files {
         let path = file.strip_prefix(root).unwrap().to_string_lossy();
-        let of_tests = path.starts_with("tests/") || crate::is_test_file(&path);
-        if of_tests {
-            found.extend(waits(&path, &std::fs::read_to_string(&file).unwrap()));
-        }
+        found.extend(waits(&path, &std::fs::read_to_string(&file).unwrap()));
     }
     for (path, _) in SLEEPS {
         if !root.join(path).exists() {
@@ -161,6 +179,19 @@ fn a_sleep_that_is_no_look_is_found() {
     let twice = whole(&format!("{looped}\n    {sleep}"));
     assert_eq!(waits(file, &twice).len(), 1);
     assert_eq!(waits(file, "//! x\n").len(), 1);
+    // In a file of the program its tests are meant, and nothing else.
+    let part = |body: &str| {
+        let tests = format!(
+            "#[cfg(test)]\nmod tests {{\n    async fn g() {{\n        {body}\n    }}\n}}\n"
+        );
+        waits("src/store/keys.rs", &format!("{}{tests}", whole(sleep)))
+    };
+    assert!(part("").is_empty());
+    let found = part(sleep);
+    assert!(
+        matches!(&found[..], [one] if one.starts_with("src/store/keys.rs:8: a test waits")),
+        "{found:?}"
+    );
     // Scripts, comments and other names are not meant.
     for fine in [
         "run(\"sleep 1\");",
