@@ -47,7 +47,7 @@ async fn start_watched(lab: &Lab) -> Daemon {
     std::fs::create_dir(lab.path("trace")).unwrap();
     let record = lab.path("trace/of").to_string_lossy().into_owned();
     let calls = "trace=open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,link,\
-                 linkat,symlink,symlinkat,unlink,unlinkat";
+                 linkat,symlink,symlinkat,unlink,unlinkat,rmdir,mknod,mknodat,truncate,bind";
     // -D: the daemon stays our child; -ff: no call of one thread is cut by another's.
     let by = [
         "strace",
@@ -75,7 +75,8 @@ async fn strangers(lab: &Lab) -> BTreeSet<String> {
     let belongs = |path: &str| {
         let inside = allowed.iter().any(|dir| path.starts_with(dir));
         let up = path.split('/').any(|part| part == "..");
-        !up && (inside || path.starts_with(&database) || path.starts_with("/dev/"))
+        let terminal = ["/dev/null", "/dev/tty"].contains(&path) || path.starts_with("/dev/pts/");
+        !up && (inside || path.starts_with(&database) || terminal)
     };
     let texts = lab
         .until("every record has its end", async || {
@@ -134,6 +135,12 @@ fn touched(line: &str) -> Vec<String> {
         let path = result.split_once('<').and_then(|(_, p)| p.rsplit_once('>'));
         return vec![path.unwrap_or_else(|| panic!("{line}")).0.to_owned()];
     }
+    // A socket that has a file; others have an address, or a name that is none.
+    if call.starts_with("bind(") {
+        let named = call.split_once("sun_path=\"");
+        let name = named.and_then(|(_, rest)| rest.rsplit_once('"'));
+        return name.map(|(name, _)| name.to_owned()).into_iter().collect();
+    }
     // Each name is below the directory before it, unless it is absolute.
     let mut all = Vec::new();
     let mut parts = call.split('"');
@@ -153,24 +160,66 @@ fn touched(line: &str) -> Vec<String> {
     all
 }
 
+/// To touch a file without opening it.
+const OTHER_WAYS: &str = "import os, socket, sys
+name = sys.argv[1]
+os.rmdir(name + \".gone\")
+os.mkfifo(name + \".pipe\")
+os.truncate(name + \".short\", 0)
+socket.socket(socket.AF_UNIX).bind(name + \".socket\")";
+
 /// The negative control: a scheme that makes a file of what a subscriber is called.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_elsewhere_is_found() {
     let lab = Lab::new(Kind::Sqlite, "").await;
     lab.session(
         "Careless",
-        "user_del() { echo x > \"$comment\"; mkdir \"$comment.d\"; }",
+        &format!(
+            "user_del() {{ echo x > \"$comment\"; mkdir \"$comment.d\"; \
+             /usr/bin/python3 -IBc '{OTHER_WAYS}' \"$comment\"; }}"
+        ),
     );
     lab.nas(1, "Careless", 1, &[]).await;
     lab.accounts(1, [100]).await;
     let daemon = start_watched(&lab).await;
     let place = lab.path("elsewhere").to_string_lossy().into_owned();
+    std::fs::create_dir(format!("{place}.gone")).unwrap();
+    std::fs::write(format!("{place}.short"), "x").unwrap();
     let event = json!({"cmd": "user_del", "user_id": 100, "params": {"comment": place}});
     let id = lab.post(event).await[0];
     assert_eq!(lab.ended(id).await.1, "done");
     daemon.stop().await;
     let found = strangers(&lab).await;
-    assert_eq!(found, BTreeSet::from([place.clone(), format!("{place}.d")]));
+    let ends = ["", ".d", ".gone", ".pipe", ".short", ".socket"];
+    let wanted = ends.map(|end| format!("{place}{end}"));
+    assert_eq!(found, BTreeSet::from(wanted));
+}
+
+#[test]
+fn what_a_call_touches_is_understood() {
+    for (line, wanted) in [
+        (r#"rmdir("/x/a")   = 0"#, Some("/x/a")),
+        (
+            r#"mknodat(AT_FDCWD</y>, "p", S_IFIFO|0644) = 0"#,
+            Some("/y/p"),
+        ),
+        (r#"truncate("/x/a", 0) = 0"#, Some("/x/a")),
+        (r#"truncate("/x/a", 0) = -1 ENOENT (No such file)"#, None),
+        (
+            r#"bind(3<socket:[7]>, {sa_family=AF_UNIX, sun_path="/x/s"}, 110) = 0"#,
+            Some("/x/s"),
+        ),
+        (
+            r#"bind(3<socket:[7]>, {sa_family=AF_UNIX, sun_path=@"name"}, 110) = 0"#,
+            None,
+        ),
+        (
+            r#"bind(3<TCP:[7]>, {sa_family=AF_INET, sin_port=htons(0), sin_addr=inet_addr("127.0.0.1")}, 16) = 0"#,
+            None,
+        ),
+    ] {
+        assert_eq!(touched(line).first().map(String::as_str), wanted, "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
