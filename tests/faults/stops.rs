@@ -147,7 +147,9 @@ async fn stop_again_and_again(lab: &Lab, router: &Router, script: &Path, seed: u
         journal::note_kill_of_router(&router.journal, &cut, clock::wall_us());
     }
     claims.sort_unstable();
-    let (middle, latest) = (claims[claims.len() / 2], claims[claims.len() - 1]);
+    // None, if nothing was claimed after any signal.
+    let middle = claims.get(claims.len() / 2).copied().unwrap_or_default();
+    let latest = claims.last().copied().unwrap_or_default();
     say(&format!(
         "{stops} stops, {all} attempts cut short, slowest end {slowest} ms; last claims {middle} ms \
          after the signal in the middle, {latest} ms at most"
