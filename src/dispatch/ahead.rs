@@ -14,6 +14,9 @@ const FOR_EACH_FORK: usize = 4;
 /// Turns that the events ahead must last for: the one under way and their own, and as many again,
 /// since some turns take longer than others.
 const TURNS: f64 = 4.0;
+/// And for this long, ms: attempts that were started together end together, and each of them has
+/// its way through the scheduler.
+const BURST_MS: f64 = 7.0;
 /// An event ahead goes back after this time without a fork, ms.
 const WAIT_MAX_MS: u64 = 250;
 /// A NAS whose forks are all silent for this many usual attempts gets no more ahead.
@@ -78,7 +81,8 @@ impl<T> Ahead<T> {
         let usual = usual.max(ATTEMPT_MIN_MS);
         // As many as will have found a fork in half the time after which they would go back.
         let in_time = forks as f64 * WAIT_MAX_MS as f64 / 2.0 / usual;
-        let wanted = (forks as f64 * TURNS * turn_ms / usual).min(in_time);
+        let lasts = TURNS * turn_ms + BURST_MS;
+        let wanted = (forks as f64 * lasts / usual).min(in_time);
         // A claim that saves a fork less than half an attempt is not worth its doubt.
         let most = 1..=forks * FOR_EACH_FORK;
         most.take_while(|n| *n as f64 <= wanted.round()).count()
@@ -163,8 +167,8 @@ mod tests {
             "nothing known"
         );
         assert_eq!(after(0).places(10, 1_000, 3.0), 40, "four for each fork");
-        assert_eq!(after(5).places(10, 1_000, 3.0), 24);
-        assert_eq!(after(50).places(10, 1_000, 5.0), 4);
+        assert_eq!(after(5).places(10, 1_000, 0.5), 18);
+        assert_eq!(after(50).places(10, 1_000, 5.0), 5);
         assert_eq!(
             after(300).places(5, 1_000, 5.0),
             0,
@@ -175,7 +179,7 @@ mod tests {
 
     #[test]
     fn none_for_a_nas_that_answers_nobody() {
-        assert_eq!(after(5).places(10, 1_050, 3.0), 24);
+        assert_eq!(after(5).places(10, 1_050, 0.5), 18);
         assert_eq!(after(5).places(10, 1_051, 3.0), 0);
         assert!(after(20).places(10, 1_200, 3.0) > 0, "ten usual attempts");
         assert_eq!(after(20).places(10, 1_201, 3.0), 0);
