@@ -175,6 +175,8 @@ mod tests {
             "it would save a sixtieth"
         );
         assert_eq!(after(30_000).places(100, 1_000, 5.0), 0);
+        // However slow the turns are, none more than would find a fork in 125 ms.
+        assert_eq!(after(50).places(10, 1_000, 100.0), 25);
     }
 
     #[test]

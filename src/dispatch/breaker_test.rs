@@ -127,6 +127,56 @@ fn a_late_success_closes_and_the_probe_of_then_is_forgotten() {
 }
 
 #[test]
+fn a_probe_of_the_outage_before_is_not_the_one_of_this() {
+    let mut b = Breaker::new();
+    let late = b.started(false);
+    attempt(&mut b, 0, user(1), down("a"));
+    let before = b.started(true);
+    b.ended(900, late, user(2), Evidence::Success, MID);
+    attempt(&mut b, 1_000, user(1), down("b"));
+    let probe = b.started(true);
+    assert_eq!(b.ended(9_000, before, user(3), down("a"), MID), None);
+    assert_eq!((b.state(), b.reason()), ("half-open", "b"));
+    b.ended(9_100, probe, user(4), down("c"), MID);
+    assert_eq!((b.state(), b.reason()), ("open", "c"));
+}
+
+#[test]
+fn what_starts_late_counts_from_its_start() {
+    let mut b = Breaker::new();
+    let (picked, other) = (b.started(false), b.started(false));
+    b.ended(5, other, user(2), Evidence::Success, MID);
+    let ticket = b.renewed(picked);
+    b.ended(10, ticket, user(1), Evidence::Silence, MID);
+    assert_eq!(
+        b.last.back(),
+        Some(&(user(1), true)),
+        "nobody was heard since"
+    );
+    b.poke(20);
+    let ticket = b.renewed(picked);
+    let change = b.ended(30, ticket, user(1), refused(), MID);
+    assert!(
+        matches!(change, Some(Change::Parked { .. })),
+        "with the new settings"
+    );
+}
+
+#[test]
+fn after_healthy_minutes_it_begins_anew_though_nobody_looked() {
+    let mut b = opened();
+    for _ in 0..4 {
+        let next = b.next_probe().unwrap();
+        attempt(&mut b, next, user(1), down("a"));
+    }
+    let next = b.next_probe().unwrap();
+    attempt(&mut b, next, user(1), Evidence::Success);
+    let again = next + HEALTH_MS;
+    attempt(&mut b, again, user(1), down("b"));
+    assert!(b.next_probe().unwrap() <= again + 1_200);
+}
+
+#[test]
 fn all_clear_after_five_healthy_minutes() {
     let mut b = opened();
     assert_eq!(attempt(&mut b, 2_000, user(1), Evidence::Success), None);

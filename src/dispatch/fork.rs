@@ -431,3 +431,51 @@ pub(super) fn random() -> u32 {
     let _ = getrandom::fill(&mut bytes);
     u32::from_le_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(text: &str) -> Report {
+        Report::of(Verdict::Failed(Failure::permanent(text)))
+    }
+
+    #[test]
+    fn an_end_has_its_code_and_its_words() {
+        let exit = |code| Report::of(Verdict::Exit(code));
+        for (report, code, error) in [
+            (Report::of(Verdict::Done), 0, None),
+            (Report::of(Verdict::Observed), 0, None),
+            (exit(0), 0, None),
+            (exit(143), 143, Some("the script ended with code 143")),
+            (exit(-9), -9, Some("the script ended with code -9")),
+            (
+                failed("no such rate"),
+                Failure::CODE_PERMANENT,
+                Some("no such rate"),
+            ),
+        ] {
+            let told = error_text(&report);
+            assert_eq!(
+                (code_of(&report), told.as_deref()),
+                (code, error),
+                "{report:?}"
+            );
+        }
+        let long = error_text(&failed(&"ы".repeat(ERROR_MAX))).unwrap();
+        assert_eq!(long.len(), ERROR_MAX, "cut between two letters");
+    }
+
+    #[test]
+    fn a_doubt_is_told() {
+        assert_eq!(remark_of(Doubt::None), "");
+        assert!(remark_of(Doubt::Alone).contains("tried once more"));
+        assert!(remark_of(Doubt::Shared).contains("others are refused alike"));
+    }
+
+    #[test]
+    fn probes_are_spread_by_chance() {
+        let some: std::collections::BTreeSet<u32> = (0..8).map(|_| random()).collect();
+        assert!(some.len() > 1, "{some:?}");
+    }
+}

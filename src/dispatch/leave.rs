@@ -147,6 +147,29 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Class, Waiting};
+
+    #[test]
+    fn who_asked_a_dark_nas_is_named_once_and_forgotten() {
+        let mut lanes = Lanes::new(10, 0);
+        for id in 1..=2 {
+            let asked = Waiting {
+                id: EventId(id),
+                nas: NasId(7),
+                user: None,
+                class: Class::Interactive,
+                since_ms: 0,
+                next_try_ms: 0,
+                expires_ms: 5_000,
+                tries: 0,
+                deaths: 0,
+            };
+            lanes.add(&asked, 0, 0);
+        }
+        assert_eq!(lanes.fail_interactive(NasId(7)), [EventId(1), EventId(2)]);
+        assert_eq!(lanes.held_of(NasId(7)), 0);
+        assert!(lanes.expire(0, 9_999).is_empty(), "nobody waits for them");
+    }
 
     #[test]
     fn the_oldest_drop_is_forgotten_not_the_lowest_id() {

@@ -210,3 +210,7 @@ impl Pool {
         sorted.get(at).copied().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+#[path = "pool_test.rs"]
+mod tests;

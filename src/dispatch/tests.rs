@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::lane::item;
 use super::lanes::{Gone, Lanes, Owner, REFILL_ROWS, Wanted};
 use crate::event::{Class, EventId, UserId, Waiting};
 use crate::nas::NasId;
@@ -40,6 +41,8 @@ fn one_at_a_time_in_order_and_classes_before_age() {
         (5, 9, Class::Interactive),
         (6, 3, Class::Cut),
     ] {
+        let asked = lanes.has_interactive(NasId(1));
+        assert_eq!(asked, id > 5, "{id}");
         lanes.add(&waiting(id, 1, user, class), 1000, 0);
     }
     assert_eq!(
@@ -50,6 +53,18 @@ fn one_at_a_time_in_order_and_classes_before_age() {
     lanes.settled(EventId(1), Gone::Finished, 1000);
     lanes.settled(EventId(3), Gone::Finished, 1000);
     assert_eq!(ids(&mut lanes, 1, 1000), vec![4, 6]);
+}
+
+#[test]
+fn the_walls_times_become_ticks() {
+    let mut row = waiting(1, 1, 1, Class::Rest);
+    (row.since_ms, row.next_try_ms) = (400, 1_500);
+    let it = item(&row, 10_000, 1_000);
+    assert_eq!((it.since, it.due), (9_400, 10_500));
+    row.next_try_ms = 500;
+    assert_eq!(item(&row, 10_000, 1_000).due, 0, "it is due");
+    row.next_try_ms = 0;
+    assert_eq!(item(&row, 10_000, -1_000).due, 0, "whatever the clock says");
 }
 
 #[test]
@@ -92,6 +107,7 @@ fn a_deferred_head_blocks_and_a_new_event_wakes_it_once() {
     assert_eq!(ids(&mut lanes, 1, 0), vec![1]);
     lanes.settled(EventId(1), Gone::Deferred(60_000), 0);
     assert_eq!(ids(&mut lanes, 1, 10), Vec::<i64>::new());
+    assert_eq!(lanes.next_wake(), Some(60_000));
     lanes.add(&waiting(2, 1, 1, Class::Access), 20, 0);
     assert_eq!(
         ids(&mut lanes, 1, 20),
@@ -140,6 +156,10 @@ fn the_later_nas_waits_for_the_earlier() {
     assert!(
         lanes.take(NasId(2), 0).unwrap().overtakes,
         "nobody waits for a dark NAS"
+    );
+    assert!(
+        !lanes.take(NasId(1), 0).unwrap().overtakes,
+        "the earlier one"
     );
 }
 
@@ -306,6 +326,7 @@ fn a_nas_that_does_not_obey_leaves_the_others_their_share_of_the_window() {
     for user in 1..=30 {
         lanes.add(&waiting(user, 1, user, Class::Rest), 0, 0);
     }
+    assert_eq!(lanes.held_of(NasId(1)), 20, "the window");
     for user in 1..=20 {
         // Its lanes are refilled, but not each with all that it has.
         let rows: Vec<Waiting> = (0..17)
@@ -319,8 +340,36 @@ fn a_nas_that_does_not_obey_leaves_the_others_their_share_of_the_window() {
         "more than twice the window: {}",
         lanes.held()
     );
-    lanes.add(&waiting(9_000, 2, 500, Class::Rest), 0, 0);
-    assert_eq!(ids(&mut lanes, 2, 0), vec![9_000]);
+    for n in 0..12 {
+        lanes.add(&waiting(9_000 + n, 2, 500 + n, Class::Rest), 0, 0);
+    }
+    assert_eq!(lanes.held_of(NasId(2)), 10, "its share");
+    assert_eq!(ids(&mut lanes, 2, 0)[0], 9_000);
+}
+
+#[test]
+fn pages_are_read_while_there_is_room_or_half_a_share_is_free() {
+    for (on_one, on_two, read) in [
+        (14, 0, &[1, 2][..]),
+        (15, 0, &[2]),
+        (16, 4, &[2]),
+        (16, 5, &[]),
+    ] {
+        let mut lanes = Lanes::new(20, 0);
+        for id in 1..=on_one + on_two {
+            lanes.add(
+                &waiting(id, 1 + i64::from(id > on_one), id, Class::Rest),
+                0,
+                0,
+            );
+        }
+        let all: Vec<Wanted> = read
+            .iter()
+            .map(|n| Wanted::Load(NasId(*n), EventId(0)))
+            .collect();
+        (1..=2).for_each(|nas| lanes.expect(NasId(nas)));
+        assert_eq!(lanes.wanted(), all, "{on_one} {on_two}");
+    }
 }
 
 #[test]

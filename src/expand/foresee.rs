@@ -106,6 +106,34 @@ mod tests {
         foresee(events, &accounts, allowances, mode, 1_000)
     }
 
+    /// The reasons for `each` accounts on both of two NASes.
+    fn on_two(each: i64, on_nas: usize, elsewhere: usize) -> Vec<String> {
+        let events = (1..=2 * each).map(|user| Event {
+            source: "crm",
+            cmd: "user_drop",
+            nas: NasId(5 + user % 2),
+            user: UserId(user),
+        });
+        let accounts = BTreeMap::from([
+            (NasId(5), on_nas),
+            (NasId(6), on_nas),
+            (NasId(7), elsewhere),
+        ]);
+        foresee(events, &accounts, &[], GuardMode::Hold, 1_000).says
+    }
+
+    #[test]
+    fn bursts_are_told_once_for_each_nas_or_once_for_all() {
+        let apart = on_two(60, 100, 100_000);
+        assert_eq!(apart.len(), 2, "{apart:?}");
+        let together = on_two(110, 1_000, 0);
+        assert_eq!(together.len(), 1, "{together:?}");
+        assert!(
+            together[0].contains("all NASes 220 accounts"),
+            "{together:?}"
+        );
+    }
+
     #[test]
     fn a_burst_is_told_with_its_whole_count() {
         let few = plan(50, GuardMode::Hold, &[]);

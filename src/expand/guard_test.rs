@@ -120,6 +120,19 @@ fn only_cuts_are_cuts() {
 }
 
 #[test]
+fn speeds_of_many_accounts_are_remembered_up_to_a_bound() {
+    let mut guard = Guard::default();
+    let rate = Cmd::parse("user_rate_set").unwrap();
+    for user in 1..=i64::try_from(RATES_MAX).unwrap() {
+        assert!(!guard.is_cut(&rate, UserId(user), Some(100.0)));
+    }
+    assert!(guard.is_cut(&rate, UserId(1), Some(0.9)), "still known");
+    assert_eq!(guard.rates.len(), RATES_MAX);
+    assert!(!guard.is_cut(&rate, UserId(0), Some(100.0)));
+    assert_eq!(guard.rates.len(), 1, "one more than fits");
+}
+
+#[test]
 fn speeds_are_read_as_billings_write_them() {
     for (text, value) in [("512k", 512e3), ("10M", 10e6), (" 7 ", 7.0), ("1G", 1e9)] {
         assert_eq!(speed(text), Some(value), "{text}");
@@ -146,6 +159,8 @@ fn an_announced_batch_covers_what_it_says() {
     let mut guard = Guard::default();
     let all = [allowance(false)];
     let inside = at(2026, 1, 31, 23);
+    let later = at(2026, 2, 28, 23);
+    assert_eq!(allowance(false).window(later), None, "once only");
     assert!(!guard.is_allowed(&cut(1), &all, at(2026, 1, 31, 21)));
     assert!(!guard.is_allowed(&cut(1), &all, at(2026, 2, 1, 2)));
     let other = Cut {

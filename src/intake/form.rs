@@ -456,6 +456,26 @@ mod tests {
         assert!(read(fits.as_bytes()).is_ok());
     }
 
+    #[test]
+    fn limit_and_offset_are_told_apart() {
+        for body in [
+            "method1=a&limit=5&offset=7",
+            r#"{"method1":"a","limit":5,"offset":"7"}"#,
+        ] {
+            let form = read(body.as_bytes()).unwrap();
+            assert_eq!((form.limit, form.offset), (Some(5), Some(7)), "{body}");
+        }
+        assert!(refused("method1=a&limit=1&limit=2").contains("limit is given twice"));
+        assert!(refused("method1=a&offset=-1").contains("offset is not a whole number"));
+    }
+
+    #[test]
+    fn an_encoded_method_may_be_json_and_an_argument_empty() {
+        assert_eq!(one("method1=%22objects.get%22").method, "objects.get");
+        assert_eq!(one("method1=objects.get&arg1=").arg, json!({}));
+        assert_eq!(one("arg1=+%20&method1=objects.get").arg, json!({}));
+    }
+
     fn any_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),

@@ -494,4 +494,31 @@ mod tests {
             prop_assert_eq!(String::from_utf8(out).unwrap(), n.to_string());
         }
     }
+
+    #[test]
+    fn nothing_is_written_as_nothing() {
+        let end = End {
+            result: "done",
+            code: 0,
+            ms: 0,
+            next_try_ms: None,
+            error: None,
+        };
+        assert_eq!(
+            said(|r, out| r.end(out, AT, &key("user_add"), &end)),
+            format!("{}end result=done code=0 ms=0\n", prefix())
+        );
+    }
+
+    #[test]
+    fn an_error_of_quotes_alone_is_escaped_too() {
+        assert!(error(r#""\""#).ends_with("error=\"\\\"\\\\\\\"\"\n"));
+    }
+
+    #[test]
+    fn who_looks_hands_its_second_on() {
+        let mut r = records();
+        r.look(AT);
+        assert_eq!(r.clone().now.at, Some(AT / 1_000));
+    }
 }

@@ -12,6 +12,7 @@ mod lab;
 
 mod ahead;
 mod fresh;
+mod held;
 mod lifecycle;
 mod nas;
 mod order;
