@@ -111,6 +111,7 @@ async fn show(console: &Console, store: &dyn Store, user: i64) -> Outcome {
     let filter = Filter {
         user: Some(user),
         limit: PAGE,
+        unbounded: true,
         ..Filter::default()
     };
     let waiting = store.events(&filter).await?;
@@ -156,6 +157,7 @@ async fn history(console: &Console, store: &dyn Store, args: History) -> Outcome
         state: Some("all".to_owned()),
         user: Some(args.user),
         limit: PAGE,
+        unbounded: true,
         ..Filter::default()
     };
     let mut rows = Vec::new();

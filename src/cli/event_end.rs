@@ -90,14 +90,19 @@ impl Which {
             } else {
                 most.min(PAGE)
             },
-            unbounded: false,
+            unbounded: most == usize::MAX,
         };
         let (mut found, began) = (Vec::new(), clock::tick_ms());
         loop {
-            let page = store.events(&filter).await.map_err(|e| match e {
-                store::Error::Refused(text) => Failed::new(USAGE, text),
-                other => other.into(),
-            })?;
+            let page = match store.events(&filter).await {
+                Ok(page) => page,
+                // What was found before it counts, and from there one can go on.
+                Err(store::Error::TooLong) if filter.before != before => {
+                    return Ok((found, filter.before));
+                }
+                Err(store::Error::Refused(text)) => return Err(Failed::new(USAGE, text)),
+                Err(other) => return Err(other.into()),
+            };
             filter.before = page.last().map(|row| row.id.0);
             let full = page.len() >= filter.limit;
             // Ids grow with the time of acceptance: what follows is older still.

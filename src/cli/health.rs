@@ -11,7 +11,7 @@ use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, UNHEALTHY, remar
 use super::table::{Format, Table, one_line};
 use super::{ALONE, Console, event, nas};
 use crate::config::Config;
-use crate::store::{Filter, Store};
+use crate::store::{self, Filter, Store};
 
 /// For one look; a daemon whose loops turn answers in milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,17 +100,28 @@ async fn over_tcp(config: &Config, stage: Stage) -> Result<Option<Answered>, Fai
 }
 
 /// The events that died or were deferred last, the newest first.
-async fn problems(store: &dyn Store) -> Result<Table, Failed> {
+async fn problems(store: &dyn Store, deferred: bool) -> Result<Table, Failed> {
     let mut rows = Vec::new();
     for state in ["dead", "deferred"] {
+        // Where there is none, all that waits would be read in vain.
+        if state == "deferred" && !deferred {
+            continue;
+        }
         let filter = Filter {
             state: Some(state.to_owned()),
             limit: PROBLEMS,
             ..Filter::default()
         };
         // What was retried is no problem any more.
-        let found = store.events(&filter).await?.into_iter();
-        rows.extend(found.filter(|row| row.retried_as.is_none()));
+        let found = match store.events(&filter).await {
+            Ok(found) => found,
+            Err(error @ store::Error::TooLong) => {
+                remark(format!("the last {state} events are not named: {error}"));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        rows.extend(found.into_iter().filter(|row| row.retried_as.is_none()));
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.id));
     rows.truncate(PROBLEMS);
@@ -162,7 +173,7 @@ pub async fn status(console: &Console) -> Outcome {
         ));
     }
     let nases = nas::listed(&config, store.as_ref(), live.as_ref()).await?;
-    let problems = problems(store.as_ref()).await?;
+    let problems = problems(store.as_ref(), of_state("deferred") > 0).await?;
     match console.format() {
         Format::Json | Format::Jsonl => {
             // One document, so that a program reads it at once.

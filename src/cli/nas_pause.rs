@@ -209,6 +209,7 @@ async fn running_rows(store: &dyn Store, nas: i64) -> Result<i64, Failed> {
         state: Some("running".to_owned()),
         nas: Some(nas),
         limit: 1000,
+        unbounded: true,
         ..Filter::default()
     };
     let rows = store.events(&filter).await?;

@@ -150,6 +150,7 @@ async fn events(case: &mut Case, store: &dyn Store) -> Result<(), Failed> {
         state: state.map(str::to_owned),
         user: Some(case.user),
         limit: ROWS,
+        unbounded: true,
         ..Filter::default()
     };
     let mut waiting = store.events(&of(None)).await?;

@@ -198,8 +198,8 @@ pub struct Filter {
     pub before: Option<i64>,
     /// At most this many, 1..=1000.
     pub limit: usize,
-    /// The daemon's own look, which has to be answered however long it takes; those of people and
-    /// tools end at [`LOOK_MAX`](super::LOOK_MAX).
+    /// A look that has to be answered however long it takes: the daemon's own, or of a process of
+    /// its own that is about to act on the answer; other looks end at [`LOOK_MAX`](super::LOOK_MAX).
     pub unbounded: bool,
 }
 

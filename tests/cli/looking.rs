@@ -13,6 +13,7 @@ on_each_store!(
     looks_repeat_until_nobody_reads,
     columns_of_a_list_are_chosen,
     logs_are_followed_and_searched,
+    a_full_stack_keeps_no_operator_from_it,
 );
 
 async fn the_shown_request_does_what_the_verb_does(kind: Kind) {
@@ -271,4 +272,50 @@ async fn logs_are_followed_and_searched(kind: Kind) {
     let none = ned(&lab, &["account", "log", "50", "--to", "2020-01-01 00:00"]).await;
     assert_eq!(none.fine(), "");
     daemon.kill_9().await;
+}
+
+/// Each look at the main stack takes longer than a look-up may, as if millions of rows waited.
+async fn slow_stack(lab: &Lab) {
+    let slow = match lab.db.kind {
+        Kind::Sqlite => {
+            "(with recursive n(i) as (select 1 union all select i + 1 from n where i < 5000000)
+               select max(i) from n) > 0"
+        }
+        Kind::Postgres => "(select pg_sleep(1.2)::text) is not null",
+    };
+    lab.sql(&format!(
+        "alter table events_stack rename to events_stack_rows;
+         create view events_stack as select * from events_stack_rows where {slow}"
+    ))
+    .await;
+}
+
+async fn a_full_stack_keeps_no_operator_from_it(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [50, 51, 52]).await;
+    lab.sql(
+        "insert into events_stack (id, event_type, user_id, nas_id, params, class, event_date, state) values
+           (900001, 'user_redirect', 50, 5, '{}', 2, '2026-01-01 00:00:00', 'held'),
+           (900002, 'user_add', 51, 5, '{}', 2, '2026-01-01 00:00:00', 'deferred'),
+           (900003, 'user_add', 52, 5, '{}', 2, '2026-01-01 00:00:00', 'running')",
+    )
+    .await;
+    slow_stack(&lab).await;
+    // The control: who only looks is told to narrow it.
+    let list = ["event", "list", "--state", "held"];
+    ned(&lab, &list)
+        .await
+        .failed(2, &["took longer than 900 ms"]);
+    let held = ned(&lab, &["-o", "json", "guard", "list"]).await.json();
+    assert_eq!(held[0]["id"], 900_001, "{held}");
+    let drain = ["nas", "drain", "5", "--timeout", "1ms"];
+    let said = ned(&lab, &drain).await;
+    said.failed(7, &["1 events still run on NAS 5"]);
+    let shown = ned(&lab, &["-o", "json", "account", "show", "51"]).await;
+    let shown = shown.json()["waiting"].to_string();
+    assert!(shown.contains("900002 user_add deferred"), "{shown}");
+    let status = ned(&lab, &["-o", "json", "status"]).await;
+    status.failed(0, &["the last deferred events are not named"]);
+    assert_eq!(status.json()["deferred"], 1);
 }
