@@ -57,11 +57,13 @@ mod tests {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let door = socket.local_addr().unwrap();
-        let (mut knocks, mut socket) = (tokio::spawn(until_open(door)), Some(socket));
+        let knocks = until_open(door);
+        tokio::pin!(knocks);
+        let mut socket = Some(socket);
         let mut listener = None;
         let back = loop {
             tokio::select! {
-                back = &mut knocks => break back.unwrap(),
+                back = &mut knocks => break back,
                 // The first knock has failed long before.
                 () = sleep(PAUSE / 2), if socket.is_some() => {
                     listener = socket.take().map(|s| s.listen(8).unwrap());
