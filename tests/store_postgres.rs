@@ -12,6 +12,7 @@ use std::sync::Arc;
 use nas_event_daemon::attempt::DoneResult;
 use nas_event_daemon::event::{CompactEvent, EventId, Waiting};
 use nas_event_daemon::nas::NasId;
+use nas_event_daemon::store::query::{Model, Query};
 use nas_event_daemon::store::{
     After, Error, Posted, Settle, SettleTo, Store, Turn, WhereIs, connect,
 };
@@ -437,4 +438,43 @@ async fn a_server_that_is_not_there_is_named_without_the_password() {
         "{told}"
     );
     assert!(!told.contains("servicemode"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_up_on_a_dead_line_ends_and_costs_no_connection() {
+    let db = filled().await;
+    let line = Lossy::before(&db.url).await;
+    let store = connect(&line.url).await.unwrap();
+    let all = Query::all(Model::Users);
+    let mut other = PgConnection::connect(&db.url).await.unwrap();
+    // Twice as many as there are connections for look-ups: a lost one would be missed.
+    for _ in 0..2 {
+        let mut lock = other.begin().await.unwrap();
+        sqlx::raw_sql("lock table users in access exclusive mode")
+            .execute(&mut *lock)
+            .await
+            .unwrap();
+        let looks = async {
+            let (a, b, c, d) = tokio::join!(
+                store.find(&all),
+                store.count(&all),
+                store.find(&all),
+                store.count(&all)
+            );
+            [a.map(|_| ()), b.map(|_| ()), c.map(|_| ()), d.map(|_| ())]
+        };
+        let breaks = async {
+            let mut watcher = PgConnection::connect(&db.url).await.unwrap();
+            waits_for_lock(&mut watcher, "users").await;
+            line.cut(true);
+        };
+        let (ended, ()) = tokio::join!(looks, breaks);
+        assert!(ended.iter().all(|end| end.is_err()), "{ended:?}");
+        let of_the_line = |end: &Result<(), Error>| matches!(end, Err(Error::Sql { .. }));
+        assert!(ended.iter().any(of_the_line), "{ended:?}");
+        line.cut(false);
+        lock.rollback().await.unwrap();
+        assert_eq!(store.find(&all).await.unwrap().len(), 9);
+        assert_eq!(store.count(&all).await.unwrap(), 9);
+    }
 }

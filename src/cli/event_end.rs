@@ -163,10 +163,17 @@ pub struct Retry {
     which: Which,
     /// One after the other by the daemon, all within this time: a NAS that has just come back gets
     /// no rush
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "state")]
+    #[arg(long, value_name = "TIME", value_parser = spread, requires = "state")]
     spread: Option<Duration>,
     #[command(flatten)]
     reason: Reason,
+}
+
+fn spread(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        time if time <= later::SPREAD_MAX => Ok(time),
+        _ => Err("at most 24h".to_owned()),
+    }
 }
 
 /// Which events to give up.
@@ -244,6 +251,16 @@ pub async fn retry(console: &Console, args: Retry) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
     let bulk = args.state.is_some();
+    // Whether a lane has later events is read from what is kept of them.
+    if args.spread.is_some_and(|time| time >= config.history.keep) {
+        return Err(Failed::new(
+            USAGE,
+            format!(
+                "--spread is not below history.keep, {:?}",
+                config.history.keep
+            ),
+        ));
+    }
     let rows = match args.state {
         Some(state) => args.which.all(store.as_ref(), state).await?,
         None => named(store.as_ref(), &args.ids).await?,
@@ -310,9 +327,7 @@ async fn retry_later(
     rows: &[EventRow],
     spread: Duration,
 ) -> Outcome {
-    let ids: Vec<EventId> = rows.iter().map(|row| row.id).collect();
-    let dates = later::dates(&ids, spread, clock::wall_ms());
-    let dated = store.retry_later(&dates).await?;
+    let later::Ordered { dates, dated, left } = later::order(store, rows, spread).await?;
     let mut table = Table::new(&["id", "next_try"]);
     for (id, at) in &dates {
         table.push(vec![json!(id), time(Some(*at))]);
@@ -321,6 +336,11 @@ async fn retry_later(
     remark(format!(
         "the daemon retries {dated} events within {spread:?}; what a later event of its lane would be undone by stays dead\nevent list --state dead shows their dates, event drop takes one out"
     ));
+    if left > 0 {
+        remark(format!(
+            "{left} get no date: a later event of their lane is retried, which they would undo"
+        ));
+    }
     if !Ctl::new(config)?.is_there().await {
         remark("no daemon is running: they are retried once one is started");
     }

@@ -12,7 +12,7 @@ use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, UNHEALTHY, remark};
 use super::table::Table;
 use crate::nas::{NasId, log_file_names};
 use crate::store::Store;
-use crate::store::query::{Model, Query};
+use crate::store::query::{Bound, Condition, Group, Model, Query, Test};
 
 /// Largest log that is read, bytes: a month of a busy NAS.
 const LOG_MAX: u64 = 1024 * 1024 * 1024;
@@ -223,19 +223,31 @@ async fn accounts(store: &dyn Store) -> Result<Accounts, Failed> {
         .map(|name| (*name).to_owned())
         .collect();
     let mut accounts = Accounts::default();
-    let mut offset = 0;
+    let mut last = None;
     loop {
+        // From where the page before ended: to skip what was read takes the longer the more it is.
+        let after = last.map(|id| Condition {
+            path: Vec::new(),
+            column: "id".to_owned(),
+            test: Test::Above(Bound::Integer(id)),
+        });
         let query = Query {
+            groups: vec![Group {
+                negated: false,
+                all: after.into_iter().collect(),
+            }],
             columns: columns.clone(),
             limit: PAGE,
-            offset,
+            unbounded: true,
             ..Query::all(Model::Users)
         };
         let rows = store.find(&query).await?;
+        let before = last;
         for row in &rows {
             let Some(id) = row.get("id").and_then(Value::as_i64) else {
                 continue;
             };
+            last = Some(id);
             let listed = row.get("addresses").and_then(Value::as_array);
             let listed = listed.into_iter().flatten().filter_map(Value::as_str);
             let own = ["ip", "login"]
@@ -243,9 +255,8 @@ async fn accounts(store: &dyn Store) -> Result<Accounts, Failed> {
                 .filter_map(|name| row.get(*name)?.as_str());
             accounts.add(id, listed.chain(own));
         }
-        if rows.len() < PAGE {
+        if rows.len() < PAGE || last == before {
             return Ok(accounts);
         }
-        offset += rows.len() as u64;
     }
 }

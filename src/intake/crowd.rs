@@ -10,7 +10,6 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::clock;
 use crate::config;
 use crate::event::{EventId, UserId};
 use crate::intake::access::{At, Operator, Viewer};
@@ -25,8 +24,6 @@ use crate::store::{EventRow, Filter, audit_rows};
 const CROWD_MAX: usize = 10_000;
 /// Events read at once.
 const PAGE: usize = 1_000;
-/// Longest time over which a retry is spread.
-const SPREAD_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Keys of an order by filter.
 const KEYS: &[&str] = &[
     "state", "nas", "user", "cmd", "batch", "dry_run", "spread", "why", "reason",
@@ -78,7 +75,7 @@ impl Order {
             Some(text) => config::parse_duration(&text)
                 .map_err(|e| Refusal::malformed(format!("spread: {e}")))?,
         };
-        if spread > SPREAD_MAX {
+        if spread > later::SPREAD_MAX {
             return Err(bad("spread", "at most 24h"));
         }
         let dry_run = match map.get("dry_run") {
@@ -96,16 +93,22 @@ impl Order {
     }
 
     /// The events that fit, newest first: of two dead events of one lane the later one counts.
-    async fn ids(&self, desk: &Desk) -> Result<Vec<EventId>, Refusal> {
+    /// Without what may be large.
+    async fn rows(&self, desk: &Desk) -> Result<Vec<EventRow>, Refusal> {
         let mut filter = self.filter.clone();
-        let mut ids = Vec::new();
+        let mut fit = Vec::new();
         loop {
             let rows = desk.doors.store.events(&filter).await;
             let rows = rows.map_err(Refusal::store)?;
             filter.before = rows.last().map(|row| row.id.0);
-            let fresh = rows.iter().filter(|row| row.retried_as.is_none());
-            ids.extend(fresh.map(|row| row.id));
-            if ids.len() > CROWD_MAX {
+            let full = rows.len() >= PAGE;
+            let fresh = rows.into_iter().filter(|row| row.retried_as.is_none());
+            fit.extend(fresh.map(|row| EventRow {
+                params: None,
+                answer: None,
+                ..row
+            }));
+            if fit.len() > CROWD_MAX {
                 return Err(Refusal::new(
                     400,
                     "too_many",
@@ -113,8 +116,8 @@ impl Order {
                     "nothing was done; narrow the filter, for example to one NAS or one command",
                 ));
             }
-            if rows.len() < PAGE {
-                return Ok(ids);
+            if !full {
+                return Ok(fit);
             }
         }
     }
@@ -128,15 +131,15 @@ pub async fn retry(
     request: Request,
 ) -> Result<Response, Refusal> {
     let order = Order::read(request, &["dead"]).await?;
-    let ids = order.ids(&desk).await?;
+    let rows = order.rows(&desk).await?;
     if order.dry_run {
-        return Ok(Json(json!({ "dry_run": true, "events": ids.len() })).into_response());
+        return Ok(Json(json!({ "dry_run": true, "events": rows.len() })).into_response());
     }
-    let (count, spread) = (ids.len(), order.spread);
+    let (count, spread) = (rows.len(), order.spread);
     let detail = format!("n={count} spread={spread:?} filter={:?}", order.filter);
     let detail = api::reasoned(detail, &order.why);
     if spread.is_zero() {
-        let work = async move |desk: Desk| retry_now(&desk, &caller.who, detail, ids).await;
+        let work = async move |desk: Desk| retry_now(&desk, &caller.who, detail, rows).await;
         let (retried, skipped) = rest::to_the_end(&desk, work).await?;
         return Ok(Json(json!({ "retried": retried, "skipped": skipped })).into_response());
     }
@@ -145,8 +148,8 @@ pub async fn retry(
         desk.trail
             .note(store.as_ref(), &caller.who, "retry_many", detail)
             .await;
-        let dates = later::dates(&ids, spread, clock::wall_ms());
-        store.retry_later(&dates).await.map_err(Refusal::store)
+        let ordered = later::order(store.as_ref(), &rows, spread).await;
+        Ok(ordered.map_err(Refusal::store)?.dated)
     })
     .await?;
     let answer = json!({ "events": events, "spread_s": spread.as_secs() });
@@ -157,15 +160,15 @@ async fn retry_now(
     desk: &Desk,
     who: &str,
     detail: String,
-    ids: Vec<EventId>,
+    rows: Vec<EventRow>,
 ) -> Result<(usize, usize), Refusal> {
     let store = &desk.doors.store;
     desk.trail
         .note(store.as_ref(), who, "retry_many", detail)
         .await;
     let (mut retried, mut skipped) = (0, 0);
-    for id in ids {
-        match store.retry_dead(id).await.map_err(Refusal::store)? {
+    for row in rows {
+        match store.retry_dead(row.id).await.map_err(Refusal::store)? {
             Some(_) => retried += 1,
             None => skipped += 1,
         }
@@ -181,10 +184,11 @@ pub async fn drop_many(
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let order = Order::read(request, &["compact", "ready", "deferred", "held", "dead"]).await?;
-    let ids = order.ids(&desk).await?;
+    let rows = order.rows(&desk).await?;
     if order.dry_run {
-        return Ok(Json(json!({ "dry_run": true, "events": ids.len() })));
+        return Ok(Json(json!({ "dry_run": true, "events": rows.len() })));
     }
+    let ids: Vec<EventId> = rows.iter().map(|row| row.id).collect();
     let detail = format!(
         "n={} why={:?} filter={:?}",
         ids.len(),

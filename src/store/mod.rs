@@ -414,8 +414,9 @@ pub trait Store: Send + Sync {
     /// state-changing event that is waiting or done.
     async fn retry_dead(&self, id: EventId) -> Result<Option<EventId>>;
 
-    /// Says when each of these dead events is to be retried, wall ms; all or none. How many of them
-    /// are dead and not retried yet.
+    /// Says when each of these dead events is to be retried, wall ms. How many of them are dead and
+    /// not retried yet. In their order and in pieces, so that nothing else waits long: an order that
+    /// breaks off has dated its first ones.
     async fn retry_later(&self, dates: &[(EventId, i64)]) -> Result<u64>;
 
     /// The next dead events that are to be retried, with their times, the first one first; of two

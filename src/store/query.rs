@@ -417,6 +417,9 @@ pub struct Query {
     pub limit: usize,
     /// Rows that are skipped.
     pub offset: u64,
+    /// The daemon's own look, or of a process of its own: [`LOOK_MAX`](super::LOOK_MAX) does not end
+    /// it.
+    pub unbounded: bool,
 }
 
 impl Query {
@@ -446,6 +449,7 @@ impl Query {
             columns: vec!["id".to_owned()],
             limit: ROWS_MAX,
             offset: 0,
+            unbounded: false,
         }
     }
 }

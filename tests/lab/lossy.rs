@@ -27,6 +27,7 @@ struct State {
     mute: AtomicBool,
     muted: AtomicUsize,
     unmute: Notify,
+    cut: AtomicBool,
 }
 
 impl Lossy {
@@ -86,6 +87,11 @@ impl Lossy {
         self.state.unmute.notify_waiters();
     }
 
+    /// While it is cut, lines that are there pass no answer on; new ones do once it is mended.
+    pub fn cut(&self, cut: bool) {
+        self.state.cut.store(cut, Ordering::SeqCst);
+    }
+
     /// How many have got none.
     pub fn lost(&self) -> usize {
         self.state.lost.load(Ordering::SeqCst)
@@ -127,6 +133,11 @@ async fn carry(mut client: TcpStream, mut server: TcpStream, state: Arc<State>) 
             }
             n = server.read(&mut answered) => {
                 let Ok(n @ 1..) = n else { return };
+                if state.cut.load(Ordering::SeqCst) {
+                    // Nobody is told that it is gone.
+                    while client.read(&mut asked).await.is_ok_and(|n| n > 0) {}
+                    return;
+                }
                 if client.write_all(&answered[..n]).await.is_err() {
                     return;
                 }

@@ -26,12 +26,14 @@ mod expansion;
 mod keys;
 mod looks;
 mod posts;
+mod retries;
 mod turns;
 
 use expansion::*;
 use keys::*;
 use looks::*;
 use posts::*;
+use retries::*;
 use turns::*;
 
 use lab::db::{Db, Kind};
@@ -91,6 +93,10 @@ on_both!(
     lists_of_a_crowded_database_are_read_by_index,
     ways_in_and_numbers_of_each_nas,
     an_event_on_its_way_is_always_found,
+    retries_are_dated_and_moved_in_pieces,
+    an_old_order_does_not_move_a_new_one,
+    of_a_lane_only_the_newest_dead_event_is_dated,
+    what_is_refused_keeps_no_other_retry_from_its_turn,
 );
 
 fn event(cmd: &str, user: i64) -> CompactEvent {

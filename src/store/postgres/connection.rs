@@ -5,17 +5,21 @@
 use std::future::Future;
 use std::time::Duration;
 
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgSeverity};
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::sql;
+use super::{CALL_LIMIT, sql};
 use crate::clock;
 use crate::store::{Error, Result};
 
 /// Longest wait for a server to accept a connection: an address that swallows packets would
 /// hold the caller for two minutes.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the answer of a look-up; the server's own limit is far lower, and only a dead
+/// line reaches this one.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// A connection that rested longer is asked first whether it is still alive, ms. Under load it
 /// never rests, and the question costs nothing.
 const TRUSTED_MS: u64 = 1_000;
@@ -108,6 +112,27 @@ pub(super) async fn within<R>(
             text,
         )))
     })
+}
+
+/// A look-up's answer, within [`LOOK_LIMIT`], or within the limit of all calls if the server does
+/// not end it.
+pub(super) async fn look<R>(
+    unbounded: bool,
+    work: impl Future<Output = std::result::Result<R, sqlx::Error>>,
+) -> std::result::Result<R, sqlx::Error> {
+    let limit = if unbounded { CALL_LIMIT } else { LOOK_LIMIT };
+    within(limit, work).await
+}
+
+/// Gives a look-up's connection back; closes it if its line gave no answer, for its pool would wait
+/// for that.
+pub(super) fn give_back<R>(
+    conn: PoolConnection<sqlx::Postgres>,
+    answer: &std::result::Result<R, sqlx::Error>,
+) {
+    if matches!(answer, Err(sqlx::Error::Io(_))) {
+        drop(conn.detach());
+    }
 }
 
 /// Whether the connection can still be used after `error`.

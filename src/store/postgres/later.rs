@@ -7,19 +7,25 @@ use crate::store::Result;
 /// What stands in the index of these, and in no other.
 const DATED: &str = "retry_ms is not null and retried_as is null";
 
-/// In one statement: all of an order, or none.
+/// Rows of one statement: nobody waits long for them.
+const PIECE: usize = 500;
+
 pub(super) async fn retry_later(store: &Postgres, dates: &[(EventId, i64)]) -> Result<u64> {
-    let (ids, times): (Vec<i64>, Vec<i64>) = dates.iter().map(|(id, at)| (id.0, *at)).unzip();
-    let done = sqlx::query(
-        "update events_dead d set retry_ms = t.at from unnest($1::bigint[], $2::bigint[]) t(id, at)
-         where d.id = t.id and d.retried_as is null",
-    )
-    .bind(ids)
-    .bind(times)
-    .execute(&store.pool)
-    .await
-    .map_err(sql("date retries"))?;
-    Ok(done.rows_affected())
+    let mut dated = 0;
+    for piece in dates.chunks(PIECE) {
+        let (ids, times): (Vec<i64>, Vec<i64>) = piece.iter().map(|(id, at)| (id.0, *at)).unzip();
+        let done = sqlx::query(
+            "update events_dead d set retry_ms = t.at from unnest($1::bigint[], $2::bigint[]) t(id, at)
+             where d.id = t.id and d.retried_as is null",
+        )
+        .bind(ids)
+        .bind(times)
+        .execute(&store.pool)
+        .await
+        .map_err(sql("date retries"))?;
+        dated += done.rows_affected();
+    }
+    Ok(dated)
 }
 
 pub(super) async fn retries_due(store: &Postgres, limit: usize) -> Result<Vec<(EventId, i64)>> {
@@ -46,15 +52,28 @@ pub(super) async fn forgo_retry(store: &Postgres, id: EventId) -> Result<()> {
 
 /// All by the same time, so that they stay as far apart as they were.
 pub(super) async fn move_retries(store: &Postgres, now_ms: i64) -> Result<u64> {
+    let first = retries_due(store, 1).await?;
+    let Some((_, first)) = first.first().filter(|(_, at)| *at < now_ms) else {
+        return Ok(0);
+    };
     let text = format!(
-        "with first as (select min(retry_ms) as at from events_dead where {DATED})
-         update events_dead set retry_ms = retry_ms + ($1 - first.at) from first
-         where {DATED} and first.at < $1"
+        "update events_dead set retry_ms = retry_ms + $1 where {DATED} and id = any(array(
+           select id from events_dead where {DATED} and id > $2 order by id limit $3))
+         returning id"
     );
-    let done = sqlx::query(sqlx::AssertSqlSafe(text))
-        .bind(now_ms)
-        .execute(&store.pool)
-        .await
-        .map_err(sql("move retries on"))?;
-    Ok(done.rows_affected())
+    let (mut moved, mut last) = (0, i64::MIN);
+    loop {
+        let ids: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(text.clone()))
+            .bind(now_ms.saturating_sub(*first))
+            .bind(last)
+            .bind(i64::try_from(PIECE).unwrap_or(i64::MAX))
+            .fetch_all(&store.pool)
+            .await
+            .map_err(sql("move retries on"))?;
+        moved += ids.len() as u64;
+        match ids.into_iter().max() {
+            Some((id,)) => last = id,
+            None => return Ok(moved),
+        }
+    }
 }

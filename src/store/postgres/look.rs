@@ -208,7 +208,9 @@ pub(super) async fn events(store: &Postgres, filter: &Filter) -> Result<Vec<Even
         let rows = query.fetch_all(&store.pool).await;
         rows.map_err(sql("list events"))?
     } else {
-        let rows = query.fetch_all(&store.lookers).await;
+        let mut conn = store.looker(false).await?;
+        let rows = connection::look(false, query.fetch_all(&mut *conn)).await;
+        connection::give_back(conn, &rows);
         rows.map_err(look_failed("list events"))?
     };
     rows.iter().map(event_row).collect()

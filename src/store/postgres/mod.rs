@@ -29,6 +29,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool};
 
@@ -168,6 +169,16 @@ impl Postgres {
 
     fn shape(&self) -> billing::Shape {
         self.billing.read().map(|s| s.clone()).unwrap_or_default()
+    }
+
+    /// A connection for one look-up, where it ends at [`LOOK_MAX`] unless it is `unbounded`.
+    async fn looker(&self, unbounded: bool) -> Result<PoolConnection<sqlx::Postgres>> {
+        let pool = match unbounded {
+            true => &self.pool,
+            false => &self.lookers,
+        };
+        let conn = pool.acquire().await;
+        conn.map_err(sql("connect for a look-up"))
     }
 
     /// Looks at the billing's tables again.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use sqlx::postgres::PgArguments;
 use sqlx::{Row, SqlSafeStr};
 
-use super::{Postgres, billing, kept_ms, look_failed, ms_of, sql};
+use super::{Postgres, billing, connection, kept_ms, look_failed, ms_of, sql};
 use crate::event::{CompactEvent, EventId};
 use crate::store::query::{self, Bound, Column, Kind, Model, Query};
 use crate::store::statement::{self, Dialect};
@@ -83,11 +83,12 @@ pub(super) async fn find(store: &Postgres, query: &Query) -> Result<Vec<Map<Stri
     let known = |model| of_model(&shape, model);
     let (text, bound) = statement::objects(Dialect::Postgres, &known, query)?;
     // Planned anew each time: only with the values at hand does a look-up find its index.
-    let rows = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
-        .persistent(false)
-        .fetch_all(&store.lookers)
-        .await
-        .map_err(look_failed("look objects up"))?;
+    let text = sqlx::AssertSqlSafe(text).into_sql_str();
+    let query_with = sqlx::query_with(text, arguments(bound)?).persistent(false);
+    let mut conn = store.looker(query.unbounded).await?;
+    let rows = connection::look(query.unbounded, query_with.fetch_all(&mut *conn)).await;
+    connection::give_back(conn, &rows);
+    let rows = rows.map_err(look_failed("look objects up"))?;
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
         let text: &str = row.try_get(0).map_err(sql("read an object"))?;
@@ -102,11 +103,12 @@ pub(super) async fn count(store: &Postgres, query: &Query) -> Result<i64> {
     let shape = store.shape();
     let known = |model| of_model(&shape, model);
     let (text, bound) = statement::number(Dialect::Postgres, &known, query)?;
-    let row = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
-        .persistent(false)
-        .fetch_one(&store.lookers)
-        .await
-        .map_err(look_failed("count objects"))?;
+    let text = sqlx::AssertSqlSafe(text).into_sql_str();
+    let query_with = sqlx::query_with(text, arguments(bound)?).persistent(false);
+    let mut conn = store.looker(query.unbounded).await?;
+    let row = connection::look(query.unbounded, query_with.fetch_one(&mut *conn)).await;
+    connection::give_back(conn, &row);
+    let row = row.map_err(look_failed("count objects"))?;
     row.try_get(0).map_err(sql("count objects"))
 }
 

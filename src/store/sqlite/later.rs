@@ -9,19 +9,25 @@ use crate::store::Result;
 /// What stands in the index of these, and in no other.
 const DATED: &str = "retry_ms is not null and retried_as is null";
 
-/// In one statement: all of an order, or none.
+/// Rows of one statement: the writer must not wait long for its lock.
+const PIECE: usize = 500;
+
 pub(super) async fn retry_later(store: &Sqlite, dates: &[(EventId, i64)]) -> Result<u64> {
-    let dates: Vec<(i64, i64)> = dates.iter().map(|(id, at)| (id.0, *at)).collect();
-    let mut writer = store.write().await;
-    let done = sqlx::query(
-        "update events_dead set retry_ms = j.value ->> 1 from json_each(?1) j
-         where events_dead.id = j.value ->> 0 and retried_as is null",
-    )
-    .bind(json!(dates).to_string())
-    .execute(&mut writer.conn)
-    .await
-    .map_err(sql("date retries"))?;
-    Ok(done.rows_affected())
+    let mut dated = 0;
+    for piece in dates.chunks(PIECE) {
+        let piece: Vec<(i64, i64)> = piece.iter().map(|(id, at)| (id.0, *at)).collect();
+        let mut writer = store.write().await;
+        let done = sqlx::query(
+            "update events_dead set retry_ms = j.value ->> 1 from json_each(?1) j
+             where events_dead.id = j.value ->> 0 and retried_as is null",
+        )
+        .bind(json!(piece).to_string())
+        .execute(&mut writer.conn)
+        .await
+        .map_err(sql("date retries"))?;
+        dated += done.rows_affected();
+    }
+    Ok(dated)
 }
 
 pub(super) async fn retries_due(store: &Sqlite, limit: usize) -> Result<Vec<(EventId, i64)>> {
@@ -49,15 +55,29 @@ pub(super) async fn forgo_retry(store: &Sqlite, id: EventId) -> Result<()> {
 
 /// All by the same time, so that they stay as far apart as they were.
 pub(super) async fn move_retries(store: &Sqlite, now_ms: i64) -> Result<u64> {
-    let first = format!("(select min(retry_ms) from events_dead where {DATED})");
+    let first = retries_due(store, 1).await?;
+    let Some((_, first)) = first.first().filter(|(_, at)| *at < now_ms) else {
+        return Ok(0);
+    };
     let text = format!(
-        "update events_dead set retry_ms = retry_ms + (?1 - {first}) where {DATED} and {first} < ?1"
+        "update events_dead set retry_ms = retry_ms + ?1 where {DATED}
+           and id in (select id from events_dead where {DATED} and id > ?2 order by id limit ?3)
+         returning id"
     );
-    let mut writer = store.write().await;
-    let done = sqlx::query(sqlx::AssertSqlSafe(text))
-        .bind(now_ms)
-        .execute(&mut writer.conn)
-        .await
-        .map_err(sql("move retries on"))?;
-    Ok(done.rows_affected())
+    let (mut moved, mut last) = (0, i64::MIN);
+    loop {
+        let mut writer = store.write().await;
+        let ids: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(text.clone()))
+            .bind(now_ms.saturating_sub(*first))
+            .bind(last)
+            .bind(i64::try_from(PIECE).unwrap_or(i64::MAX))
+            .fetch_all(&mut writer.conn)
+            .await
+            .map_err(sql("move retries on"))?;
+        moved += ids.len() as u64;
+        match ids.into_iter().max() {
+            Some((id,)) => last = id,
+            None => return Ok(moved),
+        }
+    }
 }

@@ -88,11 +88,16 @@ pub(super) async fn find(store: &Sqlite, query: &Query) -> Result<Vec<Map<String
     let shape = store.shape();
     let known = |model| of_model(&shape, model);
     let (text, bound) = statement::objects(Dialect::Sqlite, &known, query)?;
-    let mut look = bound::look(store).await?;
-    let rows = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
-        .fetch_all(look.conn())
-        .await
-        .map_err(look.failed("look objects up"))?;
+    let text = sqlx::AssertSqlSafe(text).into_sql_str();
+    let query_with = sqlx::query_with(text, arguments(bound)?);
+    let rows = if query.unbounded {
+        let rows = query_with.fetch_all(&store.readers).await;
+        rows.map_err(sql("look objects up"))?
+    } else {
+        let mut look = bound::look(store).await?;
+        let rows = query_with.fetch_all(look.conn()).await;
+        rows.map_err(look.failed("look objects up"))?
+    };
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
         let text: String = row.try_get(0).map_err(sql("read an object"))?;
@@ -107,11 +112,16 @@ pub(super) async fn count(store: &Sqlite, query: &Query) -> Result<i64> {
     let shape = store.shape();
     let known = |model| of_model(&shape, model);
     let (text, bound) = statement::number(Dialect::Sqlite, &known, query)?;
-    let mut look = bound::look(store).await?;
-    let row = sqlx::query_with(sqlx::AssertSqlSafe(text).into_sql_str(), arguments(bound)?)
-        .fetch_one(look.conn())
-        .await
-        .map_err(look.failed("count objects"))?;
+    let text = sqlx::AssertSqlSafe(text).into_sql_str();
+    let query_with = sqlx::query_with(text, arguments(bound)?);
+    let row = if query.unbounded {
+        let row = query_with.fetch_one(&store.readers).await;
+        row.map_err(sql("count objects"))?
+    } else {
+        let mut look = bound::look(store).await?;
+        let row = query_with.fetch_one(look.conn()).await;
+        row.map_err(look.failed("count objects"))?
+    };
     row.try_get(0).map_err(sql("count objects"))
 }
 
