@@ -8,6 +8,7 @@ use std::path::Path;
 
 use nas_event_daemon::clock::tick_ms;
 use nas_event_daemon::sim::mikrotik::Faults;
+use serde_json::json;
 use sqlx::Connection;
 
 use crate::lab::daemon::Lab;
@@ -55,6 +56,15 @@ async fn inserted(lab: &Lab, users: std::ops::Range<i64>, each: i64) -> Vec<Acce
         user: row[1].parse().unwrap(),
     };
     rows.iter().map(accepted).collect()
+}
+
+/// Posts one more event of each of these accounts.
+async fn posted(lab: &Lab, users: std::ops::Range<i64>) -> Vec<Accepted> {
+    let event = |user| json!({"cmd": "user_redirect", "user_id": user});
+    let events: Vec<_> = users.clone().map(event).collect();
+    let ids = lab.post(json!({ "events": events })).await;
+    let accepted = |(event, user)| Accepted { event, user };
+    ids.into_iter().zip(users).map(accepted).collect()
 }
 
 /// From here on nobody can write what a turn writes.
@@ -179,8 +189,8 @@ async fn what_is_ahead_does_not_start_late_behind_a_turn_that_hangs(kind: Kind) 
     lab.nas(2, "Journal", forks, &[]).await;
     lab.accounts(1, OTHERS).await;
     lab.accounts(2, ACCOUNTS).await;
-    let accepted = inserted(&lab, ACCOUNTS, EVENTS).await;
-    let others = inserted(&lab, OTHERS, OTHER_EVENTS).await;
+    let mut accepted = inserted(&lab, ACCOUNTS, EVENTS).await;
+    let mut others = inserted(&lab, OTHERS, OTHER_EVENTS).await;
     let daemon = lab.start().await;
 
     let mut seen = 0;
@@ -199,6 +209,11 @@ async fn what_is_ahead_does_not_start_late_behind_a_turn_that_hangs(kind: Kind) 
         .await;
         if let Some(caught) = caught(&lab, &script, &gate).await {
             break caught;
+        }
+        // As many tries as it takes.
+        accepted.extend(posted(&lab, ACCOUNTS).await);
+        for _ in 0..2 {
+            others.extend(posted(&lab, OTHERS).await);
         }
     };
     until_it_is_late(&lab, refused).await;
