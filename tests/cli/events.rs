@@ -272,6 +272,12 @@ async fn what_ends_is_chosen_by_what_it_is(kind: Kind) {
     );
 
     let retry = ["event", "retry", "--state", "dead", "--error", "code 3"];
+    let never = [&retry[..], &["--spread", "25h"]].concat();
+    ned(&lab, &never).await.failed(2, &["at most 24h"]);
+    lab.configure("[history]\nkeep = \"2h\"", "");
+    let longer = [&retry[..], &["--spread", "2h"]].concat();
+    ned(&lab, &longer).await.failed(2, &["history.keep"]);
+    lab.configure("", "");
     let slow = [&retry[..], &["--spread", "600ms"]].concat();
     let said = ned(&lab, &slow).await;
     said.failed(0, &["the daemon retries 3 events within 600ms"]);

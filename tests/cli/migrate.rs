@@ -16,6 +16,13 @@ async fn old_logs_are_held_against_what_was_rendered(kind: Kind) {
         lab.nas(nas, "Mikrotik-Simple", 2, &[mode]).await;
     }
     lab.accounts(1, [10, 11]).await;
+    // They come on the second page of accounts.
+    lab.sql(
+        "insert into users (id, nas_id, login)
+         with recursive n(i) as (select 1 union all select i + 1 from n where i < 1200)
+         select -i, 2, 'other-' || i from n",
+    )
+    .await;
     let daemon = lab.start().await;
     for (user, cmd) in [
         (10, "user_add"),
