@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::daemon::Bench;
+use crate::daemon::{Bench, Kind};
 use crate::parts::{kinds, setting};
 
 const TOKEN: &str = "token-of-the-bench";
@@ -14,10 +14,13 @@ const TOKEN: &str = "token-of-the-bench";
 const BULK: i64 = 100_000;
 /// What it may take.
 const BULK_MAX: Duration = Duration::from_secs(5);
+/// Single posts a second on PostgreSQL, at least.
+const POSTS_MIN: f64 = 5_000.0;
 /// Kept connections that post at once.
 const POSTERS: usize = 64;
 
-/// Bulk and single posts; fails where the bulk call takes longer than [`BULK_MAX`]. The NASes are
+/// Bulk and single posts; fails where the bulk call takes longer than [`BULK_MAX`], or PostgreSQL takes
+/// fewer single posts than [`POSTS_MIN`]. The NASes are
 /// paused, so that what is measured is the door.
 pub async fn doors() {
     println!(
@@ -28,6 +31,7 @@ pub async fn doors() {
         "| store | bulk of 100,000, s | single posts/s | slowest post, ms |\n|---|---|---|---|"
     );
     let mut longest = Duration::ZERO;
+    let mut on_postgres = None;
     for kind in kinds() {
         let mut bench = Bench::new(kind, "Record", 10, 10, 10_000).await;
         pause(&mut bench).await;
@@ -61,9 +65,15 @@ pub async fn doors() {
         );
         daemon.stop();
         longest = longest.max(bulk);
+        if kind == Kind::Postgres {
+            on_postgres = Some(posts);
+        }
     }
     println!();
     assert!(longest < BULK_MAX, "a bulk call took {longest:?}");
+    if let Some(posts) = on_postgres {
+        assert!(posts >= POSTS_MIN, "{posts:.0} posts a second");
+    }
 }
 
 async fn singles(port: u16) -> (f64, Duration) {

@@ -230,7 +230,7 @@ async fn retry_and_drop() {
     assert_eq!(why.as_deref(), Some("crm-operator: sent by mistake"));
     assert_eq!(post("3/drop", "").await.status, 409);
     assert_eq!(post("9/drop", "").await.status, 404);
-    assert_eq!(post("2/drop", r#"{"reason":"x"}"#).await.status, 400);
+    assert_eq!(post("2/drop", r#"{"cause":"x"}"#).await.status, 400);
     let audits = h.fake.audit_lines();
     assert!(
         audits.contains(&"crm-operator retry event=2 as=102".to_owned()),

@@ -40,6 +40,8 @@ pub(crate) struct Answer {
     pub(crate) attributes: Vec<(String, String)>,
     /// Words without `=`: the reason of `!fatal`.
     pub(crate) bare: String,
+    /// One of them does not begin with a dot, as `.section=` does.
+    odd: bool,
 }
 
 impl Answer {
@@ -58,6 +60,7 @@ impl Answer {
             tag: None,
             attributes: Vec::new(),
             bare: String::new(),
+            odd: false,
         };
         for word in words {
             if let Some(tag) = word.strip_prefix(b".tag=") {
@@ -68,6 +71,7 @@ impl Answer {
                 let value = wire::text(body.get(at + 1..).unwrap_or_default());
                 answer.attributes.push((name, value));
             } else {
+                answer.odd |= !word.starts_with(b".");
                 if !answer.bare.is_empty() {
                     answer.bare.push(' ');
                 }
@@ -81,6 +85,13 @@ impl Answer {
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         let found = self.attributes.iter().find(|(n, _)| n == name);
         found.map(|(_, v)| v.as_str())
+    }
+
+    /// Whether it is no sentence of a router: of `!re`, `!done` and `!empty` every word is an
+    /// attribute, the tag, or begins with a dot. A failure must not be read as done because bytes
+    /// of two sentences have run together.
+    pub(crate) fn is_garbled(&self) -> bool {
+        self.odd && matches!(self.kind, Kind::Row | Kind::Done | Kind::Empty)
     }
 
     /// The reason of a `!trap` or `!fatal`.
@@ -192,6 +203,23 @@ mod tests {
             "not logged in"
         );
         assert_eq!(answer(&["!new"]).kind, Kind::Other);
+    }
+
+    #[test]
+    fn two_sentences_that_ran_together_are_no_success() {
+        // Half of `!done .tag=4`, then a refusal: the length of the lost word takes `!trap` in.
+        let together = answer(&["!done", "\x05!trap", ".tag=3", "=message=no such item"]);
+        assert!(together.is_garbled());
+        assert!(answer(&["!re", "name=x", ".tag=3"]).is_garbled());
+        for fine in [
+            &["!done", ".tag=3"][..],
+            &["!re", ".section=1", ".tag=3", "=name=!x"],
+            &["!trap", "interrupted"],
+            &["!fatal", "not logged in"],
+            &["!new", "word"],
+        ] {
+            assert!(!answer(fine).is_garbled(), "{fine:?}");
+        }
     }
 
     #[test]

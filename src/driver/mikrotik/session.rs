@@ -291,6 +291,12 @@ impl Session {
                 text: format!("!fatal {reason}"),
             });
         }
+        if answer.is_garbled() {
+            return Some(Why::lost(format!(
+                "a reply of the router is garbled: {:?}",
+                answer.bare.chars().take(60).collect::<String>()
+            )));
+        }
         let tag = answer.tag?;
         let mut calls = self.calls();
         let call = calls.open.get_mut(&tag)?;

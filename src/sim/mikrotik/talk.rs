@@ -281,8 +281,11 @@ impl Connection {
         if let Some(text) = fatal {
             return self.fatal(None, &text).await;
         }
-        let half = reply.get(..reply.len() / 2).unwrap_or_default().to_vec();
-        self.write(&[half]).await;
+        let half = reply.get(..reply.len() / 2).unwrap_or_default();
+        let mut writer = self.writer.lock().await;
+        let _ = writer.write_all(half).await;
+        let _ = writer.flush().await;
+        // Before anybody else has the writer: no reply comes behind the half of this one.
         self.broken.cancel();
     }
 
@@ -504,6 +507,9 @@ impl Connection {
 
     pub(crate) async fn write(&self, parts: &[Vec<u8>]) {
         let mut writer = self.writer.lock().await;
+        if self.broken.is_cancelled() {
+            return;
+        }
         let parts = parts.concat();
         let written = async {
             writer.write_all(&parts).await?;
