@@ -10,6 +10,17 @@ use crate::event::{EventId, Params, Waiting, poster};
 /// Latest time that a column is asked to keep, ms (year 9999).
 const TIME_MAX_MS: i64 = 253_402_300_799_000;
 
+/// What stands in the index of spread retries, and in no other row.
+pub(super) const DATED: &str = "retry_ms is not null and retried_as is null";
+
+/// Rows of one statement that dates or moves them: nobody waits long for its locks.
+pub(super) const PIECE: usize = 500;
+
+/// Spread retries as they were read: the dead event, and when it is due.
+pub(super) fn dated(rows: Vec<(i64, i64)>) -> Vec<(EventId, i64)> {
+    rows.into_iter().map(|(id, at)| (EventId(id), at)).collect()
+}
+
 /// A time that a column can keep: what is wild is bent into the range, so that it never blocks
 /// a settle. PostgreSQL makes it a time by `to_timestamp($n / 1000.0)`.
 pub(super) fn kept_ms(ms: i64) -> i64 {

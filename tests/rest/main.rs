@@ -8,6 +8,8 @@ mod billing;
 #[cfg(test)]
 mod classic;
 #[cfg(test)]
+mod constraint;
+#[cfg(test)]
 mod fake;
 #[cfg(test)]
 mod judge;

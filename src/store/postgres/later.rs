@@ -3,18 +3,13 @@
 use super::{Postgres, sql};
 use crate::event::EventId;
 use crate::store::Result;
-
-/// What stands in the index of these, and in no other.
-const DATED: &str = "retry_ms is not null and retried_as is null";
-
-/// Rows of one statement: nobody waits long for them.
-const PIECE: usize = 500;
+use crate::store::rows::{DATED, PIECE, dated};
 
 pub(super) async fn retry_later(store: &Postgres, dates: &[(EventId, i64)]) -> Result<u64> {
-    let mut dated = 0;
+    let mut done = 0;
     for piece in dates.chunks(PIECE) {
         let (ids, times): (Vec<i64>, Vec<i64>) = piece.iter().map(|(id, at)| (id.0, *at)).unzip();
-        let done = sqlx::query(
+        let piece_done = sqlx::query(
             "update events_dead d set retry_ms = t.at from unnest($1::bigint[], $2::bigint[]) t(id, at)
              where d.id = t.id and d.retried_as is null",
         )
@@ -23,9 +18,9 @@ pub(super) async fn retry_later(store: &Postgres, dates: &[(EventId, i64)]) -> R
         .execute(&store.pool)
         .await
         .map_err(sql("date retries"))?;
-        dated += done.rows_affected();
+        done += piece_done.rows_affected();
     }
-    Ok(dated)
+    Ok(done)
 }
 
 pub(super) async fn retries_due(store: &Postgres, limit: usize) -> Result<Vec<(EventId, i64)>> {
@@ -37,7 +32,7 @@ pub(super) async fn retries_due(store: &Postgres, limit: usize) -> Result<Vec<(E
         .fetch_all(&store.pool)
         .await
         .map_err(sql("look for retries that are due"))?;
-    Ok(rows.into_iter().map(|(id, at)| (EventId(id), at)).collect())
+    Ok(dated(rows))
 }
 
 /// It stays dead.

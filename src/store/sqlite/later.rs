@@ -5,19 +5,14 @@ use serde_json::json;
 use super::{Sqlite, sql};
 use crate::event::EventId;
 use crate::store::Result;
-
-/// What stands in the index of these, and in no other.
-const DATED: &str = "retry_ms is not null and retried_as is null";
-
-/// Rows of one statement: the writer must not wait long for its lock.
-const PIECE: usize = 500;
+use crate::store::rows::{DATED, PIECE, dated};
 
 pub(super) async fn retry_later(store: &Sqlite, dates: &[(EventId, i64)]) -> Result<u64> {
-    let mut dated = 0;
+    let mut done = 0;
     for piece in dates.chunks(PIECE) {
         let piece: Vec<(i64, i64)> = piece.iter().map(|(id, at)| (id.0, *at)).collect();
         let mut writer = store.write().await;
-        let done = sqlx::query(
+        let piece_done = sqlx::query(
             "update events_dead set retry_ms = j.value ->> 1 from json_each(?1) j
              where events_dead.id = j.value ->> 0 and retried_as is null",
         )
@@ -25,9 +20,9 @@ pub(super) async fn retry_later(store: &Sqlite, dates: &[(EventId, i64)]) -> Res
         .execute(&mut writer.conn)
         .await
         .map_err(sql("date retries"))?;
-        dated += done.rows_affected();
+        done += piece_done.rows_affected();
     }
-    Ok(dated)
+    Ok(done)
 }
 
 pub(super) async fn retries_due(store: &Sqlite, limit: usize) -> Result<Vec<(EventId, i64)>> {
@@ -39,7 +34,7 @@ pub(super) async fn retries_due(store: &Sqlite, limit: usize) -> Result<Vec<(Eve
         .fetch_all(&store.readers)
         .await
         .map_err(sql("look for retries that are due"))?;
-    Ok(rows.into_iter().map(|(id, at)| (EventId(id), at)).collect())
+    Ok(dated(rows))
 }
 
 /// It stays dead.
