@@ -171,6 +171,24 @@ impl Peer {
         }
     }
 
+    /// Waits until nobody else is connected: what a client had sent before it died is done, or undone.
+    pub(crate) async fn alone(&self) {
+        let others = match self.which {
+            Which::Firebird => {
+                "select count(*) from mon$attachments where mon$system_flag = 0 and mon$attachment_id <> current_connection"
+            }
+            Which::Mariadb => {
+                "select cast(count(*) as char) from information_schema.processlist where id <> connection_id()"
+            }
+            Which::Postgres => {
+                "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+            }
+        };
+        wait_for(async || (self.rows(others).await == [["0"]]).then_some(()))
+            .await
+            .expect("a client stays connected");
+    }
+
     async fn mysql(&self) -> sqlx::MySqlConnection {
         let options: sqlx::mysql::MySqlConnectOptions = self.url.parse().unwrap();
         let options = options.password(PASSWORD);
