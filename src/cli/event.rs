@@ -119,8 +119,10 @@ impl Verb {
                     ("state", args.state.clone()),
                     ("nas", text(&args.which.nas)),
                     ("user", text(&args.which.user)),
+                    ("abonent", text(&args.which.abonent)),
                     ("cmd", args.which.cmd.clone()),
                     ("batch", args.which.batch.clone()),
+                    ("error", args.which.error_text().map(str::to_owned)),
                     ("before", text(&args.before)),
                     ("limit", Some(args.limit.to_string())),
                 ]))
@@ -238,7 +240,7 @@ async fn list(console: &Console, args: List) -> Outcome {
     console.list(&table);
     if let Some(last) = ended {
         remark(format!(
-            "the look-up took longer than {} ms and was ended: events older than {last} were not looked at\nhint: narrow it by --user, --nas, --batch or --since, or go on with --before {last}",
+            "after {} ms the look-up was ended: events older than {last} were not looked at\nhint: go on with --before {last}, or narrow it by --user, --batch or --since",
             LOOK_MAX.as_millis()
         ));
         return Ok(PART_FAILED);

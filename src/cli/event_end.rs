@@ -20,10 +20,15 @@ use crate::clock;
 use crate::config::{Config, parse_duration};
 use crate::event::EventId;
 use crate::intake::later;
+use crate::store::walk::{self, Looked};
 use crate::store::{self, EventRow, Filter, Store};
 
 /// Events read at once; the store's own limit.
 const PAGE: usize = 1000;
+/// What means something else than itself in a regular expression.
+const SPECIAL: &[char] = &[
+    '\\', '.', '+', '*', '?', '(', ')', '|', '[', ']', '{', '}', '^', '$', '\0',
+];
 /// Events that are named before a question; more do not fit a screen.
 const NAMED: usize = 20;
 
@@ -56,7 +61,13 @@ pub struct Which {
 impl Which {
     /// Whether something is asked that the API does not know.
     pub fn is_only_here(&self) -> bool {
-        self.abonent.is_some() || self.error.is_some() || self.since.is_some()
+        self.since.is_some() || (self.error.is_some() && self.error_text().is_none())
+    }
+
+    /// The text of `--error`, if it is no more than a text: the database looks for that.
+    pub fn error_text(&self) -> Option<&str> {
+        let text = self.error.as_ref()?.as_str();
+        (!text.contains(SPECIAL)).then_some(text)
     }
 
     fn fits(&self, row: &EventRow) -> bool {
@@ -84,6 +95,8 @@ impl Which {
             abonent: self.abonent,
             cmd: self.cmd.clone(),
             batch: self.batch.clone(),
+            error: self.error_text().map(str::to_owned),
+            from: None,
             before,
             limit: if self.is_only_here() {
                 PAGE
@@ -94,8 +107,15 @@ impl Which {
         };
         let (mut found, began) = (Vec::new(), clock::tick_ms());
         loop {
-            let page = match store.events(&filter).await {
-                Ok(page) => page,
+            let look = match filter.unbounded {
+                true => store.events(&filter).await.map(|rows| Looked {
+                    rows,
+                    down_to: None,
+                }),
+                false => walk::look(store, &filter).await,
+            };
+            let (page, down_to) = match look {
+                Ok(Looked { rows, down_to }) => (rows, down_to.map(|id| id.0)),
                 // What was found before it counts, and from there one can go on.
                 Err(store::Error::TooLong) if filter.before != before => {
                     return Ok((found, filter.before));
@@ -106,9 +126,10 @@ impl Which {
             filter.before = page.last().map(|row| row.id.0);
             let full = page.len() >= filter.limit;
             // Ids grow with the time of acceptance: what follows is older still.
-            let too_old = self
-                .since
-                .is_some_and(|since| page.iter().all(|row| row.event_date_ms < since));
+            let too_old = !page.is_empty()
+                && self
+                    .since
+                    .is_some_and(|since| page.iter().all(|row| row.event_date_ms < since));
             let fits = page.into_iter().filter(|row| self.fits(row));
             // Many may match, and nobody here asks for what is large.
             found.extend(fits.map(|row| EventRow {
@@ -116,6 +137,9 @@ impl Which {
                 answer: None,
                 ..row
             }));
+            if down_to.is_some() && found.len() < most && !too_old {
+                return Ok((found, down_to));
+            }
             if !full || too_old || found.len() >= most {
                 found.truncate(most);
                 return Ok((found, None));
@@ -143,8 +167,10 @@ impl Which {
             ("state", json!(state)),
             ("nas", json!(self.nas)),
             ("user", json!(self.user)),
+            ("abonent", json!(self.abonent)),
             ("cmd", json!(self.cmd)),
             ("batch", json!(self.batch)),
+            ("error", json!(self.error_text())),
             more,
         ]
     }
@@ -507,8 +533,12 @@ mod tests {
         assert!(Which::default().fits(&row) && !Which::default().is_only_here());
         assert!(error("^no route").fits(&row) && !error("login").fits(&row));
         assert!(since(5_000).fits(&row) && !since(5_001).fits(&row));
-        // The database looks for the abonent.
-        assert!(abonent(8).fits(&row));
-        assert!(error("x").is_only_here() && since(1).is_only_here() && abonent(1).is_only_here());
+        // The database looks for the abonent, and for what is no more than a text.
+        assert!(abonent(8).fits(&row) && !abonent(8).is_only_here());
+        assert!(since(1).is_only_here() && error("^x").is_only_here());
+        assert_eq!(error("no route").error_text(), Some("no route"));
+        for special in ["^x", "a.b", "(?i)x", "x|y", r"\d", "a{2}"] {
+            assert_eq!(error(special).error_text(), None, "{special}");
+        }
     }
 }

@@ -326,6 +326,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
         metrics: Some(metrics.clone()),
         metrics_max_nas: config.metrics.max_nas,
         high_water: config.http.high_water,
+        history_keep: config.history.keep,
         limited,
         logs: Some(logs.clone()),
         tester: Some(doors::tester(&config, Arc::clone(&store))),

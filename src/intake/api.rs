@@ -19,6 +19,7 @@ use crate::intake::access::{At, Operator, Support, Viewer};
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::intake::{attempts, compact, health, json, plan, tails, waiting};
 use crate::nas::NasId;
+use crate::store::walk::{self, Looked};
 use crate::store::{EventRow, Filter, WhereIs, chain};
 
 /// Longest `?wait=`; connections without a byte are cut at twice that.
@@ -207,13 +208,16 @@ pub struct ListQuery {
     state: Option<String>,
     nas: Option<i64>,
     user: Option<i64>,
+    abonent: Option<i64>,
     cmd: Option<String>,
     batch: Option<String>,
+    error: Option<String>,
     before: Option<i64>,
     limit: Option<usize>,
 }
 
-/// `GET /api/v1/events`: newest first; `next_before` is the `before` of the next page.
+/// `GET /api/v1/events`: newest first; `next_before` is the `before` of the next page, also of one
+/// that is short because its time was over.
 pub async fn list(
     State(desk): State<Desk>,
     At(_): Viewer,
@@ -228,7 +232,7 @@ pub async fn list(
             STATES.join(", ")
         )));
     }
-    let texts = [&query.cmd, &query.batch];
+    let texts = [&query.cmd, &query.batch, &query.error];
     if texts.into_iter().flatten().any(|text| text.contains('\0')) {
         return Err(Refusal::malformed(
             "the query holds a NUL character".to_owned(),
@@ -244,21 +248,23 @@ pub async fn list(
         state: query.state,
         nas: query.nas,
         user: query.user,
-        abonent: None,
+        abonent: query.abonent,
         cmd: query.cmd,
         batch: query.batch,
+        error: query.error,
+        from: None,
         before: query.before,
         limit,
         unbounded: false,
     };
-    let rows = desk.doors.store.events(&filter).await;
-    let rows = rows.map_err(Refusal::store)?;
-    let next = rows
-        .last()
-        .filter(|_| rows.len() >= limit)
-        .map(|row| row.id);
+    let found = walk::look(desk.doors.store.as_ref(), &filter).await;
+    let Looked { rows, down_to } = found.map_err(Refusal::store)?;
+    let last = rows.last().filter(|_| rows.len() >= limit);
+    let next = down_to.or(last.map(|row| row.id));
     let events: Vec<Value> = rows.iter().map(|row| shown(row, false)).collect();
-    Ok(Json(json!({ "events": events, "next_before": next })))
+    Ok(Json(
+        json!({ "events": events, "next_before": next, "time_is_up": down_to.is_some() }),
+    ))
 }
 
 /// A row for people; lists leave out what may be large.

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::clock;
 use crate::config;
 use crate::event::{EventId, UserId};
 use crate::intake::access::{At, Operator, Viewer};
@@ -18,15 +19,19 @@ use crate::intake::compact;
 use crate::intake::later;
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::store::query::{self, Bound, Condition, Group, Model, Test};
-use crate::store::{EventRow, Filter, audit_rows};
+use crate::store::walk::{self, Looked};
+use crate::store::{self, EventRow, Filter, audit_rows};
 
 /// Most events of one order by filter.
 const CROWD_MAX: usize = 10_000;
 /// Events read at once.
 const PAGE: usize = 1_000;
+/// Longest time to find them: the caller waits, and looks of others go on between two pages.
+const LOOK_MS: u64 = 30_000;
 /// Keys of an order by filter.
 const KEYS: &[&str] = &[
-    "state", "nas", "user", "cmd", "batch", "dry_run", "spread", "why", "reason",
+    "state", "nas", "user", "abonent", "cmd", "batch", "error", "dry_run", "spread", "why",
+    "reason",
 ];
 
 /// An order for all events that fit.
@@ -38,7 +43,7 @@ struct Order {
 }
 
 impl Order {
-    async fn read(request: Request, states: &[&str]) -> Result<Self, Refusal> {
+    async fn read(desk: &Desk, request: Request, states: &[&str]) -> Result<Self, Refusal> {
         let map = api::order(request, KEYS).await?;
         let bad = |key: &str, what: &str| Refusal::malformed(format!("{key} is not {what}"));
         let number = |key: &str| match map.get(key) {
@@ -63,9 +68,11 @@ impl Order {
             state: Some(state),
             nas: number("nas")?,
             user: number("user")?,
-            abonent: None,
+            abonent: number("abonent")?,
             cmd: text("cmd")?,
             batch: text("batch")?,
+            error: text("error")?,
+            from: None,
             before: None,
             limit: PAGE,
             unbounded: false,
@@ -77,6 +84,11 @@ impl Order {
         };
         if spread > later::SPREAD_MAX {
             return Err(bad("spread", "at most 24h"));
+        }
+        // Whether a lane has later events is read from what is kept of them.
+        let keep = desk.doors.history_keep;
+        if !spread.is_zero() && spread >= keep {
+            return Err(bad("spread", &format!("below history.keep, {keep:?}")));
         }
         let dry_run = match map.get("dry_run") {
             None | Some(Value::Null) => false,
@@ -96,12 +108,12 @@ impl Order {
     /// Without what may be large.
     async fn rows(&self, desk: &Desk) -> Result<Vec<EventRow>, Refusal> {
         let mut filter = self.filter.clone();
-        let mut fit = Vec::new();
+        let (mut fit, began) = (Vec::new(), clock::tick_ms());
         loop {
-            let rows = desk.doors.store.events(&filter).await;
-            let rows = rows.map_err(Refusal::store)?;
-            filter.before = rows.last().map(|row| row.id.0);
-            let full = rows.len() >= PAGE;
+            let found = walk::look(desk.doors.store.as_ref(), &filter).await;
+            let Looked { rows, down_to } = found.map_err(Refusal::store)?;
+            let last = rows.last().filter(|_| rows.len() >= PAGE);
+            filter.before = down_to.or(last.map(|row| row.id)).map(|id| id.0);
             let fresh = rows.into_iter().filter(|row| row.retried_as.is_none());
             fit.extend(fresh.map(|row| EventRow {
                 params: None,
@@ -116,8 +128,11 @@ impl Order {
                     "nothing was done; narrow the filter, for example to one NAS or one command",
                 ));
             }
-            if !full {
+            if filter.before.is_none() {
                 return Ok(fit);
+            }
+            if clock::tick_ms().saturating_sub(began) > LOOK_MS {
+                return Err(Refusal::store(store::Error::TooLong));
             }
         }
     }
@@ -130,7 +145,7 @@ pub async fn retry(
     At(caller): Operator,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let order = Order::read(request, &["dead"]).await?;
+    let order = Order::read(&desk, request, &["dead"]).await?;
     let rows = order.rows(&desk).await?;
     if order.dry_run {
         return Ok(Json(json!({ "dry_run": true, "events": rows.len() })).into_response());
@@ -183,7 +198,12 @@ pub async fn drop_many(
     At(caller): Operator,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
-    let order = Order::read(request, &["compact", "ready", "deferred", "held", "dead"]).await?;
+    let order = Order::read(
+        &desk,
+        request,
+        &["compact", "ready", "deferred", "held", "dead"],
+    )
+    .await?;
     let rows = order.rows(&desk).await?;
     if order.dry_run {
         return Ok(Json(json!({ "dry_run": true, "events": rows.len() })));

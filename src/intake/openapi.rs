@@ -110,7 +110,7 @@ fn paths() -> Value {
         "/api/v1/accounts/{id}/history": { "parameters": [id.clone()],
             "get": { "summary": "Every event of an account that is kept, newest first",
                 "parameters": history_parameters(),
-                "responses": responses("200", reference("EventPage")) } },
+                "responses": responses("200", reference("EventHistory")) } },
         "/api/v1/audit": { "get": { "summary": "Who changed what, newest first",
             "parameters": page_parameters(),
             "responses": responses("200", reference("AuditPage")) } },
@@ -166,8 +166,14 @@ fn list_parameters() -> Vec<Value> {
         ),
         query("nas", "integer", "only this NAS"),
         query("user", "integer", "only this account"),
+        query("abonent", "integer", "only this abonent"),
         query("cmd", "string", "only this command"),
         query("batch", "string", "only this bulk call"),
+        query(
+            "error",
+            "string",
+            "only with this text in the error, in the same letter case",
+        ),
         query("before", "integer", "next_before of the page before"),
         query("limit", "integer", "1..1000, default 100"),
     ]
@@ -194,8 +200,8 @@ fn page_parameters() -> Vec<Value> {
 /// The body of an order for all events that fit.
 fn crowd_body(more: &[&str]) -> Value {
     let mut properties = json!({
-        "state": { "type": "string" }, "nas": whole(), "user": whole(),
-        "cmd": { "type": "string" }, "batch": { "type": "string" }, "dry_run": { "type": "boolean" },
+        "state": { "type": "string" }, "nas": whole(), "user": whole(), "abonent": whole(),
+        "cmd": { "type": "string" }, "batch": { "type": "string" }, "error": { "type": "string" }, "dry_run": { "type": "boolean" },
     });
     if let Some(map) = properties.as_object_mut() {
         for name in more {

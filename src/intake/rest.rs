@@ -88,6 +88,8 @@ pub struct Doors {
     pub metrics_max_nas: usize,
     /// Waiting events above which posts get 429; 0 = no mark.
     pub high_water: usize,
+    /// How long the end of an event is known; a spread retry asks it of lanes.
+    pub history_keep: Duration,
     /// Set while the main stack is above the mark and expansion takes only what is urgent.
     pub limited: Arc<AtomicBool>,
     /// All logs, to show them; none = 404.

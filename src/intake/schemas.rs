@@ -42,7 +42,7 @@ pub fn all() -> Value {
             ("attempts", "[Attempt]"),
         ])
         .collect();
-    let list: [(&str, Vec<(&str, &str)>); 22] = [
+    let list: [(&str, Vec<(&str, &str)>); 23] = [
         ("Event", event.to_vec()),
         ("EventDetail", detail),
         (
@@ -72,6 +72,14 @@ pub fn all() -> Value {
         ),
         (
             "EventPage",
+            vec![
+                ("events", "[Event]"),
+                ("next_before", "int?"),
+                ("time_is_up", "bool"),
+            ],
+        ),
+        (
+            "EventHistory",
             vec![("events", "[Event]"), ("next_before", "int?")],
         ),
         ("Retried", vec![("id", "int"), ("retried_from", "int")]),

@@ -15,6 +15,7 @@ pub mod rows;
 pub mod sample;
 pub mod sqlite;
 mod statement;
+pub mod walk;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

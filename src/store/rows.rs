@@ -205,6 +205,10 @@ pub struct Filter {
     pub cmd: Option<String>,
     /// Only this bulk call.
     pub batch: Option<String>,
+    /// Only with this text in the error, in the same letter case.
+    pub error: Option<String>,
+    /// Ids from this one on.
+    pub from: Option<i64>,
     /// Keyset paging: ids below this one.
     pub before: Option<i64>,
     /// At most this many, 1..=1000.
@@ -216,22 +220,29 @@ pub struct Filter {
 
 impl Filter {
     /// The conditions on a row as SQL, with parameters that `mark` numbers from 1 in the order
-    /// state, nas, user, abonent, cmd, batch, before, limit; those that are not asked for are left out,
-    /// because only a plain comparison finds its index. Also the mark of the limit.
+    /// state, nas, user, abonent, cmd, batch, error, from, before, limit; those that are not asked for
+    /// are left out, because only a plain comparison finds its index. Also the mark of the limit.
     pub(super) fn conditions(&self, state: bool, mark: char) -> (String, String) {
+        let holds = if mark == '$' {
+            "strpos(error,"
+        } else {
+            "instr(error,"
+        };
         let asked = [
-            ("state =", state),
-            ("nas_id =", self.nas.is_some()),
-            ("user_id =", self.user.is_some()),
-            ("abonent_id =", self.abonent.is_some()),
-            ("cmd =", self.cmd.is_some()),
-            ("batch_id =", self.batch.is_some()),
-            ("id <", self.before.is_some()),
+            ("state =", "", state),
+            ("nas_id =", "", self.nas.is_some()),
+            ("user_id =", "", self.user.is_some()),
+            ("abonent_id =", "", self.abonent.is_some()),
+            ("cmd =", "", self.cmd.is_some()),
+            ("batch_id =", "", self.batch.is_some()),
+            (holds, ") > 0", self.error.is_some()),
+            ("id >=", "", self.from.is_some()),
+            ("id <", "", self.before.is_some()),
         ];
-        let names = asked.iter().filter(|(_, is)| *is);
-        let each: Vec<String> = names
+        let parts = asked.iter().filter(|(.., is)| *is);
+        let each: Vec<String> = parts
             .enumerate()
-            .map(|(index, (name, _))| format!("{name} {mark}{}", index + 1))
+            .map(|(index, (part, end, _))| format!("{part} {mark}{}{end}", index + 1))
             .collect();
         let limit = format!("{mark}{}", each.len() + 1);
         let all = match each.is_empty() {

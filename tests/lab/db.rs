@@ -106,6 +106,32 @@ impl Db {
         }
     }
 
+    /// Dead events 1 to `rows`, of which every 500th says `refused 50%`; each costs the database some
+    /// tenths of a millisecond to look at, as if there were millions.
+    pub async fn slow_dead(&self, rows: u32) {
+        let slow = match self.kind {
+            Kind::Sqlite => "length(hex(zeroblob(100000 + id % 2))) > 0",
+            Kind::Postgres => "looked_at(id)",
+        };
+        if self.kind == Kind::Postgres {
+            self.sql(
+                "create function looked_at(id bigint) returns boolean language plpgsql cost 0.0001 as
+                   $$ begin return length(md5(repeat('x', 40000 + (id % 2)::integer))) > 0; end $$",
+            )
+            .await;
+        }
+        self.sql(&format!(
+            "with recursive n (i) as (select 1 union all select i + 1 from n where i < {rows})
+             insert into events_dead (id, event_type, user_id, abonent_id, nas_id, event_date, reason)
+             select i, 'user_add', i, i % 1000, i % 40, '2026-01-01 00:00:00',
+               case when i % 500 = 0 then 'refused 50%' else 'no route' end from n;
+             alter table events_dead rename to events_dead_rows;
+             create view events_dead as select * from events_dead_rows where {slow};
+             analyze events_dead_rows"
+        ))
+        .await;
+    }
+
     /// A view with a column of every type.
     pub async fn replace_params_view(&self) {
         self.sql("drop view event_params").await;

@@ -14,6 +14,7 @@ on_each_store!(
     many_events_are_counted_first_then_retried_or_dropped,
     a_spread_retry_takes_its_time,
     a_look_up_that_takes_too_long_is_ended,
+    a_page_whose_time_is_up_says_where_to_go_on,
     accounts_batches_and_the_audit,
     a_hundred_thousand_events_come_in_one_call,
     every_change_is_in_the_audit_and_no_other,
@@ -40,6 +41,15 @@ async fn many_events_are_counted_first_then_retried_or_dropped(kind: Kind) {
         )
         .await;
     assert_eq!(dry.json(), json!({"dry_run": true, "events": 2}));
+    for (more, events) in [
+        (r#""error":"x""#, 2),
+        (r#""error":"X""#, 0),
+        (r#""abonent":1"#, 0),
+    ] {
+        let body = format!(r#"{{"state":"dead","nas":6,"dry_run":true,{more}}}"#);
+        let dry = h.with("operator", "POST", retry, &body).await;
+        assert_eq!(dry.json()["events"], events, "{body}");
+    }
     let gone = db.store.sql(
         "select count(*) from events_dead where retried_as is not null",
         false,
@@ -53,6 +63,10 @@ async fn many_events_are_counted_first_then_retried_or_dropped(kind: Kind) {
         (r#"{"state":"dead","nas":"x"}"#, "nas is not a whole number"),
         (r#"{"state":"dead","pasport":1}"#, "unknown key"),
         (r#"{"state":"dead","spread":"2d"}"#, "at most 24h"),
+        (
+            r#"{"state":"dead","spread":"2h"}"#,
+            "spread is not below history.keep, 7200s",
+        ),
     ] {
         let said = h.with("operator", "POST", retry, body).await;
         assert_eq!(said.status, 400, "{body}");
@@ -429,6 +443,43 @@ async fn a_look_up_that_takes_too_long_is_ended(kind: Kind) {
         ..Filter::default()
     };
     assert_eq!(db.store.events(&own).await.unwrap(), []);
+}
+
+async fn a_page_whose_time_is_up_says_where_to_go_on(kind: Kind) {
+    let (db, h) = house(kind).await;
+    db.slow_dead(12_000).await;
+    let (mut next, mut found, mut short) = (Value::Null, Vec::new(), 0);
+    loop {
+        let before = next.as_i64().map(|id| format!("&before={id}"));
+        let path = format!(
+            "/api/v1/events?state=dead&error=refused%2050%25&limit=1000{}",
+            before.unwrap_or_default()
+        );
+        let page = h.with("viewer", "GET", &path, "").await;
+        assert_eq!(page.status, 200, "{}", page.text);
+        let page = page.json();
+        let events = page["events"].as_array().unwrap();
+        found.extend(events.iter().map(|event| event["id"].as_i64().unwrap()));
+        short += usize::from(page["time_is_up"] == true);
+        assert_eq!(
+            page["time_is_up"],
+            page["next_before"].is_number(),
+            "{page}"
+        );
+        next = page["next_before"].clone();
+        if next.is_null() {
+            break;
+        }
+    }
+    let wanted: Vec<i64> = (1..=24).rev().map(|n| n * 500).collect();
+    assert_eq!(found, wanted);
+    assert!(short > 0, "there was time for all");
+    // An order for all of them goes on by itself.
+    let retry = r#"{"state":"dead","error":"refused 50%","dry_run":true}"#;
+    let dry = h
+        .with("operator", "POST", "/api/v1/events/retry", retry)
+        .await;
+    assert_eq!(dry.json(), json!({"dry_run": true, "events": 24}));
 }
 
 async fn accounts_batches_and_the_audit(kind: Kind) {

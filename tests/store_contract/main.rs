@@ -28,6 +28,7 @@ mod looks;
 mod posts;
 mod retries;
 mod turns;
+mod walks;
 
 use expansion::*;
 use keys::*;
@@ -35,6 +36,7 @@ use looks::*;
 use posts::*;
 use retries::*;
 use turns::*;
+use walks::*;
 
 use lab::db::{Db, Kind};
 
@@ -97,6 +99,8 @@ on_both!(
     an_old_order_does_not_move_a_new_one,
     of_a_lane_only_the_newest_dead_event_is_dated,
     what_is_refused_keeps_no_other_retry_from_its_turn,
+    pieces_of_a_list_are_what_one_look_gives,
+    a_look_whose_time_is_over_says_where_to_go_on,
 );
 
 fn event(cmd: &str, user: i64) -> CompactEvent {

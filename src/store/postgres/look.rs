@@ -197,11 +197,14 @@ pub(super) async fn events(store: &Postgres, filter: &Filter) -> Result<Vec<Even
     for number in numbers.into_iter().flatten() {
         query = query.bind(number);
     }
-    for text in [&filter.cmd, &filter.batch].into_iter().flatten() {
+    for text in [&filter.cmd, &filter.batch, &filter.error]
+        .into_iter()
+        .flatten()
+    {
         query = query.bind(storable(text));
     }
-    if let Some(before) = filter.before {
-        query = query.bind(before);
+    for id in [filter.from, filter.before].into_iter().flatten() {
+        query = query.bind(id);
     }
     let query = query.bind(i64::try_from(filter.limit.clamp(1, LIST_MAX)).unwrap_or(100));
     let rows = if filter.unbounded {
