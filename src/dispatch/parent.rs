@@ -29,6 +29,8 @@ pub struct Settings {
     pub skipped: Skipped,
 }
 
+/// Whether the settings could be read the last time.
+const READ_WELL: &str = "nas_event_daemon_config_last_reload_successful";
 /// When the settings were last read, seconds since 1970. A loop that turns in vain leaves it alone,
 /// so an alarm on its age hears of a loop that stands and of a database that refuses.
 const READ_AT: &str = "nas_event_daemon_reload_last_success_timestamp_seconds";
@@ -116,7 +118,9 @@ impl Parent {
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
-            if let Err(error) = self.round().await {
+            let read = self.round().await;
+            metrics::gauge!(READ_WELL).set(f64::from(u8::from(read.is_ok())));
+            if let Err(error) = read {
                 tracing::error!(
                     "NAS settings cannot be read, the last ones stay in force: {}",
                     chain(&error)

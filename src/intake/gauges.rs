@@ -77,6 +77,10 @@ pub fn describe() {
         "When the NAS settings were last read"
     );
     describe_gauge!(
+        "nas_event_daemon_config_last_reload_successful",
+        "1 if the NAS settings could be read the last time, 0 while the last ones stay in force"
+    );
+    describe_gauge!(
         "nas_event_daemon_db_pool_connections",
         "Connections for looks and doors by state; writing and expansion have their own"
     );

@@ -23,6 +23,7 @@ mod events;
 mod guard;
 mod import;
 mod looking;
+mod metrics;
 mod migrate;
 mod mikrotik;
 mod monitoring;

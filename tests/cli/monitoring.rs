@@ -168,6 +168,8 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
     let none = asked("/metrics/detailed?nas=99").await;
     assert!(none.contains("no numbers of these NASes"), "{none}");
     assert!(asked("/metrics/detailed").await.contains("nas_id=\"7\""));
+    crate::metrics::judge(&text);
+    crate::metrics::judge_labels(&text, &file("docs/operate.md"));
     // The judge bites.
     let wrong = "# TYPE ned_wait_ms counter\nned_wait_ms 1\n";
     peer("promtool", &["check", "metrics"], wrong, false).await;
@@ -332,12 +334,17 @@ async fn settings_that_cannot_be_read_grow_old(kind: Kind) {
         let name = "nas_event_daemon_reload_last_success_timestamp_seconds";
         value(&text, name).unwrap()
     };
+    let read_well = async || {
+        let text = lab.get("/metrics").await;
+        value(&text, "nas_event_daemon_config_last_reload_successful").unwrap() > 0.0
+    };
     let newer_than = async |old: f64| {
         let what = "the settings are read again";
         lab.until(what, async || (read_at().await > old).then_some(()))
             .await;
     };
     newer_than(read_at().await).await;
+    assert!(read_well().await);
     let log = lab.path("log/nas_event_daemon.log");
     let refused = |times: usize| {
         let text = std::fs::read_to_string(&log).unwrap();
@@ -349,9 +356,11 @@ async fn settings_that_cannot_be_read_grow_old(kind: Kind) {
     let old = read_at().await;
     lab.until("three more", async || refused(told + 3)).await;
     assert!((read_at().await - old).abs() < f64::EPSILON, "it stays");
+    assert!(!read_well().await);
     assert!(lab.is_up().await, "a restart would not help");
     lab.sql("alter table nas_away rename to nas").await;
     newer_than(old).await;
+    assert!(read_well().await);
     daemon.stop().await;
 }
 
