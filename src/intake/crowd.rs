@@ -20,7 +20,7 @@ use crate::intake::later;
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::store::query::{self, Bound, Condition, Group, Model, Test};
 use crate::store::walk::{self, Looked};
-use crate::store::{self, EventRow, Filter, audit_rows};
+use crate::store::{EventRow, Filter, audit_rows};
 
 /// Most events of one order by filter.
 const CROWD_MAX: usize = 10_000;
@@ -132,7 +132,12 @@ impl Order {
                 return Ok(fit);
             }
             if clock::tick_ms().saturating_sub(began) > LOOK_MS {
-                return Err(Refusal::store(store::Error::TooLong));
+                return Err(Refusal::new(
+                    400,
+                    "too_long",
+                    format!("what fits was not found within {} s", LOOK_MS / 1_000),
+                    "nothing was done; narrow the filter, for example to one NAS or one batch",
+                ));
             }
         }
     }

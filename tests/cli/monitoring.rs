@@ -12,7 +12,7 @@ use crate::lab::daemon::{Lab, PATIENCE, own_port};
 use crate::lab::db::Kind;
 use crate::lab::journal::{gated, let_through, session};
 use crate::lab::on_each_store;
-use crate::lab::sim::Router;
+use crate::lab::sim::{PASSWORD, Router};
 use crate::{RECORD, command};
 
 on_each_store!(
@@ -154,8 +154,10 @@ async fn the_metrics_are_what_the_rules_and_the_dashboard_ask_for(kind: Kind) {
     ] {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
-    // Accounts and subscribers' addresses are no labels.
-    assert!(!text.contains("user=") && !text.contains(&crate::lab::daemon::address(50)));
+    // Accounts, subscribers' addresses and credentials are no labels.
+    for told in ["user=", &crate::lab::daemon::address(50), PASSWORD] {
+        assert!(!text.contains(told), "{told} in\n{text}");
+    }
     peer("promtool", &["check", "metrics"], &text, true).await;
     let detailed = asked("/metrics/detailed?nas=5,6").await;
     peer("promtool", &["check", "metrics"], &detailed, true).await;
