@@ -34,6 +34,7 @@ pub use rows::{
     AccountFlags, Backlog, Cause, Counts, EventRow, Expansion, Filter, GuardOrder, OrderKind,
     SqlAnswer, Token, WhereIs,
 };
+pub use walk::LOOK_MAX;
 
 use crate::attempt::DoneResult;
 use crate::clock;
@@ -92,10 +93,6 @@ pub enum Error {
     )]
     TooLong,
 }
-
-/// Longest time of one look-up of people, tools and the billing: with the rest of its answer it
-/// is under a second.
-pub const LOOK_MAX: Duration = Duration::from_millis(900);
 
 /// Characters of an SQLSTATE; SQLite's numbers are shorter.
 const POSTGRES_CODE: usize = 5;

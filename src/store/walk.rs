@@ -5,10 +5,13 @@
 use std::time::Duration;
 
 use super::query::{Bound, Condition, Group, Model, Query, Test};
-use super::{Error, EventRow, Filter, LOOK_MAX, Result, Store, WhereIs};
+use super::{Error, EventRow, Filter, Result, Store, WhereIs};
 use crate::clock;
 use crate::event::EventId;
 
+/// Longest time of one look-up of people, tools and the billing: with the rest of its answer it
+/// is under a second.
+pub const LOOK_MAX: Duration = Duration::from_millis(900);
 /// Rows of the first piece, and of the largest.
 const FIRST: u64 = 100;
 const LARGEST: u64 = 1_000_000;

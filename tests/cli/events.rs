@@ -16,6 +16,7 @@ on_each_store!(
     dropping_needs_a_yes,
     a_dropped_head_lets_its_lane_go_on,
     wrong_events_are_refused_with_a_hint,
+    a_list_that_has_no_time_for_all_says_where_to_go_on,
 );
 
 /// Every command of it fails for good, but those that defer.
@@ -456,4 +457,29 @@ async fn wrong_events_are_refused_with_a_hint(kind: Kind) {
         ned(&lab, &args).await.failed(2, &[text]);
     }
     assert_eq!(lab.waiting().await, 0);
+}
+
+async fn a_list_that_has_no_time_for_all_says_where_to_go_on(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.db.slow_dead(12_000).await;
+    let mut list = vec!["-o", "csv", "--columns", "id", "event", "list"];
+    list.extend(["--state", "dead", "--error", "refused 50%"]);
+    let (mut found, mut short, mut before) = (Vec::new(), 0, String::new());
+    loop {
+        let more = ["--before", before.as_str()];
+        let more = if before.is_empty() { &[][..] } else { &more };
+        let said = ned(&lab, &[&list[..], more].concat()).await;
+        let ids = said.out.lines().skip(1);
+        found.extend(ids.map(|id| id.parse::<i64>().unwrap()));
+        if said.code == 0 {
+            break;
+        }
+        said.failed(8, &["were not looked at", "go on with --before "]);
+        let (_, hint) = said.err.split_once("go on with --before ").unwrap();
+        before = hint.split(',').next().unwrap().to_owned();
+        short += 1;
+    }
+    let wanted: Vec<i64> = (1..=24).rev().map(|n| n * 500).collect();
+    assert_eq!(found, wanted);
+    assert!(short > 0, "there was time for all");
 }

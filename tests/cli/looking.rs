@@ -12,7 +12,6 @@ on_each_store!(
     the_shown_request_does_what_the_verb_does,
     looks_repeat_until_nobody_reads,
     columns_of_a_list_are_chosen,
-    a_list_that_has_no_time_for_all_says_where_to_go_on,
     logs_are_followed_and_searched,
     a_full_stack_keeps_no_operator_from_it,
 );
@@ -319,29 +318,4 @@ async fn a_full_stack_keeps_no_operator_from_it(kind: Kind) {
     let status = ned(&lab, &["-o", "json", "status"]).await;
     status.failed(0, &["the last deferred events are not named"]);
     assert_eq!(status.json()["deferred"], 1);
-}
-
-async fn a_list_that_has_no_time_for_all_says_where_to_go_on(kind: Kind) {
-    let lab = Lab::new(kind, "").await;
-    lab.db.slow_dead(12_000).await;
-    let mut list = vec!["-o", "csv", "--columns", "id", "event", "list"];
-    list.extend(["--state", "dead", "--error", "refused 50%"]);
-    let (mut found, mut short, mut before) = (Vec::new(), 0, String::new());
-    loop {
-        let more = ["--before", before.as_str()];
-        let more = if before.is_empty() { &[][..] } else { &more };
-        let said = ned(&lab, &[&list[..], more].concat()).await;
-        let ids = said.out.lines().skip(1);
-        found.extend(ids.map(|id| id.parse::<i64>().unwrap()));
-        if said.code == 0 {
-            break;
-        }
-        said.failed(8, &["were not looked at", "go on with --before "]);
-        let (_, hint) = said.err.split_once("go on with --before ").unwrap();
-        before = hint.split(',').next().unwrap().to_owned();
-        short += 1;
-    }
-    let wanted: Vec<i64> = (1..=24).rev().map(|n| n * 500).collect();
-    assert_eq!(found, wanted);
-    assert!(short > 0, "there was time for all");
 }

@@ -25,18 +25,18 @@ mod lab;
 mod expansion;
 mod keys;
 mod looks;
+mod pages;
 mod posts;
 mod retries;
 mod turns;
-mod walks;
 
 use expansion::*;
 use keys::*;
 use looks::*;
+use pages::*;
 use posts::*;
 use retries::*;
 use turns::*;
-use walks::*;
 
 use lab::db::{Db, Kind};
 
@@ -93,14 +93,14 @@ on_both!(
     above_the_mark_payers_come_first_and_in_order,
     old_audit_rows_are_deleted_in_pieces,
     lists_of_a_crowded_database_are_read_by_index,
+    pieces_of_a_list_are_what_one_look_gives,
+    a_look_whose_time_is_over_says_where_to_go_on,
     ways_in_and_numbers_of_each_nas,
     an_event_on_its_way_is_always_found,
     retries_are_dated_and_moved_in_pieces,
     an_old_order_does_not_move_a_new_one,
     of_a_lane_only_the_newest_dead_event_is_dated,
     what_is_refused_keeps_no_other_retry_from_its_turn,
-    pieces_of_a_list_are_what_one_look_gives,
-    a_look_whose_time_is_over_says_where_to_go_on,
 );
 
 fn event(cmd: &str, user: i64) -> CompactEvent {
