@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::Console;
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, UNHEALTHY, remark, say};
 use super::nas::find;
 use super::table::one_line;
@@ -35,9 +36,25 @@ const NO_SESSION: &str = "ned-test-no-such-session";
 /// Does nothing on any Unix; another device at least says so.
 const HARMLESS_LINE: &str = "true";
 
+/// What each driver is asked, for those who want to know before.
+const HARMLESS_OF: [(&str, &str); 5] = [
+    ("mikrotik", HARMLESS),
+    (
+        "ssh",
+        "true; with nas.ssh_host_key = tofu the first key is kept",
+    ),
+    ("telnet", "an empty line"),
+    ("http", "GET /"),
+    ("radius", "a disconnect of a session that nobody has"),
+];
+
 /// What a test has to tell, for a terminal or for the API.
 #[derive(Debug, Default)]
-struct Told(Mutex<Vec<(bool, String)>>);
+struct Told {
+    said: Mutex<Vec<(bool, String)>>,
+    /// Only what would be done is told.
+    is_dry: bool,
+}
 
 impl Told {
     fn say(&self, text: impl Into<String>) {
@@ -49,18 +66,21 @@ impl Told {
     }
 
     fn push(&self, says: bool, text: String) {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         said.push((says, text));
     }
 
     fn take(&self) -> Vec<(bool, String)> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.said.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Runs the test and prints what it tells.
-pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
-    let told = Told::default();
+pub async fn test(console: &Console, config: &Config, store: &dyn Store, id: NasId) -> Outcome {
+    let told = Told {
+        is_dry: console.dry_run,
+        ..Told::default()
+    };
     let outcome = run(config, store, id, &told).await;
     for (says, text) in told.take() {
         if says {
@@ -114,6 +134,17 @@ async fn run(config: &Config, store: &dyn Store, id: NasId, told: &Told) -> Outc
         ("native", Some(dir)) => NativeScheme::load(dir).map(|s| s.driver()).unwrap_or(""),
         _ => "",
     };
+    if told.is_dry
+        && let Some((_, harmless)) = HARMLESS_OF.iter().find(|(name, _)| *name == driver)
+    {
+        told.say(format!(
+            "NAS {id} {} ({}): would log in by {driver}, then {harmless}",
+            one_line(&nas.name),
+            nas.ip
+        ));
+        told.remark("dry run: nothing was sent");
+        return Ok(DONE);
+    }
     match driver {
         "mikrotik" => {
             let secret = store.secret(id).await?;

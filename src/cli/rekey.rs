@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, USAGE, remark, say};
 use super::nas::{find, poke};
-use super::{Reason, who};
+use super::{Console, Reason, who};
 use crate::attempt::{Failure, FailureClass};
 use crate::config::Config;
 use crate::driver::ssh;
@@ -30,7 +30,7 @@ pub struct Rekey {
 }
 
 /// Runs the verb.
-pub async fn rekey(config: &Config, store: &dyn Store, args: Rekey) -> Outcome {
+pub async fn rekey(console: &Console, config: &Config, store: &dyn Store, args: Rekey) -> Outcome {
     let id = NasId(args.id);
     let nas = find(store, id)
         .await?
@@ -72,6 +72,10 @@ pub async fn rekey(config: &Config, store: &dyn Store, args: Rekey) -> Outcome {
     let was = nas.ssh_known_key.as_deref();
     if was == Some(presented.as_str()) {
         remark("they are the same: nothing to do");
+        return Ok(DONE);
+    }
+    if console.dry_run {
+        remark("dry run: the presented key would be believed; nothing was changed");
         return Ok(DONE);
     }
     if !args.yes && !agreed()? {
