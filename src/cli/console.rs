@@ -92,7 +92,8 @@ impl Console {
                      hint: check database.url (config show); the daemon makes the file when it starts",
                     shown_url(url)
                 ),
-            ));
+            )
+            .numbered(201));
         }
         let store = store::connect(url).await?;
         if self.looks

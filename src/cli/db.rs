@@ -122,7 +122,7 @@ async fn copy(console: &Console, file: &Path) -> Outcome {
         let place = file.parent().filter(|dir| !dir.as_os_str().is_empty());
         if let Some(dir) = place.filter(|dir| !dir.is_dir()) {
             let text = format!("there is no directory {}", dir.display());
-            return Err(Failed::new(NOT_FOUND, text));
+            return Err(Failed::new(NOT_FOUND, text).numbered(504));
         }
         console.record(&[
             ("file", json!(file.display().to_string())),
@@ -159,10 +159,9 @@ async fn restore(console: &Console, args: &Restore) -> Outcome {
     };
     if !args.file.exists() {
         let text = format!("there is no file {}", args.file.display());
-        return Err(Failed::new(
-            NOT_FOUND,
-            format!("{text}\nhint: db backup makes one"),
-        ));
+        return Err(
+            Failed::new(NOT_FOUND, format!("{text}\nhint: db backup makes one")).numbered(504),
+        );
     }
     backup::check(&args.file).await?;
     if place.exists() {

@@ -200,7 +200,8 @@ pub async fn reset_breaker(
         None => Err(Failed::new(
             NOT_REACHABLE,
             "no daemon is running: there is no breaker, each begins closed",
-        )),
+        )
+        .numbered(401)),
     }
 }
 

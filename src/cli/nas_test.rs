@@ -109,10 +109,8 @@ pub async fn told(config: &Config, store: &dyn Store, id: NasId) -> (bool, Value
 
 async fn run(config: &Config, store: &dyn Store, id: NasId, told: &Told) -> Outcome {
     let nas = find(store, id).await?.map_err(|bad| {
-        Failed::config(format!(
-            "NAS {id} is skipped: {}\nhint: correct its row in the billing",
-            bad.reason
-        ))
+        let hint = "hint: correct its row in the billing";
+        Failed::skipped(id, format!("{}\n{hint}", bad.reason))
     })?;
     match nas.mode {
         Mode::Active | Mode::Observe => {}
@@ -120,9 +118,8 @@ async fn run(config: &Config, store: &dyn Store, id: NasId, told: &Told) -> Outc
     }
     let resolve = daemon::resolver(config, Arc::default());
     let execute = resolve(&nas).map_err(|reason| {
-        Failed::config(format!(
-            "NAS {id} is skipped: {reason}\nhint: docs/schemes.md says where schemes are looked for"
-        ))
+        let hint = "hint: docs/schemes.md says where schemes are looked for";
+        Failed::skipped(id, format!("{reason}\n{hint}"))
     })?;
     let identity = execute.identity();
     let place = identity
@@ -367,7 +364,8 @@ async fn by_radius(nas: &Nas, secret: &NasSecret, told: &Told) -> Outcome {
             format!(
                 "{what}: {failure}\nhint: check nas.coa_port, nas_secret.coa_secret, that CoA is enabled and this host is allowed, and firewalls in between (UDP)"
             ),
-        ));
+        )
+        .numbered(303));
     }
     told.say(format!(
         "{what}: answers after {ms} ms (norm {NORM_MS} ms), the secret is right: {}",
@@ -395,7 +393,7 @@ fn refused(what: &str, failure: &Failure) -> Failed {
 }
 
 /// Number of the page in docs/errors.md.
-fn number(code: u8) -> u16 {
+pub(super) fn number(code: u8) -> u16 {
     match code {
         NOT_REACHABLE => 303,
         REFUSED => 304,

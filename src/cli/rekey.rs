@@ -34,7 +34,7 @@ pub async fn rekey(console: &Console, config: &Config, store: &dyn Store, args: 
     let id = NasId(args.id);
     let nas = find(store, id)
         .await?
-        .map_err(|bad| Failed::config(format!("NAS {id} is skipped: {}", bad.reason)))?;
+        .map_err(|bad| Failed::skipped(id, bad.reason))?;
     let secret = store.secret(id).await?;
     let (target, limits) = settings::of(&nas, &secret).map_err(|f| not_seen(id, &f))?;
     let presented = ssh::host_key(&target, &limits)
@@ -103,9 +103,9 @@ fn shown(line: &str) -> String {
 }
 
 fn not_seen(id: NasId, failure: &Failure) -> Failed {
-    let code = match failure.class {
-        FailureClass::Transport | FailureClass::Unknown => NOT_REACHABLE,
-        FailureClass::Refused | FailureClass::Permanent => FAILED,
+    let (code, number) = match failure.class {
+        FailureClass::Transport | FailureClass::Unknown => (NOT_REACHABLE, 303),
+        FailureClass::Refused | FailureClass::Permanent => (FAILED, 305),
     };
     Failed::new(
         code,
@@ -113,6 +113,7 @@ fn not_seen(id: NasId, failure: &Failure) -> Failed {
             "NAS {id} presents no host key: {failure}\nhint: check its address, nas.ssh_port, and firewalls in between"
         ),
     )
+    .numbered(number)
 }
 
 fn agreed() -> Result<bool, Failed> {
@@ -121,7 +122,8 @@ fn agreed() -> Result<bool, Failed> {
         return Err(Failed::new(
             USAGE,
             "a wrong key lets somebody stand in between, and nobody can be asked here\nhint: compare both with the NAS, then say -y",
-        ));
+        )
+        .numbered(3));
     }
     let _ = write!(std::io::stderr(), "believe the presented key? [y/N] ");
     let mut line = String::new();

@@ -91,6 +91,7 @@ pub fn directory(paths: &Paths, name: &str) -> Result<PathBuf, Failed> {
                     places.join(", ")
                 ),
             )
+            .numbered(503)
         })
 }
 

@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use nas_event_daemon::bridge::map::Map;
+use nas_event_daemon::bridge::sheet::Sheets;
 use nas_event_daemon::cli::Cli;
 
 use crate::{blocks_of, page};
@@ -270,6 +272,32 @@ fn prose(page: &str) -> Vec<String> {
     all.push(text);
     all.retain(|text| !text.is_empty());
     all
+}
+
+/// The files that docs/migrate.md shows, as they stand and with every line that is commented out.
+#[test]
+fn maps_of_the_manual_can_be_read() {
+    let blocks = blocks_of(&page("docs/migrate.md"), "```toml");
+    let [(_, import), (_, bridge)] = &blocks[..] else {
+        panic!("{} blocks", blocks.len());
+    };
+    let all = |text: &str| text.replace("\n# ", "\n");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("import.toml");
+    let load = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        Sheets::load(&file)
+    };
+    for text in [import.clone(), all(import)] {
+        let sheets = load(&text).unwrap();
+        assert!(sheets.nas.is_some() && sheets.accounts.is_some());
+    }
+    assert!(load(&import.replace("table =", "tabel =")).is_err());
+    assert!(all(bridge).contains("\nisql = ") && all(bridge).contains("\nparams = "));
+    for text in [bridge.clone(), all(bridge)] {
+        assert!(Map::parse(&text).unwrap().back.is_some());
+    }
+    assert!(Map::parse(&bridge.replace("mark =", "mrak =")).is_err());
 }
 
 #[test]
