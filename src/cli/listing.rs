@@ -149,7 +149,8 @@ mod tests {
             ..Listing::default()
         };
         assert_eq!(said(&listing, Format::Csv).unwrap(), "10,south,\n");
-        assert_eq!(said(&listing, Format::Table).unwrap(), "10  south  -\n");
+        // As wide as below its headers.
+        assert_eq!(said(&listing, Format::Table).unwrap(), "10  south    -\n");
         assert_eq!(
             said(&listing, Format::Jsonl).unwrap(),
             "{\"id\":10,\"name\":\"south\",\"p95\":null}\n"

@@ -311,6 +311,16 @@ async fn logs_are_followed_and_searched(kind: Kind) {
         account.lines().count() == 1 && account.contains("cmd=user_drop"),
         "{account}"
     );
+    let last = ned(&lab, &["logs", "nas", "5", "-n", "1"]).await.fine();
+    assert_eq!(last.lines().count(), 1, "{last}");
+    for same in [
+        &["nas", "log", "5", "-n1"][..],
+        &["logs", "nas", "5", "--lines", "1"],
+        &["logs", "nas", "5", "--limit", "1"],
+        &["-n", "1", "logs", "nas", "5"],
+    ] {
+        assert_eq!(ned(&lab, same).await.fine(), last, "{same:?}");
+    }
     assert!(
         ned(&lab, &["logs"])
             .await
