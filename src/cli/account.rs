@@ -9,6 +9,7 @@ use super::logs::{self, Look};
 use super::request::Request;
 use super::table::Table;
 use super::{Console, Reason, resync};
+use crate::clock;
 use crate::event::UserId;
 use crate::store::query::{Model, Query};
 use crate::store::{Filter, Store};
@@ -67,14 +68,20 @@ fn moment(text: &str) -> Result<i64, String> {
 
 impl Verb {
     /// The same over the API.
-    pub fn request(&self) -> Option<Request> {
+    pub fn requests(&self) -> Vec<Request> {
         let path = |user: &i64| format!("/api/v1/accounts/{user}");
         match self {
-            Self::Show { user } => Some(Request::get(path(user))),
-            Self::History(args) if args.from.is_none() && args.to.is_none() => {
-                Some(Request::get(path(&args.user) + "/history"))
+            Self::Show { user } => vec![Request::get(path(user))],
+            Self::History(args) => {
+                // Whole seconds, as they were said.
+                let text = |at: Option<i64>| Some(clock::utc_text(at?).get(..19)?.to_owned());
+                vec![
+                    Request::get(path(&args.user) + "/history")
+                        .with(&[("from", text(args.from)), ("to", text(args.to))]),
+                ]
             }
-            Self::History(_) | Self::Log(_) | Self::Resync { .. } => None,
+            Self::Log(args) => args.look.requests(&format!("accounts/{}", args.user)),
+            Self::Resync { .. } => Vec::new(),
         }
     }
 }

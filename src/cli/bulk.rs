@@ -71,6 +71,35 @@ pub enum Form {
     Ids,
 }
 
+impl Bulk {
+    /// The same over the API, if the file can go as it is.
+    pub fn requests(&self) -> Vec<Request> {
+        let form = match self.format {
+            Some(Form::Jsonl) => Some("application/x-ndjson"),
+            Some(Form::Csv) => Some("text/csv"),
+            Some(Form::Ids) | None => None,
+        };
+        // Accounts become events, and a pace is kept, before they are sent.
+        if self.rate.is_some() || self.spread.is_some() || self.cmd.is_some() {
+            return Vec::new();
+        }
+        let mut headers: Vec<String> = form
+            .map(|form| format!("content-type: {form}"))
+            .into_iter()
+            .collect();
+        headers.extend(
+            self.key
+                .as_ref()
+                .map(|key| format!("Idempotency-Key: {key}")),
+        );
+        let path = Request::get("/api/v1/events/bulk").with(&[
+            ("batch_id", self.batch.clone()),
+            ("plan", self.plan.then(|| "true".to_owned())),
+        ]);
+        vec![path.lines(&self.file, headers)]
+    }
+}
+
 /// What the daemon takes as `Idempotency-Key`, with room for the number of a part.
 fn key(text: &str) -> Result<String, String> {
     if (1..=KEY_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
@@ -366,25 +395,27 @@ pub struct Audit {
     /// Only older ones than this number: the next page
     #[arg(long, value_name = "ID")]
     before: Option<i64>,
-    /// At most this many
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    limit: u16,
 }
+
+/// Rows of a list where nobody says how many, and in one look.
+const ROWS: (usize, usize) = (50, 1000);
 
 impl Audit {
     /// The same over the API.
-    pub fn request(&self) -> Request {
-        Request::get("/api/v1/audit").with(&[
+    pub fn request(&self, console: &Console) -> Result<Request, Failed> {
+        let limit = console.limit(ROWS.0, ROWS.1)?;
+        Ok(Request::get("/api/v1/audit").with(&[
             ("before", self.before.map(|id| id.to_string())),
-            ("limit", Some(self.limit.to_string())),
-        ])
+            ("limit", Some(limit.to_string())),
+        ]))
     }
 }
 
 /// Who changed what, newest first.
 pub async fn audit(console: &Console, args: Audit) -> Outcome {
+    let limit = console.limit(ROWS.0, ROWS.1)?;
     let store = console.store(&console.config()?).await?;
-    let rows = audit_rows(store.as_ref(), args.before, usize::from(args.limit)).await?;
+    let rows = audit_rows(store.as_ref(), args.before, limit).await?;
     let mut table = Table::new(&["id", "at", "who", "what", "detail"]);
     for row in rows {
         table.push(vec![

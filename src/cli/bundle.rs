@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::config::shown;
 use super::exit::{FAILED, Failed, REFUSED};
 use super::logs::tail;
-use super::nas;
+use super::nas_show;
 use super::table::{Format, one_line};
 use crate::config::Config;
 use crate::store::query::{Model, Query};
@@ -64,7 +64,9 @@ pub async fn text(
     if let Some(store) = store {
         section(
             "NASes",
-            &nas::listed(config, store, live).await?.text(Format::Csv),
+            &nas_show::listed(config, store, live)
+                .await?
+                .text(Format::Csv),
         );
         section("dead events", &dead(store, &mut mask).await?);
         for row in store.nases().await?.into_iter().flatten() {

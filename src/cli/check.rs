@@ -14,18 +14,26 @@ use super::table::one_line;
 #[derive(Debug, Args)]
 pub struct Check {
     /// Waiting events from which on it warns
-    #[arg(long, default_value_t = 200, value_name = "N")]
+    #[arg(long, default_value_t = USUAL.warn, value_name = "N")]
     warn: i64,
     /// Waiting events from which on it is critical
-    #[arg(long, default_value_t = 1000, value_name = "N")]
+    #[arg(long, default_value_t = USUAL.crit, value_name = "N")]
     crit: i64,
     /// Age of the oldest waiting event from which on it is critical, seconds
-    #[arg(long, default_value_t = 600, value_name = "S")]
+    #[arg(long, default_value_t = USUAL.age, value_name = "S")]
     age: i64,
     /// Waiting events per account from which on it is critical, if they are more than --warn
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(long, default_value_t = USUAL.per_account, value_name = "N")]
     per_account: i64,
 }
+
+/// Where nobody says otherwise.
+const USUAL: Check = Check {
+    warn: 200,
+    crit: 1000,
+    age: 600,
+    per_account: 5,
+};
 
 /// What the line is made of.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -109,7 +117,22 @@ fn numbers(status: &Value) -> Numbers {
     }
 }
 
-fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
+/// What is not well at the usual levels, the worst first; and the numbers in a sentence.
+pub fn complaints(status: &Value) -> (Vec<String>, String) {
+    let n = numbers(status);
+    let (mut critical, warning) = found(&n, &USUAL);
+    critical.extend(warning);
+    (critical, n.sentence())
+}
+
+impl Numbers {
+    fn sentence(&self) -> String {
+        format!("{} NASes, {} events wait", self.nases, self.waiting)
+    }
+}
+
+/// What is critical, and what is only a warning.
+fn found(n: &Numbers, levels: &Check) -> (Vec<String>, Vec<String>) {
     let mut critical = Vec::new();
     let mut warning = Vec::new();
     let each =
@@ -143,6 +166,11 @@ fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
     if n.unexpandable > 0 {
         warning.push(format!("{} events cannot be expanded", n.unexpandable));
     }
+    (critical, warning)
+}
+
+fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
+    let (critical, warning) = found(n, levels);
     let (code, word) = match (critical.is_empty(), warning.is_empty()) {
         (false, _) => (2, "CRITICAL"),
         (true, false) => (1, "WARNING"),
@@ -150,7 +178,7 @@ fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
     };
     let mut said: Vec<String> = critical.into_iter().chain(warning).collect();
     if said.is_empty() {
-        said.push(format!("{} NASes, {} events wait", n.nases, n.waiting));
+        said.push(n.sentence());
     }
     // A bar would begin the numbers.
     let said = said.join("; ").replace('|', "/");
@@ -177,13 +205,7 @@ mod tests {
 
     #[test]
     fn each_level_has_its_word() {
-        let levels = Check {
-            warn: 200,
-            crit: 1000,
-            age: 600,
-            per_account: 5,
-        };
-        let of = |n: Numbers| judged(&n, &levels);
+        let of = |n: Numbers| judged(&n, &USUAL);
         let (code, text) = of(Numbers::default());
         assert_eq!(code, 0);
         assert!(text.starts_with("OK - 0 NASes"), "{text}");
@@ -248,13 +270,7 @@ mod tests {
 
     #[test]
     fn an_old_event_and_a_nas_that_does_not_obey_are_critical() {
-        let levels = Check {
-            warn: 200,
-            crit: 1000,
-            age: 600,
-            per_account: 5,
-        };
-        let of = |status: Value| judged(&numbers(&status), &levels);
+        let of = |status: Value| judged(&numbers(&status), &USUAL);
         assert_eq!(of(serde_json::json!({ "oldest_s": 599 })).0, 0);
         let (code, text) = of(serde_json::json!({ "oldest_s": 600 }));
         assert_eq!(code, 2);

@@ -123,7 +123,7 @@ pub async fn from_database(
     let store = console.store(&config).await?;
     let row = nas::find(store.as_ref(), id)
         .await?
-        .map_err(|bad| exit::Failed::config(format!("NAS {id} is skipped: {}", bad.reason)))?;
+        .map_err(|bad| exit::Failed::skipped(id, bad.reason))?;
     let secret = store.secret(id).await?;
     Ok((row, secret))
 }

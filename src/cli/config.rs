@@ -121,7 +121,8 @@ async fn check(console: &Console, config: &Config) -> Outcome {
                 format!(
                     "{url}: the directory does not exist\nhint: create it, writable for the daemon's user"
                 ),
-            ));
+            )
+            .numbered(201));
         }
         say(format!(
             "{url}: not there yet, the daemon makes it when it starts"

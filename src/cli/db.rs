@@ -17,11 +17,13 @@ use crate::clock;
 use crate::config::Config;
 use crate::daemon::process;
 use crate::store::sqlite::backup;
-use crate::store::{self, Store};
+use crate::store::{self, Store, shown_url};
 
 /// Verbs of the database.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Its size, version, rows, owner, and when it was last copied.
+    Status,
     /// Run SQL statements; reads only, unless --write.
     Sql(sqlexec::Sql),
     /// Copy the database into a new file while the daemon works (SQLite).
@@ -52,6 +54,7 @@ pub struct Restore {
 /// Runs one verb.
 pub async fn run(console: &Console, verb: Verb) -> Outcome {
     match verb {
+        Verb::Status => status(console).await,
         Verb::Sql(args) => sqlexec::run(console, args).await,
         Verb::Backup { file } => copy(console, &file).await,
         Verb::Restore(args) => restore(console, &args).await,
@@ -72,6 +75,36 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     }
 }
 
+async fn status(console: &Console) -> Outcome {
+    let config = console.config()?;
+    let store = console.store(&config).await?;
+    let url = &config.database.url;
+    let about = store::about::about(store.as_ref(), sqlite_file(url).is_some()).await?;
+    let owner = store.owner().await?;
+    let works = owner.as_ref().is_some_and(process::works);
+    let mut all = vec![
+        ("database", json!(shown_url(url))),
+        ("kind", json!(about.kind)),
+        ("version", json!(about.version)),
+        ("mode", json!(about.mode)),
+        ("bytes", json!(about.bytes)),
+        ("free_bytes", json!(about.free_bytes)),
+        ("schema", json!(about.schema)),
+    ];
+    all.extend(about.rows.iter().map(|(name, rows)| (*name, json!(rows))));
+    let holder = owner.as_ref().map(|owner| process::shown(&owner.holder));
+    let copy = |(at, file): &(String, String)| (json!(at), json!(file));
+    let (at, file) = about.last_backup.as_ref().map(copy).unwrap_or_default();
+    all.extend([
+        ("owner", json!(holder)),
+        ("owner_works", json!(works)),
+        ("last_backup", at),
+        ("last_backup_file", file),
+    ]);
+    console.record(&all);
+    Ok(DONE)
+}
+
 async fn copy(console: &Console, file: &Path) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
@@ -80,6 +113,24 @@ async fn copy(console: &Console, file: &Path) -> Outcome {
         return Err(Failed::new(REFUSED, text));
     }
     let from = sqlite_file(&config.database.url);
+    if console.dry_run {
+        let Some(from) = from else {
+            // What is no file refuses, and says what to use.
+            store.backup(file).await?;
+            return Ok(DONE);
+        };
+        let place = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+        if let Some(dir) = place.filter(|dir| !dir.is_dir()) {
+            let text = format!("there is no directory {}", dir.display());
+            return Err(Failed::new(NOT_FOUND, text).numbered(504));
+        }
+        console.record(&[
+            ("file", json!(file.display().to_string())),
+            ("bytes", json!(bytes(from))),
+        ]);
+        remark("dry run: nothing was copied");
+        return Ok(DONE);
+    }
     let whole = from.map_or(0, bytes);
     let progress = Progress::watch("copying", whole, {
         let file = file.to_path_buf();
@@ -108,10 +159,9 @@ async fn restore(console: &Console, args: &Restore) -> Outcome {
     };
     if !args.file.exists() {
         let text = format!("there is no file {}", args.file.display());
-        return Err(Failed::new(
-            NOT_FOUND,
-            format!("{text}\nhint: db backup makes one"),
-        ));
+        return Err(
+            Failed::new(NOT_FOUND, format!("{text}\nhint: db backup makes one")).numbered(504),
+        );
     }
     backup::check(&args.file).await?;
     if place.exists() {

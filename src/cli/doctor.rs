@@ -158,7 +158,7 @@ pub async fn doctor(console: &Console, args: Doctor) -> Outcome {
         code = UNHEALTHY;
     }
     if let (Some(id), Some(store)) = (args.nas, &store) {
-        code = code.max(nas_test::test(&config, store.as_ref(), NasId(id)).await?);
+        code = code.max(nas_test::test(console, &config, store.as_ref(), NasId(id)).await?);
     }
     Ok(code)
 }

@@ -27,10 +27,15 @@ pub enum Verb {
     Post(Post),
     /// Post many events from a file or a pipe.
     Bulk(bulk::Bulk),
-    /// List events, newest first.
+    /// List events, newest first, 50 of them or -n N.
     List(List),
     /// Everything about one event: why it waits, and each attempt.
     Show {
+        /// Number of the event.
+        id: i64,
+    },
+    /// The same, and what was sent and answered, out of the logs.
+    Describe {
         /// Number of the event.
         id: i64,
     },
@@ -89,10 +94,10 @@ pub struct List {
     /// Only older ones than this event: the next page
     #[arg(long, value_name = "ID")]
     before: Option<i64>,
-    /// At most this many
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    limit: u16,
 }
+
+/// Events of a list where nobody says how many, and in one look.
+const ROWS: (usize, usize) = (50, 1000);
 
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -103,35 +108,46 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 impl Verb {
     /// The same over the API.
-    pub fn request(&self) -> Result<Option<Request>, Failed> {
-        let text = |id: &Option<i64>| id.map(|id| id.to_string());
+    pub fn requests(&self, console: &Console) -> Result<Vec<Request>, Failed> {
         Ok(match self {
-            Self::Post(args) => compact(args)?.as_object().map(|event| {
-                let fields: Vec<(&str, Value)> = event
-                    .iter()
+            Self::Post(args) => {
+                let event = compact(args)?;
+                let fields = event.as_object().into_iter().flatten();
+                let fields: Vec<(&str, Value)> = fields
                     .filter(|(name, _)| *name != "source")
                     .map(|(name, value)| (name.as_str(), value.clone()))
                     .collect();
-                Request::post("/api/v1/events", &fields)
-            }),
-            Self::List(args) if !args.which.is_only_here() => {
-                Some(Request::get("/api/v1/events").with(&[
-                    ("state", args.state.clone()),
-                    ("nas", text(&args.which.nas)),
-                    ("user", text(&args.which.user)),
-                    ("abonent", text(&args.which.abonent)),
-                    ("cmd", args.which.cmd.clone()),
-                    ("batch", args.which.batch.clone()),
-                    ("error", args.which.error_text().map(str::to_owned)),
-                    ("before", text(&args.before)),
-                    ("limit", Some(args.limit.to_string())),
-                ]))
+                vec![Request::post("/api/v1/events", &fields)]
             }
-            Self::Show { id } => Some(Request::get(format!("/api/v1/events/{id}"))),
-            Self::Retry(args) => args.request(),
-            Self::Drop(args) => args.request(),
-            Self::List(_) | Self::Log { .. } | Self::Bulk(_) => None,
+            Self::List(args) => args.requests(console)?,
+            Self::Show { id } => vec![Request::get(format!("/api/v1/events/{id}"))],
+            Self::Retry(args) => args.requests(),
+            Self::Drop(args) => args.requests(),
+            Self::Bulk(args) => args.requests(),
+            Self::Describe { .. } | Self::Log { .. } => Vec::new(),
         })
+    }
+}
+
+impl List {
+    /// The same over the API.
+    pub fn requests(&self, console: &Console) -> Result<Vec<Request>, Failed> {
+        if self.which.is_only_here() {
+            return Ok(Vec::new());
+        }
+        let text = |id: &Option<i64>| id.map(|id| id.to_string());
+        let limit = console.limit(ROWS.0, ROWS.1)?;
+        Ok(vec![Request::get("/api/v1/events").with(&[
+            ("state", self.state.clone()),
+            ("nas", text(&self.which.nas)),
+            ("user", text(&self.which.user)),
+            ("abonent", text(&self.which.abonent)),
+            ("cmd", self.which.cmd.clone()),
+            ("batch", self.which.batch.clone()),
+            ("error", self.which.error_text().map(str::to_owned)),
+            ("before", text(&self.before)),
+            ("limit", Some(limit.to_string())),
+        ])])
     }
 }
 
@@ -141,7 +157,8 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Post(args) => post(console, args).await,
         Verb::Bulk(args) => bulk::bulk(console, args).await,
         Verb::List(args) => list(console, args).await,
-        Verb::Show { id } => show(console, EventId(id)).await,
+        Verb::Show { id } => show(console, EventId(id), false).await,
+        Verb::Describe { id } => show(console, EventId(id), true).await,
         Verb::Log { id } => log(console, EventId(id)).await,
         Verb::Retry(args) => event_end::retry(console, args).await,
         Verb::Drop(args) => event_end::give_up(console, args).await,
@@ -212,9 +229,10 @@ const LIST: &[&str] = &[
     "batch", "error",
 ];
 
-async fn list(console: &Console, args: List) -> Outcome {
+/// Prints events, newest first.
+pub async fn list(console: &Console, args: List) -> Outcome {
+    let limit = console.limit(ROWS.0, ROWS.1)?;
     let store = console.store(&console.config()?).await?;
-    let limit = usize::from(args.limit);
     let rows = args
         .which
         .rows(store.as_ref(), args.state, args.before, limit);
@@ -289,19 +307,18 @@ pub async fn find(store: &dyn Store, id: EventId) -> Result<EventRow, Failed> {
     })
 }
 
-async fn show(console: &Console, id: EventId) -> Outcome {
+async fn show(console: &Console, id: EventId, whole: bool) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
     let row = find(store.as_ref(), id).await?;
     let why = waiting::why(&config, store.as_ref(), &row).await?;
-    let attempts = match records(console, &config, &row).await {
-        Ok(records) => attempts::of_event(&records.join("\n"), id),
-        // Who may ask the database need not be who may read the logs.
-        Err(failed) => {
-            remark(failed.text);
-            Vec::new()
-        }
-    };
+    let records = records(console, &config, &row).await;
+    // Who may ask the database need not be who may read the logs.
+    let records = records.unwrap_or_else(|failed| {
+        remark(failed.text);
+        Vec::new()
+    });
+    let attempts = attempts::of_event(&records.join("\n"), id);
     let place = match row.place {
         WhereIs::Compact => "events_stack_compact",
         WhereIs::Stack => "events_stack",
@@ -335,6 +352,7 @@ async fn show(console: &Console, id: EventId) -> Outcome {
     match console.format() {
         Format::Json | Format::Jsonl | Format::Csv => {
             properties.push(("attempts", json!(attempts)));
+            properties.extend(whole.then(|| ("log", json!(records))));
             console.record(&properties);
         }
         Format::Table | Format::Plain => {
@@ -342,6 +360,10 @@ async fn show(console: &Console, id: EventId) -> Outcome {
             if !attempts.is_empty() {
                 say("");
                 console.list(&tried(&attempts));
+            }
+            if whole && !records.is_empty() {
+                say("");
+                logs::print(console, records.iter().map(String::as_str));
             }
         }
     }

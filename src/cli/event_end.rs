@@ -222,36 +222,45 @@ pub struct Give {
 }
 
 impl Retry {
-    /// The same over the API.
-    pub fn request(&self) -> Option<Request> {
-        match (self.ids.as_slice(), &self.state) {
-            ([id], None) => {
+    /// The same over the API, one by one or by what they are.
+    pub fn requests(&self) -> Vec<Request> {
+        let Some(state) = &self.state else {
+            let each = self.ids.iter().map(|id| {
                 let path = format!("/api/v1/events/{id}/retry");
-                Some(Request::post(path, &[self.reason.field()]))
-            }
-            ([], Some(state)) if !self.which.is_only_here() => {
-                let spread = self.spread.map(|time| format!("{}ms", time.as_millis()));
-                let mut order = self.which.order(Some(state), ("spread", json!(spread)));
-                order.push(self.reason.field());
-                Some(Request::post("/api/v1/events/retry", &order))
-            }
-            _ => None,
+                Request::post(path, &[self.reason.field()])
+            });
+            return each.collect();
+        };
+        if self.which.is_only_here() {
+            return Vec::new();
         }
+        let spread = self.spread.map(|time| format!("{}ms", time.as_millis()));
+        let mut order = self.which.order(Some(state), ("spread", json!(spread)));
+        order.push(self.reason.field());
+        vec![Request::post("/api/v1/events/retry", &order)]
     }
 }
 
 impl Give {
-    /// The same over the API.
-    pub fn request(&self) -> Option<Request> {
+    /// The same over the API, one by one or by what they are.
+    pub fn requests(&self) -> Vec<Request> {
         let why = ("why", json!(self.reason));
-        match (self.ids.as_slice(), &self.state) {
-            ([id], None) => Some(Request::post(format!("/api/v1/events/{id}/drop"), &[why])),
-            ([], Some(state)) if !self.which.is_only_here() => {
-                let order = self.which.order(Some(state), why);
-                Some(Request::post("/api/v1/events/drop", &order))
-            }
-            _ => None,
+        let Some(state) = &self.state else {
+            let each = self.ids.iter().map(|id| {
+                Request::post(
+                    format!("/api/v1/events/{id}/drop"),
+                    std::slice::from_ref(&why),
+                )
+            });
+            return each.collect();
+        };
+        if self.which.is_only_here() {
+            return Vec::new();
         }
+        vec![Request::post(
+            "/api/v1/events/drop",
+            &self.which.order(Some(state), why),
+        )]
     }
 }
 

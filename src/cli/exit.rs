@@ -1,5 +1,6 @@
 //! Exit codes and error texts of our own commands.
 
+use std::fmt::Display;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -64,6 +65,11 @@ impl Failed {
     pub fn numbered(mut self, number: u16) -> Self {
         self.number = Some(number);
         self
+    }
+
+    /// A NAS that the daemon does not serve, for its row or its scheme.
+    pub fn skipped(nas: impl Display, reason: impl Display) -> Self {
+        Self::config(format!("NAS {nas} is skipped: {reason}")).numbered(302)
     }
 
     /// Bad configuration.

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::ctl::Ctl;
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, UNHEALTHY, remark, say};
 use super::table::{Format, Table, one_line};
-use super::{ALONE, Console, event, nas};
+use super::{ALONE, Console, check, event, nas_show, why};
+use crate::clock;
 use crate::config::Config;
 use crate::store::{self, Filter, Store};
 
@@ -18,6 +19,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Problems that `status` names; more do not fit a screen.
 const PROBLEMS: usize = 10;
 
+/// "Of late", and the most dead events that are looked at.
+const OF_LATE_MS: i64 = 15 * 60 * 1000;
+const DEAD_MOST: usize = 1000;
+
 /// What is asked; a deeper question has more reasons for a no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Stage {
@@ -25,6 +30,9 @@ pub enum Stage {
     Live,
     /// The database answers, too.
     Ready,
+    /// Nothing waits too long, every NAS obeys, nobody's event died of late, the disk has room. For
+    /// people and monitoring: nothing is to be restarted for it.
+    Deep,
 }
 
 impl Stage {
@@ -33,6 +41,7 @@ impl Stage {
         match self {
             Self::Live => "/healthz",
             Self::Ready => "/readyz",
+            Self::Deep => "/api/v1/status",
         }
     }
 }
@@ -41,19 +50,16 @@ impl Stage {
 pub async fn health(console: &Console, stage: Stage) -> Outcome {
     let config = console.config()?;
     let ctl = Ctl::new(&config)?;
+    if stage == Stage::Deep {
+        return deep(&config, &ctl).await;
+    }
     let (from, answer) = match ctl.raw(Method::GET, stage.path(), None).await? {
         Some(answer) => (ctl.socket(), answer),
         None => match over_tcp(&config, stage).await? {
             Some(answer) => answer,
             None => {
-                return Err(Failed::new(
-                    NOT_REACHABLE,
-                    format!(
-                        "no daemon listens on {} or on {:?}\nhint: is it running, and with this configuration (config show)?",
-                        ctl.socket(),
-                        config.http.listen
-                    ),
-                ).numbered(401));
+                let places = format!("{} or on {:?}", ctl.socket(), config.http.listen);
+                return Err(nobody(&places));
             }
         },
     };
@@ -68,6 +74,52 @@ pub async fn health(console: &Console, stage: Stage) -> Outcome {
         "{from} answered {status}; the daemon log says more"
     ));
     Ok(UNHEALTHY)
+}
+
+fn nobody(places: &str) -> Failed {
+    Failed::new(
+        NOT_REACHABLE,
+        format!("no daemon listens on {places}\nhint: is it running, and with this configuration (config show)?"),
+    )
+    .numbered(401)
+}
+
+/// What needs no restart and yet somebody's eyes; over the control socket alone, as the numbers of
+/// the stacks are not for everybody.
+async fn deep(config: &Config, ctl: &Ctl) -> Outcome {
+    let status = ctl.get(Stage::Deep.path()).await?;
+    let status = status.ok_or_else(|| nobody(&ctl.socket()))?;
+    let (mut wrong, sentence) = check::complaints(&status);
+    wrong.extend(why::full_disk(config).map(|disk| format!("there is no room left on {disk}")));
+    match ctl
+        .get(&format!("/api/v1/events?state=dead&limit={DEAD_MOST}"))
+        .await
+    {
+        Ok(dead) => wrong.extend(died(dead.as_ref(), clock::wall_ms())),
+        Err(failed) => remark(format!(
+            "whether events died of late is not known: {}",
+            failed.text
+        )),
+    }
+    if wrong.is_empty() {
+        say(format!("ok {}", one_line(&sentence)));
+        return Ok(DONE);
+    }
+    say(format!("unhealthy {}", one_line(&wrong.join("; "))));
+    remark("doctor says what to do");
+    Ok(UNHEALTHY)
+}
+
+/// Events that died of late and were not retried, as the rule `DeadEvents` looks at them.
+fn died(dead: Option<&Value>, now_ms: i64) -> Option<String> {
+    let rows = dead?.get("events")?.as_array()?;
+    let of_late = |row: &&Value| {
+        let at = row.get("ended_ms").and_then(Value::as_i64);
+        at.is_some_and(|at| at > now_ms.saturating_sub(OF_LATE_MS))
+            && row.get("retried_as").is_none_or(Value::is_null)
+    };
+    let count = rows.iter().filter(of_late).count();
+    (count > 0).then(|| format!("{count} events died within 15 minutes"))
 }
 
 type Answered = (String, (reqwest::StatusCode, String));
@@ -172,7 +224,7 @@ pub async fn status(console: &Console) -> Outcome {
             json!("limited: above http.high_water, only those who paid are expanded"),
         ));
     }
-    let nases = nas::listed(&config, store.as_ref(), live.as_ref()).await?;
+    let nases = nas_show::listed(&config, store.as_ref(), live.as_ref()).await?;
     let problems = problems(store.as_ref(), of_state("deferred") > 0).await?;
     match console.format() {
         Format::Json | Format::Jsonl => {
@@ -199,4 +251,24 @@ pub async fn status(console: &Console) -> Outcome {
         }
     }
     Ok(DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_died_of_late_counts() {
+        let row = |at: i64, retried: Value| json!({ "ended_ms": at, "retried_as": retried });
+        let now = 10_000_000;
+        let said = |rows: Vec<Value>| died(Some(&json!({ "events": rows })), now);
+        let young = now - OF_LATE_MS + 1;
+        assert_eq!(said(vec![row(now - OF_LATE_MS, Value::Null)]), None);
+        assert_eq!(said(vec![row(young, json!(7))]), None);
+        assert_eq!(
+            said(vec![row(young, Value::Null), row(now, Value::Null)]),
+            Some("2 events died within 15 minutes".to_owned())
+        );
+        assert_eq!(died(None, now), None);
+    }
 }

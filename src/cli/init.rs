@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use ipnet::IpNet;
 
-use super::exit::{DONE, FAILED, Failed, Outcome, say};
+use super::exit::{DONE, FAILED, Failed, Outcome, remark, say};
 use super::{Console, sqlite_file};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::store::{self, Store, shown_url};
@@ -36,30 +36,28 @@ pub async fn init(console: &Console, args: Init) -> Outcome {
         Some(dir) => dir.join("nas_event_daemon.toml"),
         None => DEFAULT_FILE.into(),
     });
+    let dir = args.dir.as_deref().map(absolute).transpose()?;
+    let share = share(std::env::current_dir().ok());
+    let text = text(
+        args.db.as_deref(),
+        dir.as_deref(),
+        share.as_deref(),
+        &args.open_from,
+    );
+    if console.dry_run {
+        return dry(&file, &text);
+    }
     if file.exists() {
         say(format!("{}: is there, left as it is", file.display()));
     } else {
-        let dir = args.dir.as_deref().map(absolute).transpose()?;
-        let share = share(std::env::current_dir().ok());
-        let text = text(
-            args.db.as_deref(),
-            dir.as_deref(),
-            share.as_deref(),
-            &args.open_from,
-        );
         write(&file, &text)?;
         say(format!("{}: written", file.display()));
     }
     let config =
         Config::load(Some(&file), std::env::vars()).map_err(|e| Failed::config(e.to_string()))?;
-    let database = sqlite_file(&config.database.url).and_then(Path::parent);
-    let paths = &config.paths;
-    let local = paths.oss.join("local");
-    let mut wanted = vec![paths.log.as_path(), paths.run.as_path(), local.as_path()];
-    wanted.extend(database.filter(|dir| !dir.as_os_str().is_empty()));
-    for dir in wanted {
+    for dir in directories(&config) {
         if !dir.is_dir() {
-            std::fs::create_dir_all(dir).map_err(|e| cannot(dir, &e))?;
+            std::fs::create_dir_all(&dir).map_err(|e| cannot(&dir, &e))?;
             say(format!("{}: made", dir.display()));
         }
     }
@@ -71,6 +69,48 @@ pub async fn init(console: &Console, args: Init) -> Outcome {
     }
     say(format!("{url}: our tables are there, the billing's fit"));
     next_steps(&file, store.as_ref()).await
+}
+
+/// What is needed beside the file.
+fn directories(config: &Config) -> Vec<PathBuf> {
+    let paths = &config.paths;
+    let mut wanted = vec![
+        paths.log.clone(),
+        paths.run.clone(),
+        paths.oss.join("local"),
+    ];
+    let database = sqlite_file(&config.database.url).and_then(Path::parent);
+    wanted.extend(
+        database
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .map(Path::to_owned),
+    );
+    wanted
+}
+
+/// What would be made, and the file as it would be written; no database is opened.
+fn dry(file: &Path, text: &str) -> Outcome {
+    let config = if file.exists() {
+        say(format!("{}: is there, left as it is", file.display()));
+        Config::load(Some(file), std::env::vars()).map_err(|e| Failed::config(e.to_string()))?
+    } else {
+        say(format!("{}: would be written:", file.display()));
+        text.lines().for_each(|line| say(format!("    {line}")));
+        toml::from_str(text).map_err(|e| Failed::config(e.to_string()))?
+    };
+    for dir in directories(&config) {
+        if !dir.is_dir() {
+            say(format!("{}: would be made", dir.display()));
+        }
+    }
+    let url = shown_url(&config.database.url);
+    let what = match sqlite_file(&config.database.url) {
+        Some(place) if !place.exists() => "would be made",
+        Some(_) | None => "our tables would be made, where they are not there",
+    };
+    say(format!("{url}: {what}"));
+    remark("dry run: nothing was made");
+    Ok(DONE)
 }
 
 async fn next_steps(file: &Path, store: &dyn Store) -> Outcome {

@@ -15,6 +15,7 @@ use serde_json::json;
 use super::exit::{
     DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, USAGE, remark, say, say_all,
 };
+use super::request::Request;
 use super::table::{Format, one_line};
 use super::{Console, account, guard, log_rows, who};
 use crate::clock;
@@ -84,7 +85,14 @@ enum Verb {
 #[derive(Debug, Args, Default)]
 pub struct Look {
     /// The last N lines: 50, or all where -o makes rows of them
-    #[arg(short = 'n', long, value_name = "N")]
+    // The id of the flag of all lists: the same letter, the same number.
+    #[arg(
+        id = "limit",
+        short = 'n',
+        long = "lines",
+        alias = "limit",
+        value_name = "N"
+    )]
     pub lines: Option<usize>,
     /// Go on with what is written next, also after a rotation
     #[arg(short, long)]
@@ -117,6 +125,33 @@ impl Look {
                 && (!self.errors || TROUBLE.iter().any(|mark| line.contains(mark)))
                 && self.grep.as_ref().is_none_or(|regex| regex.is_match(line))
         }
+    }
+}
+
+impl Logs {
+    /// The same over the API.
+    pub fn requests(&self) -> Vec<Request> {
+        match &self.verb {
+            None => self.look.requests("daemon"),
+            Some(Verb::Daemon(look)) => look.requests("daemon"),
+            Some(Verb::Nas { id, look }) => look.requests(&format!("nas/{id}")),
+            Some(Verb::Account { user, look }) => look.requests(&format!("accounts/{user}")),
+            Some(Verb::Prune { .. }) => Vec::new(),
+        }
+    }
+}
+
+impl Look {
+    /// The end of a log over the API, which does not search it.
+    pub fn requests(&self, log: &str) -> Vec<Request> {
+        let searched = self.errors || self.grep.is_some();
+        if searched || self.since.is_some() || self.to.is_some() {
+            return Vec::new();
+        }
+        vec![Request::get(format!("/api/v1/logs/{log}")).with(&[
+            ("lines", self.lines.map(|n| n.to_string())),
+            ("follow", self.follow.then(|| "true".to_owned())),
+        ])]
     }
 }
 

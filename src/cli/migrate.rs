@@ -155,10 +155,9 @@ async fn compare(console: &Console, args: &Compare) -> Outcome {
         ]);
     }
     if seen == 0 {
-        return Err(Failed::new(
-            NOT_FOUND,
-            "there is no such NAS\nhint: nas list shows all",
-        ));
+        return Err(
+            Failed::new(NOT_FOUND, "there is no such NAS\nhint: nas list shows all").numbered(301),
+        );
     }
     console.list(if args.differences { &list } else { &numbers });
     if !alike && !args.differences {
@@ -190,6 +189,7 @@ fn logs_in(dir: &Path) -> Result<Vec<PathBuf>, Failed> {
                 dir.display()
             ),
         )
+        .numbered(504)
     };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(fail)? {

@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod check;
 pub mod classic;
 pub mod config;
+pub mod console;
 pub mod ctl;
 pub mod db;
 pub mod demo;
@@ -22,6 +23,7 @@ pub mod guard;
 pub mod health;
 pub mod import;
 pub mod init;
+pub mod listing;
 pub mod log_rows;
 pub mod logs;
 pub mod manual;
@@ -29,6 +31,7 @@ pub mod migrate;
 pub mod nas;
 pub mod nas_diff;
 pub mod nas_pause;
+pub mod nas_show;
 pub mod nas_test;
 pub mod post;
 pub mod progress;
@@ -60,17 +63,15 @@ pub mod why;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
-use crate::config::Config;
-use crate::store::{self, Store, shown_url};
-use ctl::Ctl;
-use exit::{DONE, Failed, NOT_REACHABLE, Outcome, USAGE};
+pub use console::{ALONE, Console, sqlite_file};
+use exit::{DONE, Failed, Outcome, USAGE};
+use listing::Listing;
+use request::Request;
 use table::Format;
 
 /// Goes to the screen's first line and clears it (ECMA-48, CUP and ED).
@@ -86,14 +87,20 @@ pub struct Cli {
     #[arg(short, long, global = true, env = "NED_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// How lists are printed; default: table on a terminal, plain (tabs, no header) in a pipe.
-    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        env = "NED_OUTPUT"
+    )]
     output: Option<Format>,
     /// Look again and again, every 2 s or so often; verbs that look only
     #[arg(short, long, global = true, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_parser = crate::config::parse_duration)]
     watch: Option<Duration>,
-    /// Of a list only these columns, in this order, for example id,breaker,note
-    #[arg(long, global = true, value_name = "NAMES", value_delimiter = ',')]
-    columns: Option<Vec<String>>,
+    #[command(flatten)]
+    listing: Listing,
     /// Print the curl line that does the same, and do nothing
     #[arg(long, global = true)]
     show_request: bool,
@@ -263,12 +270,16 @@ impl Verb {
             Self::Status | Self::Health { .. } | Self::Audit(_) | Self::Stack(_) => true,
             Self::Event(verb) => matches!(
                 verb,
-                event::Verb::List(_) | event::Verb::Show { .. } | event::Verb::Log { .. }
+                event::Verb::List(_)
+                    | event::Verb::Show { .. }
+                    | event::Verb::Describe { .. }
+                    | event::Verb::Log { .. }
             ),
             Self::Account(verb) => {
                 matches!(verb, account::Verb::Show { .. } | account::Verb::History(_))
             }
             Self::Nas(verb) => matches!(verb, nas::Verb::List | nas::Verb::Show { .. }),
+            Self::Db(verb) => matches!(verb, db::Verb::Status),
             Self::Guard(verb) => matches!(verb, guard::Verb::List),
             _ => false,
         }
@@ -288,12 +299,22 @@ impl Verb {
         }
     }
 
+    /// Whether it prints the end of a log, whose lines are counted as the rows of a list are.
+    fn is_a_log(&self) -> bool {
+        match self {
+            Self::Logs(_) => true,
+            Self::Account(verb) => matches!(verb, account::Verb::Log(_)),
+            Self::Nas(verb) => matches!(verb, nas::Verb::Log { .. }),
+            _ => false,
+        }
+    }
+
     /// Whether it shows what a daemon may know better than the database.
     fn looks_at_events(&self) -> bool {
         match self {
             Self::Why(_) => true,
             // It has a remark of its own, or speaks of nothing else.
-            Self::Status | Self::Health { .. } => false,
+            Self::Status | Self::Health { .. } | Self::Db(_) => false,
             // Out of the files, as ever.
             Self::Event(verb) => !matches!(verb, event::Verb::Log { .. }) && self.only_looks(),
             other => other.only_looks(),
@@ -309,6 +330,9 @@ impl Verb {
             | Self::Bridge(_)
             | Self::Import(_)
             | Self::Logs(_)
+            | Self::Nas(_)
+            | Self::Token(_)
+            | Self::Init(_)
             | Self::Migrate(_)
             | Self::Config(_)
             | Self::Check(_)
@@ -316,53 +340,51 @@ impl Verb {
             | Self::Explain(_)
             | Self::Openapi
             | Self::Version => true,
-            Self::Nas(verb) => !matches!(
-                verb,
-                nas::Verb::Test { .. } | nas::Verb::Reload(_) | nas::Verb::Rekey(_)
-            ),
-            Self::Db(verb) => matches!(verb, db::Verb::Restore(_) | db::Verb::Restored { .. }),
-            Self::Scheme(verb) => !matches!(verb, scheme::Verb::New(_) | scheme::Verb::Test { .. }),
+            Self::Db(verb) => !matches!(verb, db::Verb::Sql(_)),
+            Self::Scheme(verb) => !matches!(verb, scheme::Verb::Test { .. }),
             Self::Why(_) | Self::Status | Self::Health { .. } | Self::Audit(_) | Self::Stack(_) => {
                 self.only_looks()
             }
-            Self::Run(_)
-            | Self::Doctor(_)
-            | Self::Init(_)
-            | Self::Token(_)
-            | Self::Sim(_)
-            | Self::Demo(_)
-            | Self::Man(_) => false,
+            Self::Run(_) | Self::Doctor(_) | Self::Sim(_) | Self::Demo(_) | Self::Man(_) => false,
         }
     }
 
-    /// The call of the API that does the same.
-    fn request(&self) -> Result<Option<request::Request>, Failed> {
+    /// The calls of the API that do the same; none if none does.
+    fn requests(&self, console: &Console) -> Result<Vec<Request>, Failed> {
         Ok(match self {
-            Self::Status => Some(request::Request::get("/api/v1/status")),
-            Self::Health { stage } => Some(request::Request::get(stage.path())),
-            Self::Event(verb) => verb.request()?,
-            Self::Account(verb) => verb.request(),
-            Self::Nas(verb) => verb.request(),
-            Self::Audit(args) => Some(args.request()),
-            _ => None,
+            Self::Status | Self::Check(_) => vec![Request::get("/api/v1/status")],
+            Self::Health { stage } => vec![Request::get(stage.path())],
+            Self::Event(verb) => verb.requests(console)?,
+            Self::Stack(stack::Verb::List(args)) => args.requests(console)?,
+            Self::Stack(stack::Verb::Count { .. }) => vec![Request::get("/api/v1/status")],
+            Self::Account(verb) => verb.requests(),
+            Self::Nas(verb) => verb.requests(),
+            Self::Logs(args) => args.requests(),
+            Self::Audit(args) => vec![args.request(console)?],
+            Self::Openapi => vec![Request::get("/api/openapi.json")],
+            _ => Vec::new(),
         })
     }
 }
 
 fn dispatch(cli: Cli) -> Outcome {
-    let console = Console {
+    let mut console = Console {
         file: cli.config,
         output: cli.output,
         dry_run: cli.dry_run,
-        columns: cli.columns,
+        listing: cli.listing,
         looks: cli.verb.as_ref().is_some_and(Verb::looks_at_events),
         ..Console::default()
     };
     let verb = cli.verb.unwrap_or_else(|| Verb::Run(run::Run::default()));
-    if console.columns.is_some() && !verb.lists() {
+    if verb.is_a_log() {
+        // Its own lines were counted, not the rows of a list.
+        console.listing.limit = None;
+    }
+    if console.listing.is_asked() && !verb.lists() {
         return Err(Failed::new(
             USAGE,
-            "--columns is for verbs that print one list\nhint: nas list, event list, account history, audit, …",
+            "--columns, --sort, --match, --limit and --no-headers are for verbs that print one list\nhint: nas list, event list, account history, audit, …",
         ));
     }
     if cli.dry_run && !verb.can_be_tried() {
@@ -372,7 +394,7 @@ fn dispatch(cli: Cli) -> Outcome {
         ));
     }
     if cli.show_request {
-        return request::show(&console.config()?, verb.request()?);
+        return request::show(&console.config()?, &verb.requests(&console)?);
     }
     let outcome = match verb {
         Verb::Run(args) => run::run(&console, &args),
@@ -423,98 +445,6 @@ fn dispatch(cli: Cli) -> Outcome {
         Ok(Some(wrong)) => Err(Failed::new(USAGE, wrong)),
         Ok(None) | Err(_) => outcome,
     }
-}
-
-/// Where a verb reads its settings from and how it prints.
-#[derive(Debug, Default)]
-pub struct Console {
-    /// `--config` or `NED_CONFIG`.
-    pub file: Option<PathBuf>,
-    /// `--output`.
-    pub output: Option<Format>,
-    /// `--dry-run`.
-    pub dry_run: bool,
-    /// `--columns`.
-    columns: Option<Vec<String>>,
-    /// A verb that looks only: where no daemon runs, that is said.
-    looks: bool,
-    said: AtomicBool,
-    /// Why a list was not printed.
-    wrong: Mutex<Option<String>>,
-}
-
-/// What a look is, where no daemon runs.
-pub const ALONE: &str =
-    "no daemon is running: read from the database, without what only a daemon knows";
-
-impl Console {
-    /// The effective configuration.
-    pub fn config(&self) -> Result<Config, Failed> {
-        Config::load(self.file.as_deref(), std::env::vars())
-            .map_err(|e| Failed::config(e.to_string()).numbered(e.number()))
-    }
-
-    /// How to print: as asked, else by what stdout is.
-    pub fn format(&self) -> Format {
-        self.output.unwrap_or_else(|| {
-            if std::io::stdout().is_terminal() {
-                Format::Table
-            } else {
-                Format::Plain
-            }
-        })
-    }
-
-    /// Prints one thing, a line per property (or one object).
-    pub fn record(&self, properties: &[(&'static str, Value)]) {
-        exit::say_all(&table::record(self.format(), properties));
-    }
-
-    /// Prints a list.
-    pub fn list(&self, table: &table::Table) {
-        let text = match &self.columns {
-            None => Ok(table.text(self.format())),
-            Some(names) => table.only(names).map(|only| only.text(self.format())),
-        };
-        match text {
-            Ok(text) => exit::say_all(&text),
-            Err(wrong) => *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(wrong),
-        }
-    }
-
-    /// Opens the database. An SQLite file that is not there is never made by a tool: a
-    /// mistyped path would look like an empty stack.
-    pub async fn store(&self, config: &Config) -> Result<Arc<dyn Store>, Failed> {
-        let url = &config.database.url;
-        if let Some(path) = sqlite_file(url)
-            && !path.exists()
-        {
-            return Err(Failed::new(
-                NOT_REACHABLE,
-                format!(
-                    "cannot open the database {}: there is no such file\n\
-                     hint: check database.url (config show); the daemon makes the file when it starts",
-                    shown_url(url)
-                ),
-            ));
-        }
-        let store = store::connect(url).await?;
-        if self.looks
-            && !self.said.swap(true, Ordering::Relaxed)
-            && !Ctl::new(config)?.is_there().await
-        {
-            exit::remark(ALONE);
-        }
-        Ok(store)
-    }
-}
-
-/// The file behind an SQLite URL; none for a server or a database in memory.
-pub fn sqlite_file(url: &str) -> Option<&Path> {
-    let rest = url.strip_prefix("sqlite:")?;
-    let rest = rest.strip_prefix("//").unwrap_or(rest);
-    let path = rest.split('?').next().unwrap_or_default();
-    (!path.is_empty() && !path.contains(":memory:")).then(|| Path::new(path))
 }
 
 /// Why something is changed, for the audit table.
@@ -569,16 +499,5 @@ mod tests {
     fn a_panic_is_a_bug_and_has_its_code() {
         assert_eq!(survived(|| 5), 5);
         assert_eq!(survived(|| panic!("planted")), exit::BUG);
-    }
-
-    #[test]
-    fn the_file_of_a_url() {
-        assert_eq!(
-            sqlite_file("sqlite:///a/b.db?mode=rw"),
-            Some(Path::new("/a/b.db"))
-        );
-        assert_eq!(sqlite_file("sqlite:b.db"), Some(Path::new("b.db")));
-        assert_eq!(sqlite_file("sqlite::memory:"), None);
-        assert_eq!(sqlite_file("postgres://u@h/d"), None);
     }
 }

@@ -5,17 +5,13 @@ use serde_json::{Value, json};
 
 use super::ctl::Ctl;
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, REFUSED, remark};
+use super::logs::{self, Look};
 use super::nas_pause::{self, Drain, Pause, Resume};
 use super::request::Request;
-use super::table::Table;
-use super::{Console, Reason, nas_diff, nas_test, rekey, resync, who};
-use crate::clock;
+use super::{Console, Reason, nas_diff, nas_show, nas_test, rekey, resync, who};
 use crate::config::Config;
-use crate::daemon;
-use crate::dispatch::parent::Resolve;
-pub use crate::intake::waiting::paused_text;
-use crate::nas::{BadNas, Forks, Mode, Nas, NasChange, NasId, NasState};
-use crate::store::{Counts, Store, shown_url};
+use crate::nas::{BadNas, Forks, Mode, Nas, NasChange, NasId};
+use crate::store::Store;
 
 /// Verbs of NASes.
 #[derive(Debug, Subcommand)]
@@ -84,6 +80,14 @@ pub enum Verb {
         /// nas.id
         id: i64,
     },
+    /// The end of its log: the same as logs nas.
+    Log {
+        /// nas.id
+        id: i64,
+        /// Which lines.
+        #[command(flatten)]
+        look: Look,
+    },
     /// Let the daemon read the settings of all NASes now, not within settings_interval.
     Reload(Reason),
     /// Show the SSH host keys that are believed and presented, and take the new one.
@@ -136,34 +140,32 @@ fn mode(text: &str) -> Result<ModeOverride, String> {
 
 impl Verb {
     /// The same over the API.
-    pub fn request(&self) -> Option<Request> {
+    pub fn requests(&self) -> Vec<Request> {
         let path = |id: &i64, what: &str| format!("/api/v1/nas/{id}{what}");
+        // null takes an override back, and must be said.
+        let set = |id: &i64, what: &'static str, value: Value, reason: &Reason| {
+            let is_back = value.is_null();
+            let post = Request::post(path(id, what), &[(&what[1..], value), reason.field()]);
+            vec![if is_back { post.null(&what[1..]) } else { post }]
+        };
         match self {
-            Self::List => Some(Request::get("/api/v1/nas")),
-            Self::Show { id } => Some(Request::get(path(id, ""))),
-            Self::Pause(args) => args.request(),
-            Self::Resume(args) => args.request(),
-            Self::Reload(reason) => Some(Request::post("/api/v1/reload", &[reason.field()])),
-            Self::Forks { id, forks, reason } => {
-                let fields = [("forks", json!(forks.0)), reason.field()];
-                let request = Request::post(path(id, "/forks"), &fields);
-                // null takes the override back, and must be said.
-                Some(if forks.0.is_none() {
-                    request.null("forks")
-                } else {
-                    request
-                })
-            }
+            Self::List => vec![Request::get("/api/v1/nas")],
+            Self::Show { id } => vec![Request::get(path(id, ""))],
+            Self::Pause(args) => args.requests(),
+            Self::Resume(args) => args.requests(),
+            Self::Reload(reason) => vec![Request::post("/api/v1/reload", &[reason.field()])],
+            Self::Forks { id, forks, reason } => set(id, "/forks", json!(forks.0), reason),
+            Self::Activate { id, reason } => set(id, "/mode", json!(Mode::Active), reason),
+            Self::Observe { id, reason } => set(id, "/mode", json!(Mode::Observe), reason),
+            Self::Mode { id, mode, reason } => set(id, "/mode", json!(mode.0), reason),
+            Self::Test { id } => vec![Request::post(path(id, "/test"), &[])],
+            Self::Log { id, look } => look.requests(&format!("nas/{id}")),
             // The call alone would also end a pause.
             Self::ResetBreaker { .. }
             | Self::Drain(_)
-            | Self::Test { .. }
             | Self::Rekey(_)
             | Self::Resync(_)
-            | Self::Activate { .. }
-            | Self::Observe { .. }
-            | Self::Mode { .. }
-            | Self::Diff(_) => None,
+            | Self::Diff(_) => Vec::new(),
         }
     }
 }
@@ -173,8 +175,8 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
     match verb {
-        Verb::List => list(console, &config, store.as_ref()).await,
-        Verb::Show { id } => show(console, &config, store.as_ref(), NasId(id)).await,
+        Verb::List => nas_show::list(console, &config, store.as_ref()).await,
+        Verb::Show { id } => nas_show::show(console, &config, store.as_ref(), NasId(id)).await,
         Verb::Pause(args) => nas_pause::pause(console, &config, store.as_ref(), &args).await,
         Verb::Resume(args) => nas_pause::resume(console, &config, store.as_ref(), &args).await,
         Verb::Drain(args) => nas_pause::drain(console, &config, store.as_ref(), &args).await,
@@ -206,13 +208,26 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Mode { id, mode, reason } => {
             set_mode(console, &config, store.as_ref(), id, mode.0, &reason).await
         }
-        Verb::Test { id } => nas_test::test(&config, store.as_ref(), NasId(id)).await,
+        Verb::Test { id } => nas_test::test(console, &config, store.as_ref(), NasId(id)).await,
+        Verb::Log { id, look } => {
+            let path = logs::of_nas(console, &config, NasId(id)).await?;
+            logs::shown(console, &path, &look).await
+        }
         Verb::Diff(args) => nas_diff::diff(console, &config, store.as_ref(), args).await,
+        Verb::Reload(_) if console.dry_run => {
+            let is_there = Ctl::new(&config)?.is_there().await;
+            remark(if is_there {
+                "dry run: the daemon would read the settings of all NASes now"
+            } else {
+                "dry run: no daemon is running, nobody would be told"
+            });
+            Ok(DONE)
+        }
         Verb::Reload(reason) => {
             poke_because(&config, &reason).await;
             Ok(DONE)
         }
-        Verb::Rekey(args) => rekey::rekey(&config, store.as_ref(), args).await,
+        Verb::Rekey(args) => rekey::rekey(console, &config, store.as_ref(), args).await,
         Verb::Resync(args) => {
             let _ = find(store.as_ref(), NasId(args.id)).await?;
             let whom = resync::Whom::Nas(NasId(args.id));
@@ -238,7 +253,7 @@ pub async fn find(store: &dyn Store, id: NasId) -> Result<Result<Nas, BadNas>, F
     })
 }
 
-fn id_of(row: &Result<Nas, BadNas>) -> NasId {
+pub(super) fn id_of(row: &Result<Nas, BadNas>) -> NasId {
     match row {
         Ok(nas) => nas.id,
         Err(bad) => bad.id,
@@ -336,243 +351,5 @@ async fn poke_because(config: &Config, reason: &Reason) {
             "stored, but the daemon was not told, and will see it within {:?}: {}",
             config.dispatch.settings_interval, failed.text
         )),
-    }
-}
-
-/// `pause planned from … until …: reason`, if it has not begun.
-fn planned_text(state: &NasState, now_ms: i64) -> Option<String> {
-    let from = state.paused_from_ms.filter(|from| *from > now_ms)?;
-    let begun = paused_text(state, from)?;
-    let rest = begun.strip_prefix("paused ").unwrap_or(&begun);
-    Some(format!(
-        "pause planned from {} {rest}",
-        clock::local_text(from)
-    ))
-}
-
-const LIST: &[&str] = &[
-    "id", "name", "ip", "mode", "forks", "scheme", "waiting", "running", "done", "deferred",
-    "dead", "breaker", "p95_ms", "note",
-];
-
-async fn list(console: &Console, config: &Config, store: &dyn Store) -> Outcome {
-    let live = Ctl::new(config)?.get("/api/v1/status").await?;
-    let table = listed(config, store, live.as_ref()).await?;
-    console.list(&table);
-    Ok(DONE)
-}
-
-/// One row per NAS; `live` is what the daemon says of itself.
-pub async fn listed(
-    config: &Config,
-    store: &dyn Store,
-    live: Option<&Value>,
-) -> Result<Table, Failed> {
-    let rows = store.nases().await?;
-    let states = store.nas_states().await?;
-    let counts = store.counts().await?;
-    let resolve = daemon::resolver(config, std::sync::Arc::default());
-    let now = clock::wall_ms();
-    let mut table = Table::new(LIST);
-    for row in rows {
-        let id = id_of(&row);
-        let state = states.get(&id).cloned().unwrap_or_default();
-        let live = live.and_then(|live| live_of(live, id));
-        table.push(match row {
-            Ok(nas) => line(&nas, &state, now, live, &counts, &resolve),
-            Err(bad) => {
-                let mut cells = vec![json!(bad.id), Value::Null, json!(bad.ip)];
-                cells.resize(LIST.len() - 1, Value::Null);
-                cells.push(json!(format!("skipped: {}", bad.reason)));
-                cells
-            }
-        });
-    }
-    Ok(table)
-}
-
-/// What the daemon says of one NAS; none = it does not serve it.
-pub(super) fn live_of(live: &Value, id: NasId) -> Option<&Value> {
-    let nases = live.pointer("/dispatch/nases").and_then(Value::as_array)?;
-    nases
-        .iter()
-        .find(|nas| nas.get("id").and_then(Value::as_i64) == Some(id.0))
-}
-
-fn line(
-    nas: &Nas,
-    state: &NasState,
-    now: i64,
-    live: Option<&Value>,
-    counts: &Counts,
-    resolve: &Resolve,
-) -> Vec<Value> {
-    let field = |name: &str| live.and_then(|l| l.get(name)).cloned().unwrap_or_default();
-    let stacked = |wanted: &[&str]| -> Value {
-        let rows = counts
-            .by_nas
-            .iter()
-            .filter(|(id, state, _)| *id == nas.id.0 && wanted.contains(&state.as_str()));
-        json!(rows.map(|(_, _, n)| *n).sum::<i64>())
-    };
-    let mut notes = Vec::new();
-    notes.extend(paused_text(state, now));
-    notes.extend(
-        state
-            .mode
-            .map(|mode| format!("mode {} by an operator", mode.as_str())),
-    );
-    notes.extend(planned_text(state, now));
-    let (scheme, skipped) = scheme_of(nas, resolve);
-    notes.extend(skipped.map(|why| format!("skipped: {why}")));
-    notes.extend(plain_text(nas, resolve));
-    let reason = field("reason");
-    if let Some(reason) = reason.as_str().filter(|r| !r.is_empty()) {
-        notes.push(reason.to_owned());
-    }
-    let deferred = stacked(&["deferred"]);
-    vec![
-        json!(nas.id),
-        json!(nas.name),
-        json!(nas.ip),
-        json!(nas.mode),
-        json!(state.forks.map_or(nas.forks, |n| Forks::clamped(n).0)),
-        json!(scheme),
-        stacked(&["ready", "deferred", "held"]),
-        stacked(&["running"]),
-        field("done"),
-        deferred,
-        field("dead"),
-        field("breaker"),
-        field("p95_ms"),
-        json!(notes.join("; ")),
-    ]
-}
-
-/// What `status` says of a NAS whose credentials cross the network in plain text.
-fn plain_text(nas: &Nas, resolve: &Resolve) -> Option<String> {
-    let driver = resolve(nas).ok()?.driver();
-    (driver == "telnet" && nas.mode != Mode::Off)
-        .then(|| "plain text: telnet shows passwords to the network".to_owned())
-}
-
-/// Name of the scheme's directory or script, and why the NAS cannot be served.
-fn scheme_of(nas: &Nas, resolve: &Resolve) -> (Option<String>, Option<String>) {
-    let named = nas.oss_path.clone().or_else(|| nas.script_name.clone());
-    if nas.mode == Mode::Off {
-        return (named, Some("mode=off".to_owned()));
-    }
-    match resolve(nas) {
-        Ok(_) => (named, None),
-        Err(reason) => (named, Some(reason)),
-    }
-}
-
-async fn show(console: &Console, config: &Config, store: &dyn Store, id: NasId) -> Outcome {
-    let nas = match find(store, id).await? {
-        Ok(nas) => nas,
-        Err(bad) => {
-            console.record(&[
-                ("id", json!(bad.id)),
-                ("ip", json!(bad.ip)),
-                ("skipped", json!(bad.reason)),
-            ]);
-            return Ok(DONE);
-        }
-    };
-    let state = store.nas_states().await?.remove(&id).unwrap_or_default();
-    let secret = store.secret(id).await?;
-    let live = Ctl::new(config)?.get("/api/v1/status").await?;
-    let live = live.as_ref().and_then(|live| live_of(live, id));
-    let field = |name: &str| live.and_then(|l| l.get(name)).cloned().unwrap_or_default();
-    let resolve = daemon::resolver(config, std::sync::Arc::default());
-    let (execute, skipped) = match resolve(&nas) {
-        _ if nas.mode == Mode::Off => (None, Some("mode=off".to_owned())),
-        Ok(execute) => (Some(execute), None),
-        Err(reason) => (None, Some(reason)),
-    };
-    let identity = execute.as_ref().map(|e| e.identity().clone());
-    let path = |p: &Option<std::path::PathBuf>| p.as_ref().map(|p| p.display().to_string());
-    let set = |text: &str| if text.is_empty() { "no" } else { "yes" };
-    let vars: Vec<&String> = nas.vars.keys().collect();
-    console.record(&[
-        ("id", json!(nas.id)),
-        ("name", json!(nas.name)),
-        ("ip", json!(nas.ip)),
-        ("mode", json!(nas.mode)),
-        ("mode_override", json!(state.mode)),
-        ("forks", json!(nas.forks)),
-        ("forks_override", json!(state.forks)),
-        ("forks_warning", json!(nas.forks_warning)),
-        ("paused", json!(paused_text(&state, clock::wall_ms()))),
-        (
-            "pause_planned",
-            json!(planned_text(&state, clock::wall_ms())),
-        ),
-        ("skipped", json!(skipped)),
-        ("oss_path", json!(nas.oss_path)),
-        ("script_name", json!(nas.script_name)),
-        ("scheme_kind", json!(identity.as_ref().map(|i| i.kind))),
-        (
-            "scheme_dir",
-            json!(identity.as_ref().and_then(|i| path(&i.oss_pathname))),
-        ),
-        (
-            "scheme_script",
-            json!(identity.as_ref().and_then(|i| path(&i.script_name))),
-        ),
-        (
-            "scheme_hash",
-            json!(identity.as_ref().map(|i| i.hash.clone())),
-        ),
-        ("api_port", json!(nas.api_port)),
-        ("api_tls", json!(nas.api_tls)),
-        ("ssh_port", json!(nas.ssh_port)),
-        ("ssh_host_key", json!(nas.ssh_host_key)),
-        ("ssh_known_key", json!(state.ssh_host_key)),
-        ("telnet_port", json!(nas.telnet_port)),
-        ("coa_port", json!(nas.coa_port)),
-        ("http_url", json!(nas.http_url.as_deref().map(shown_url))),
-        ("max_sessions", json!(nas.max_sessions)),
-        ("max_rate", json!(nas.max_rate)),
-        (
-            "timeout_ms",
-            json!(nas.timeout.map(|t| t.as_secs_f64() * 1000.0)),
-        ),
-        ("on_error", json!(nas.on_error)),
-        // Values may be secrets of the operator's own.
-        ("vars", json!(vars)),
-        ("login_set", json!(set(&secret.login))),
-        ("password_set", json!(set(&secret.password))),
-        ("coa_secret_set", json!(set(&secret.coa_secret))),
-        ("ssh_key_set", json!(set(&secret.ssh_key))),
-        ("running", field("running")),
-        ("breaker", field("breaker")),
-        ("breaker_reason", field("reason")),
-        ("p95_ms", field("p95_ms")),
-        ("sessions", field("sessions")),
-    ]);
-    Ok(DONE)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pause_that_was_announced_is_none_yet() {
-        let mut state = NasState::default();
-        state.apply(&NasChange::Pause {
-            from: Some(2_000),
-            until: 3_000,
-            reason: "firmware".to_owned(),
-        });
-        assert_eq!(paused_text(&state, 1_000), None);
-        let planned = planned_text(&state, 1_000).unwrap();
-        assert!(planned.contains("pause planned from"), "{planned}");
-        assert!(planned.ends_with(": firmware"), "{planned}");
-        assert!(paused_text(&state, 2_000).unwrap().contains("firmware"));
-        assert_eq!(planned_text(&state, 2_000), None);
-        assert_eq!(paused_text(&state, 3_000), None);
     }
 }

@@ -14,6 +14,7 @@ use super::exit::{
     remark,
 };
 use super::nas::find;
+use super::nas_test::number;
 use super::resync::commands;
 use super::table::Table;
 use crate::attempt::{Failure, FailureClass, Job, Scope};
@@ -47,7 +48,7 @@ pub async fn diff(console: &Console, config: &Config, store: &dyn Store, args: D
     let id = NasId(args.id);
     let nas = find(store, id)
         .await?
-        .map_err(|bad| Failed::config(format!("NAS {id} is skipped: {}", bad.reason)))?;
+        .map_err(|bad| Failed::skipped(id, bad.reason))?;
     let scheme = scheme(config, &nas)?;
     let flags = store.account_flags(Some(id), args.user.map(UserId)).await?;
     if flags.is_empty() && args.user.is_some() {
@@ -57,7 +58,8 @@ pub async fn diff(console: &Console, config: &Config, store: &dyn Store, args: D
                 "NAS {id} has no account {}\nhint: users.id of the billing is asked for, not the abonent",
                 args.user.unwrap_or_default()
             ),
-        ));
+        )
+        .numbered(501));
     }
     let asker = Asker {
         store,
@@ -242,8 +244,7 @@ impl Found {
 fn scheme(config: &Config, nas: &Nas) -> Result<NativeScheme, Failed> {
     let id = nas.id;
     let resolve = daemon::resolver(config, Arc::default());
-    let execute =
-        resolve(nas).map_err(|reason| Failed::config(format!("NAS {id} is skipped: {reason}")))?;
+    let execute = resolve(nas).map_err(|reason| Failed::skipped(id, reason))?;
     let identity = execute.identity();
     let refused = |why: String| {
         Failed::new(
@@ -335,4 +336,5 @@ fn unread(failure: &Failure) -> Failed {
         code,
         format!("{failure}\nhint: nas test shows what the NAS says"),
     )
+    .numbered(number(code))
 }

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::ctl::{Ctl, refusal};
 use super::exit::{DONE, Failed, NOT_REACHABLE, Outcome, REFUSED, TIMED_OUT, remark};
-use super::nas::{change, find, live_of};
+use super::nas::{change, find};
+use super::nas_show::live_of;
 use super::request::Request;
 use super::{Console, Reason};
 use crate::clock;
@@ -65,24 +66,23 @@ fn path(id: i64, what: &str) -> String {
 }
 
 impl Pause {
-    /// The same over the API.
-    pub fn request(&self) -> Option<Request> {
-        let (None, [id]) = (self.at, self.ids.as_slice()) else {
-            return None;
-        };
+    /// The same over the API, which announces none.
+    pub fn requests(&self) -> Vec<Request> {
         let length = self.length.map(|l| format!("{}ms", l.as_millis()));
         let fields = [("for", json!(length)), ("reason", json!(self.reason))];
-        Some(Request::post(path(*id, "pause"), &fields))
+        let each = self.ids.iter().filter(|_| self.at.is_none());
+        each.map(|id| Request::post(path(*id, "pause"), &fields))
+            .collect()
     }
 }
 
 impl Resume {
     /// The same over the API.
-    pub fn request(&self) -> Option<Request> {
-        match self.ids.as_slice() {
-            [id] => Some(Request::post(path(*id, "resume"), &[self.reason.field()])),
-            _ => None,
-        }
+    pub fn requests(&self) -> Vec<Request> {
+        let fields = [self.reason.field()];
+        let each = self.ids.iter();
+        each.map(|id| Request::post(path(*id, "resume"), &fields))
+            .collect()
     }
 }
 
@@ -200,7 +200,8 @@ pub async fn reset_breaker(
         None => Err(Failed::new(
             NOT_REACHABLE,
             "no daemon is running: there is no breaker, each begins closed",
-        )),
+        )
+        .numbered(401)),
     }
 }
 

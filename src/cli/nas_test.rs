@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::Console;
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, UNHEALTHY, remark, say};
 use super::nas::find;
 use super::table::one_line;
@@ -35,9 +36,25 @@ const NO_SESSION: &str = "ned-test-no-such-session";
 /// Does nothing on any Unix; another device at least says so.
 const HARMLESS_LINE: &str = "true";
 
+/// What each driver is asked, for those who want to know before.
+const HARMLESS_OF: [(&str, &str); 5] = [
+    ("mikrotik", HARMLESS),
+    (
+        "ssh",
+        "true; with nas.ssh_host_key = tofu the first key is kept",
+    ),
+    ("telnet", "an empty line"),
+    ("http", "GET /"),
+    ("radius", "a disconnect of a session that nobody has"),
+];
+
 /// What a test has to tell, for a terminal or for the API.
 #[derive(Debug, Default)]
-struct Told(Mutex<Vec<(bool, String)>>);
+struct Told {
+    said: Mutex<Vec<(bool, String)>>,
+    /// Only what would be done is told.
+    is_dry: bool,
+}
 
 impl Told {
     fn say(&self, text: impl Into<String>) {
@@ -49,18 +66,21 @@ impl Told {
     }
 
     fn push(&self, says: bool, text: String) {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         said.push((says, text));
     }
 
     fn take(&self) -> Vec<(bool, String)> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.said.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Runs the test and prints what it tells.
-pub async fn test(config: &Config, store: &dyn Store, id: NasId) -> Outcome {
-    let told = Told::default();
+pub async fn test(console: &Console, config: &Config, store: &dyn Store, id: NasId) -> Outcome {
+    let told = Told {
+        is_dry: console.dry_run,
+        ..Told::default()
+    };
     let outcome = run(config, store, id, &told).await;
     for (says, text) in told.take() {
         if says {
@@ -89,10 +109,8 @@ pub async fn told(config: &Config, store: &dyn Store, id: NasId) -> (bool, Value
 
 async fn run(config: &Config, store: &dyn Store, id: NasId, told: &Told) -> Outcome {
     let nas = find(store, id).await?.map_err(|bad| {
-        Failed::config(format!(
-            "NAS {id} is skipped: {}\nhint: correct its row in the billing",
-            bad.reason
-        ))
+        let hint = "hint: correct its row in the billing";
+        Failed::skipped(id, format!("{}\n{hint}", bad.reason))
     })?;
     match nas.mode {
         Mode::Active | Mode::Observe => {}
@@ -100,9 +118,8 @@ async fn run(config: &Config, store: &dyn Store, id: NasId, told: &Told) -> Outc
     }
     let resolve = daemon::resolver(config, Arc::default());
     let execute = resolve(&nas).map_err(|reason| {
-        Failed::config(format!(
-            "NAS {id} is skipped: {reason}\nhint: docs/schemes.md says where schemes are looked for"
-        ))
+        let hint = "hint: docs/schemes.md says where schemes are looked for";
+        Failed::skipped(id, format!("{reason}\n{hint}"))
     })?;
     let identity = execute.identity();
     let place = identity
@@ -114,6 +131,17 @@ async fn run(config: &Config, store: &dyn Store, id: NasId, told: &Told) -> Outc
         ("native", Some(dir)) => NativeScheme::load(dir).map(|s| s.driver()).unwrap_or(""),
         _ => "",
     };
+    if told.is_dry
+        && let Some((_, harmless)) = HARMLESS_OF.iter().find(|(name, _)| *name == driver)
+    {
+        told.say(format!(
+            "NAS {id} {} ({}): would log in by {driver}, then {harmless}",
+            one_line(&nas.name),
+            nas.ip
+        ));
+        told.remark("dry run: nothing was sent");
+        return Ok(DONE);
+    }
     match driver {
         "mikrotik" => {
             let secret = store.secret(id).await?;
@@ -336,7 +364,8 @@ async fn by_radius(nas: &Nas, secret: &NasSecret, told: &Told) -> Outcome {
             format!(
                 "{what}: {failure}\nhint: check nas.coa_port, nas_secret.coa_secret, that CoA is enabled and this host is allowed, and firewalls in between (UDP)"
             ),
-        ));
+        )
+        .numbered(303));
     }
     told.say(format!(
         "{what}: answers after {ms} ms (norm {NORM_MS} ms), the secret is right: {}",
@@ -364,7 +393,7 @@ fn refused(what: &str, failure: &Failure) -> Failed {
 }
 
 /// Number of the page in docs/errors.md.
-fn number(code: u8) -> u16 {
+pub(super) fn number(code: u8) -> u16 {
     match code {
         NOT_REACHABLE => 303,
         REFUSED => 304,

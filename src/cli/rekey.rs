@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, USAGE, remark, say};
 use super::nas::{find, poke};
-use super::{Reason, who};
+use super::{Console, Reason, who};
 use crate::attempt::{Failure, FailureClass};
 use crate::config::Config;
 use crate::driver::ssh;
@@ -30,11 +30,11 @@ pub struct Rekey {
 }
 
 /// Runs the verb.
-pub async fn rekey(config: &Config, store: &dyn Store, args: Rekey) -> Outcome {
+pub async fn rekey(console: &Console, config: &Config, store: &dyn Store, args: Rekey) -> Outcome {
     let id = NasId(args.id);
     let nas = find(store, id)
         .await?
-        .map_err(|bad| Failed::config(format!("NAS {id} is skipped: {}", bad.reason)))?;
+        .map_err(|bad| Failed::skipped(id, bad.reason))?;
     let secret = store.secret(id).await?;
     let (target, limits) = settings::of(&nas, &secret).map_err(|f| not_seen(id, &f))?;
     let presented = ssh::host_key(&target, &limits)
@@ -74,6 +74,10 @@ pub async fn rekey(config: &Config, store: &dyn Store, args: Rekey) -> Outcome {
         remark("they are the same: nothing to do");
         return Ok(DONE);
     }
+    if console.dry_run {
+        remark("dry run: the presented key would be believed; nothing was changed");
+        return Ok(DONE);
+    }
     if !args.yes && !agreed()? {
         remark("nothing was changed");
         return Ok(REFUSED);
@@ -99,9 +103,9 @@ fn shown(line: &str) -> String {
 }
 
 fn not_seen(id: NasId, failure: &Failure) -> Failed {
-    let code = match failure.class {
-        FailureClass::Transport | FailureClass::Unknown => NOT_REACHABLE,
-        FailureClass::Refused | FailureClass::Permanent => FAILED,
+    let (code, number) = match failure.class {
+        FailureClass::Transport | FailureClass::Unknown => (NOT_REACHABLE, 303),
+        FailureClass::Refused | FailureClass::Permanent => (FAILED, 305),
     };
     Failed::new(
         code,
@@ -109,6 +113,7 @@ fn not_seen(id: NasId, failure: &Failure) -> Failed {
             "NAS {id} presents no host key: {failure}\nhint: check its address, nas.ssh_port, and firewalls in between"
         ),
     )
+    .numbered(number)
 }
 
 fn agreed() -> Result<bool, Failed> {
@@ -117,7 +122,8 @@ fn agreed() -> Result<bool, Failed> {
         return Err(Failed::new(
             USAGE,
             "a wrong key lets somebody stand in between, and nobody can be asked here\nhint: compare both with the NAS, then say -y",
-        ));
+        )
+        .numbered(3));
     }
     let _ = write!(std::io::stderr(), "believe the presented key? [y/N] ");
     let mut line = String::new();

@@ -13,6 +13,8 @@ pub struct Request {
     method: &'static str,
     path: String,
     body: Option<Value>,
+    /// A file whose lines are the body, and headers beside it.
+    lines: Option<(String, Vec<String>)>,
 }
 
 impl Request {
@@ -22,6 +24,7 @@ impl Request {
             method: "GET",
             path: path.into(),
             body: None,
+            lines: None,
         }
     }
 
@@ -46,6 +49,15 @@ impl Request {
             method: "POST",
             path: path.into(),
             body: Some(Value::Object(body)),
+            lines: None,
+        }
+    }
+
+    /// Posts the lines of a file there, `-` = of standard input.
+    pub fn lines(self, file: &str, headers: Vec<String>) -> Self {
+        Self {
+            lines: Some((file.to_owned(), headers)),
+            ..self
         }
     }
 
@@ -76,20 +88,28 @@ impl Request {
                 quote(&body.to_string()),
             ]);
         }
+        if let Some((file, headers)) = &self.lines {
+            for header in headers {
+                words.extend(["-H".to_owned(), quote(header)]);
+            }
+            words.extend(["--data-binary".to_owned(), quote(&format!("@{file}"))]);
+        }
         words.push(quote(&url));
         words.join(" ")
     }
 }
 
-/// Prints it; a verb that is no call of the API is wrong usage.
-pub fn show(config: &Config, request: Option<Request>) -> Outcome {
-    let request = request.ok_or_else(|| {
-        Failed::new(
+/// Prints them, a line each; a verb that is no call of the API is wrong usage.
+pub fn show(config: &Config, requests: &[Request]) -> Outcome {
+    if requests.is_empty() {
+        return Err(Failed::new(
             USAGE,
             "no call of the API does what this verb does\nhint: docs/api.md lists the calls",
-        )
-    })?;
-    say(request.line(config));
+        ));
+    }
+    for request in requests {
+        say(request.line(config));
+    }
     Ok(DONE)
 }
 

@@ -62,7 +62,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Lint { paths } => lint(&config, &paths),
         Verb::Run(args) => scheme_run::run(console, &config, args).await,
         Verb::Test { name } => scheme_test::run(&config, &name).await,
-        Verb::New(args) => scheme_new::run(&config, &args),
+        Verb::New(args) => scheme_new::run(console, &config, &args),
         Verb::Vars { name } => scheme_vars::run(console, &config, name.as_deref()),
     }
 }
@@ -91,6 +91,7 @@ pub fn directory(paths: &Paths, name: &str) -> Result<PathBuf, Failed> {
                     places.join(", ")
                 ),
             )
+            .numbered(503)
         })
 }
 

@@ -6,7 +6,8 @@ use std::path::{Component, Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::exit::{DONE, FAILED, Failed, Outcome, REFUSED, USAGE, say};
+use super::Console;
+use super::exit::{DONE, FAILED, Failed, Outcome, REFUSED, USAGE, remark, say};
 use super::scheme::directory;
 use super::scheme_test::EXAMPLES;
 use crate::config::Config;
@@ -47,7 +48,7 @@ pub struct New {
 }
 
 /// Makes it and says where it is.
-pub fn run(config: &Config, args: &New) -> Outcome {
+pub fn run(console: &Console, config: &Config, args: &New) -> Outcome {
     let name = Path::new(&args.name);
     let plain = matches!(
         name.components().collect::<Vec<_>>().as_slice(),
@@ -82,6 +83,21 @@ pub fn run(config: &Config, args: &New) -> Outcome {
             ),
         )
     };
+    if console.dry_run {
+        match &args.from {
+            Some(from) => {
+                let from = directory(&config.paths, from)?;
+                remark(format!("dry run: a copy of {}", from.display()));
+                say(dir.display().to_string());
+            }
+            None => {
+                let paths = files(args.kind).into_iter().map(|(file, _)| dir.join(file));
+                paths.for_each(|path| say(path.display().to_string()));
+                remark("dry run: nothing was made");
+            }
+        }
+        return Ok(DONE);
+    }
     match &args.from {
         Some(from) => {
             let from = directory(&config.paths, from)?;
@@ -95,7 +111,7 @@ pub fn run(config: &Config, args: &New) -> Outcome {
         }
     }
     say(dir.display().to_string());
-    super::exit::remark(format!(
+    remark(format!(
         "next: edit it; scheme lint {0}; scheme test {0}; then nas.oss_path = '{0}', first with nas.mode = 'observe'",
         args.name
     ));

@@ -146,6 +146,7 @@ async fn job(
                         NOT_FOUND,
                         format!("event_params has no row for account {user}\nhint: users.id is asked for"),
                     )
+                    .numbered(501)
                 })?
             }
         };
@@ -189,5 +190,5 @@ async fn job(
 async fn settings(store: &dyn crate::store::Store, id: i64) -> Result<Nas, Failed> {
     super::nas::find(store, NasId(id))
         .await?
-        .map_err(|bad| Failed::config(format!("NAS {id} is skipped: {}", bad.reason)))
+        .map_err(|bad| Failed::skipped(id, bad.reason))
 }

@@ -238,7 +238,7 @@ async fn of_nas(args: &Args, command: &str) -> Result<(Arc<Radius>, Option<PathB
         let store = console.store(&config).await?;
         let mut row = nas::find(store.as_ref(), id)
             .await?
-            .map_err(|bad| exit::Failed::config(format!("NAS {id} is skipped: {}", bad.reason)))?;
+            .map_err(|bad| exit::Failed::skipped(id, bad.reason))?;
         row.coa_port = args.port.or(row.coa_port);
         let secret = store.secret(id).await?;
         let folder = row.oss_path.as_ref().and_then(|path| {

@@ -212,7 +212,7 @@ async fn on_nas(args: &Args, id: NasId) -> Result<std::sync::Arc<Telnet>, Failed
     let store = console.store(&config).await?;
     let mut row = nas::find(store.as_ref(), id)
         .await?
-        .map_err(|bad| Failed::config(format!("NAS {id} is skipped: {}", bad.reason)))?;
+        .map_err(|bad| Failed::skipped(id, bad.reason))?;
     row.telnet_port = args.port.or(row.telnet_port);
     let mut secret = store.secret(id).await?;
     if !args.enable.is_empty() {

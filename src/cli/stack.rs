@@ -9,12 +9,14 @@ use serde_json::json;
 use super::exit::{DONE, Outcome, say_all};
 use super::sqlexec::{Align, isql_table};
 use super::table::{Format, Table};
-use super::{Console, runtime};
+use super::{Console, event, runtime};
 use crate::store::Counts;
 
 /// Verbs of the stacks.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// The events themselves: the same as event list.
+    List(event::List),
     /// How many events wait.
     Count {
         /// By NAS and state, or by command; default: by command, with the compact stack
@@ -76,7 +78,10 @@ pub fn event_count(args: Vec<OsString>) -> Outcome {
 
 /// Runs one verb.
 pub async fn run(console: &Console, verb: Verb) -> Outcome {
-    let Verb::Count { by, classic } = verb;
+    let (by, classic) = match verb {
+        Verb::List(args) => return event::list(console, args).await,
+        Verb::Count { by, classic } => (by, classic),
+    };
     let store = console.store(&console.config()?).await?;
     let counts = store.counts().await?;
     if classic {

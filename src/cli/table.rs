@@ -22,10 +22,10 @@ pub enum Format {
 }
 
 /// Rows under named columns; the names are keys in JSON and part of the interface.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Table {
     columns: Vec<&'static str>,
-    rows: Vec<Vec<Value>>,
+    pub(super) rows: Vec<Vec<Value>>,
 }
 
 impl Table {
@@ -37,16 +37,19 @@ impl Table {
         }
     }
 
+    /// Where a column stands, or which ones there are.
+    pub(super) fn place(&self, name: &str) -> Result<usize, String> {
+        let found = self.columns.iter().position(|column| *column == name);
+        found.ok_or_else(|| {
+            let all = self.columns.join(", ");
+            format!("there is no column {name:?}\nhint: {all}")
+        })
+    }
+
     /// These columns only, in this order; or why not.
     pub fn only(&self, names: &[String]) -> Result<Self, String> {
-        let place = |name: &String| {
-            let found = self.columns.iter().position(|column| column == name);
-            found.ok_or_else(|| {
-                let all = self.columns.join(", ");
-                format!("there is no column {name:?}\nhint: {all}")
-            })
-        };
-        let places = names.iter().map(place).collect::<Result<Vec<_>, _>>()?;
+        let places = names.iter().map(|name| self.place(name));
+        let places = places.collect::<Result<Vec<_>, _>>()?;
         let column = |at: &usize| self.columns.get(*at).copied();
         let row = |row: &Vec<Value>| -> Vec<Value> {
             places

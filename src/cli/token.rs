@@ -5,7 +5,7 @@ use clap::Subcommand;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, USAGE, say};
+use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, USAGE, remark, say};
 use super::table::Table;
 use super::{Console, Reason, who};
 use crate::intake::access::{Scope, hex};
@@ -66,6 +66,16 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         return Err(Failed::new(USAGE, format!("{scope:?} is no scope")));
     };
     let store = console.store(&console.config()?).await?;
+    if console.dry_run {
+        if store.tokens().await?.iter().any(|token| token.name == name) {
+            return Err(Token::is_there(&name).into());
+        }
+        remark(format!(
+            "dry run: no token was made; it would be {name} ({})",
+            scope.as_str()
+        ));
+        return Ok(DONE);
+    }
     let secret = secret()?;
     let token = Token {
         name: name.clone(),
@@ -91,11 +101,21 @@ async fn list(console: &Console) -> Outcome {
 
 async fn revoke(console: &Console, name: &str, reason: &Reason) -> Outcome {
     let store = console.store(&console.config()?).await?;
-    if !store.remove_token(name).await? {
+    let is_there = if console.dry_run {
+        let all = store.tokens().await?;
+        all.iter().any(|token| token.name == name)
+    } else {
+        store.remove_token(name).await?
+    };
+    if !is_there {
         return Err(Failed::new(
             NOT_FOUND,
             format!("there is no token named {name:?}\nhint: token list shows all"),
         ));
+    }
+    if console.dry_run {
+        remark(format!("dry run: {name} opens what it did"));
+        return Ok(DONE);
     }
     let detail = reason.of(&format!("name={name}"));
     store.audit(&who(), "token_revoke", &detail).await?;

@@ -12,7 +12,7 @@ use super::exit::{DONE, Failed, NOT_FOUND, Outcome};
 use super::post::Inbox;
 use super::table::one_line;
 use super::verdict::{Case, Device, verdict};
-use super::{Console, nas, resync, sqlite_file, waiting};
+use super::{Console, nas, nas_show, resync, sqlite_file, waiting};
 use crate::clock;
 use crate::config::Config;
 use crate::daemon::process;
@@ -202,7 +202,7 @@ async fn of_nas(
     let now = case.facts.now_ms;
     case.facts.paused = states
         .get(&NasId(id))
-        .and_then(|state| nas::paused_text(state, now));
+        .and_then(|state| nas_show::paused_text(state, now));
     waiting::of_the_daemon(&mut case.facts, live, id);
     Ok(match row {
         Ok(nas) => {
@@ -246,7 +246,7 @@ async fn foreign_owner(
 }
 
 /// A file system that the daemon writes to and that has no room.
-fn full_disk(config: &Config) -> Option<String> {
+pub(super) fn full_disk(config: &Config) -> Option<String> {
     let database = sqlite_file(&config.database.url).and_then(|path| path.parent());
     let places = [Some(config.paths.log.as_path()), database];
     for place in places.into_iter().flatten() {

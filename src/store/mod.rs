@@ -3,6 +3,7 @@
 //! database is the log, not the scheduler: `dispatch::lanes` decides what may run, the store
 //! makes each transition a compare-and-set on (id, state, epoch, try).
 
+pub mod about;
 mod audit;
 mod billing;
 mod nas_row;

@@ -304,6 +304,13 @@ pub struct Token {
     pub hash: String,
 }
 
+impl Token {
+    /// Why there is no second one of this name.
+    pub fn is_there(name: &str) -> Error {
+        Error::Refused(format!("a token named {name:?} exists already"))
+    }
+}
+
 /// Whose order an expanded event is, for the intent guard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {

@@ -10,8 +10,8 @@ use crate::{RECORD, command, finished, ned};
 
 on_each_store!(
     the_shown_request_does_what_the_verb_does,
+    dead_events_are_retried_and_dropped_by_the_shown_request,
     looks_repeat_until_nobody_reads,
-    columns_of_a_list_are_chosen,
     logs_are_followed_and_searched,
     a_full_stack_keeps_no_operator_from_it,
 );
@@ -80,6 +80,29 @@ async fn the_shown_request_does_what_the_verb_does(kind: Kind) {
         Value::Null
     );
     assert!(run(&["status"]).await["version"].is_string());
+    assert_eq!(run(&["health", "deep"]).await["compact"], 0);
+    run(&["nas", "observe", "5", "--reason", "trial"]).await;
+    assert_eq!(run(&["nas", "show", "5"]).await["mode_override"], "observe");
+    run(&["nas", "mode", "5", "default"]).await;
+    assert_eq!(
+        run(&["nas", "show", "5"]).await["mode_override"],
+        Value::Null
+    );
+    assert_eq!(run(&["nas", "test", "5"]).await["well"], true);
+    let tail = run(&["nas", "log", "5", "-n", "1"]).await;
+    assert_eq!(tail["lines"].as_array().unwrap().len(), 1, "{tail}");
+    let tail = run(&["account", "log", "50"]).await.to_string();
+    assert!(tail.contains("user_add"), "{tail}");
+    let history = ["account", "history", "50", "--from", "2999-01-01"];
+    assert_eq!(run(&history).await["events"], serde_json::json!([]));
+    let many = lab.path("many.jsonl");
+    std::fs::write(&many, "{\"cmd\":\"user_auth\",\"user_id\":50}\n").unwrap();
+    let many = many.display().to_string();
+    let bulk = run(&["event", "bulk", &many, "--batch", "mine", "--key", "k1"]).await;
+    assert_eq!(
+        (&bulk["accepted"], &bulk["batch_id"]),
+        (&Value::from(1), &Value::from("mine"))
+    );
     assert!(run(&["audit"]).await.to_string().contains("nas_pause"));
     // Showing does nothing.
     let after = lab.number("select count(*) from audit").await;
@@ -94,45 +117,83 @@ async fn the_shown_request_does_what_the_verb_does(kind: Kind) {
     daemon.kill_9().await;
 }
 
-async fn columns_of_a_list_are_chosen(kind: Kind) {
+/// A line for each event, or one for all that match; what the API cannot say is refused.
+async fn dead_events_are_retried_and_dropped_by_the_shown_request(kind: Kind) {
     let lab = Lab::new(kind, "").await;
-    lab.nas(5, RECORD, 2, &[]).await;
-    lab.nas(6, "No-Such-Scheme", 3, &[]).await;
-    let list = ["nas", "list", "--columns", "scheme,id"];
-    let plain = ned(&lab, &list).await.fine();
-    assert_eq!(plain, "Record\t5\nNo-Such-Scheme\t6\n");
-    let csv = ned(&lab, &[&["-o", "csv"][..], &list].concat())
-        .await
-        .fine();
-    assert!(csv.starts_with("scheme,id\nRecord,5\n"), "{csv}");
-    let json = ned(&lab, &[&["-o", "json"][..], &list].concat())
-        .await
-        .json();
-    assert_eq!(
-        json[1],
-        serde_json::json!({ "scheme": "No-Such-Scheme", "id": 6 })
-    );
-    for (words, columns) in [
-        (&["event", "list"][..], "id,error"),
-        (&["account", "history", "1"], "cmd"),
-        (&["stack", "count", "--by", "nas"], "state,count"),
-        (&["guard", "list"], "id"),
-        (&["audit"], "who,what"),
-        (&["scheme", "list"], "name"),
-        (&["scheme", "vars"], "name"),
-        (&["token", "list"], "name"),
+    lab.session("Bad", "user_add() { exit 3; }\nuser_drop() { exit 3; }\n");
+    lab.nas(5, "Bad", 2, &[]).await;
+    lab.accounts(5, [50, 51, 52, 53]).await;
+    let daemon = lab.start().await;
+    let mut ids = Vec::new();
+    for (user, cmd) in [
+        (50, "user_add"),
+        (51, "user_add"),
+        (52, "user_drop"),
+        (53, "user_drop"),
     ] {
-        let args = [&["-o", "csv", "--columns", columns], words].concat();
-        let said = ned(&lab, &args).await.fine();
-        assert_eq!(said.lines().next(), Some(columns), "{words:?}");
+        let id = lab.event(user, cmd).await;
+        assert_eq!(lab.ended(id).await.0, "dead");
+        ids.push(id.to_string());
     }
-    let wrong = ned(&lab, &["nas", "list", "--columns", "id,brekaer"]).await;
-    wrong.failed(2, &["no column \"brekaer\"", "breaker"]);
-    assert_eq!(wrong.out, "");
-    ned(&lab, &["--columns", "id", "nas", "pause", "5"])
-        .await
-        .failed(2, &["print one list"]);
-    assert_eq!(lab.number("select count(*) from nas_state").await, 0);
+    let lines = async |words: &[&str]| -> Vec<String> {
+        let said = ned(&lab, &[&["--show-request"], words].concat())
+            .await
+            .fine();
+        said.lines().map(str::to_owned).collect()
+    };
+    let dead = "select count(*) from events_dead where retried_as is null";
+    let run = async |line: &str| -> Value {
+        let shell = crate::judge("sh", &["-c", line]);
+        finished(shell, "").await.json()
+    };
+    // Two by number.
+    let two = lines(&[
+        "event",
+        "retry",
+        &ids[0],
+        &ids[1],
+        "--reason",
+        "pool is back",
+    ])
+    .await;
+    assert_eq!(two.len(), 2, "{two:?}");
+    assert_eq!(lab.number(dead).await, 4, "showing does nothing");
+    for (line, id) in two.iter().zip(&ids) {
+        assert_eq!(run(line).await["retried_from"].to_string(), *id);
+    }
+    // All that match, by a filter.
+    let one = lines(&[
+        "event",
+        "drop",
+        "--state",
+        "dead",
+        "--cmd",
+        "user_drop",
+        "-y",
+    ])
+    .await;
+    assert_eq!(one.len(), 1, "{one:?}");
+    assert_eq!(run(&one[0]).await["dropped"], 2);
+    let noted = "select count(*) from audit where what = 'retry' and detail like '%pool is back%'";
+    assert_eq!(lab.number(noted).await, 2);
+    lab.until("the retried ones die again", async || {
+        (lab.number(dead).await == 2).then_some(())
+    })
+    .await;
+    let all = lines(&["event", "retry", "--state", "dead", "--nas", "5"]).await;
+    assert_eq!(run(&all[0]).await["retried"], 2);
+    for only_here in [
+        &["event", "retry", "--state", "dead", "--error", "x"][..],
+        &["event", "drop", "--state", "dead", "--since", "2h"],
+        &["nas", "pause", "5", "--at", "2999-01-01 02:00"],
+        &["logs", "--grep", "x"],
+        &["nas", "reset-breaker", "5"],
+    ] {
+        ned(&lab, &[&["--show-request"], only_here].concat())
+            .await
+            .failed(2, &["no call of the API"]);
+    }
+    daemon.kill_9().await;
 }
 
 async fn looks_repeat_until_nobody_reads(kind: Kind) {
@@ -250,6 +311,16 @@ async fn logs_are_followed_and_searched(kind: Kind) {
         account.lines().count() == 1 && account.contains("cmd=user_drop"),
         "{account}"
     );
+    let last = ned(&lab, &["logs", "nas", "5", "-n", "1"]).await.fine();
+    assert_eq!(last.lines().count(), 1, "{last}");
+    for same in [
+        &["nas", "log", "5", "-n1"][..],
+        &["logs", "nas", "5", "--lines", "1"],
+        &["logs", "nas", "5", "--limit", "1"],
+        &["-n", "1", "logs", "nas", "5"],
+    ] {
+        assert_eq!(ned(&lab, same).await.fine(), last, "{same:?}");
+    }
     assert!(
         ned(&lab, &["logs"])
             .await

@@ -19,9 +19,11 @@ mod bulk;
 mod care;
 mod classic;
 mod diff;
+mod dry;
 mod events;
 mod guard;
 mod import;
+mod lists;
 mod looking;
 mod metrics;
 mod migrate;
@@ -96,6 +98,7 @@ fn command(name: &str, args: &[&str]) -> tokio::process::Command {
         .args(args)
         .env_remove("NED_CONFIG")
         .env_remove("NED_LOG")
+        .env_remove("NED_OUTPUT")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

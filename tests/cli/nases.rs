@@ -52,9 +52,6 @@ async fn a_nas_is_listed_paused_and_resumed(kind: Kind) {
             .failed(0, &["dry run: nothing was changed"]);
     }
     assert_eq!(lab.number("select count(*) from nas_state").await, 0);
-    ned(&lab, &["nas", "test", "5", "--dry-run"])
-        .await
-        .failed(2, &["has no --dry-run"]);
     ned(&lab, &["nas", "pause", "5", "99"])
         .await
         .failed(5, &["there is no NAS 99"]);

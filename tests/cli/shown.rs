@@ -6,9 +6,12 @@ use std::collections::BTreeSet;
 use clap::CommandFactory;
 use nas_event_daemon::cli::Cli;
 
-use crate::lab::daemon::Lab;
+use crate::lab::daemon::{Lab, PATIENCE};
 use crate::lab::db::Kind;
 use crate::{RECORD, Said, command, finished, judge, ned};
+
+/// What takes the place of the screen (ECMA-48, CUP and ED).
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
 /// What the shell and the reader of the manual make of what is printed, not only that it is.
 #[tokio::test]
@@ -159,6 +162,65 @@ async fn dead(lab: &Lab, users: std::ops::RangeInclusive<i64>) {
         rows.join(", ")
     ))
     .await;
+}
+
+/// `--watch` on a terminal: each look takes the place of the last one, shows what is so by then, and
+/// Ctrl-C ends it and leaves the terminal as it was. The shell around it is the one at the prompt.
+#[tokio::test]
+async fn a_watched_look_is_redrawn_and_leaves_the_terminal_as_it_was() {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    let script = format!(
+        "trap : INT; before=$(stty -g); {} --watch=200ms nas list; code=$?; \
+         [ \"$before\" = \"$(stty -g)\" ] && echo \"intact after $code\"",
+        env!("CARGO_BIN_EXE_nas_event_daemon")
+    );
+    let line = format!("sh -c '{script}'");
+    let mut terminal = judge("script", &["-qec", &line, "/dev/null"]);
+    terminal.env("NED_CONFIG", lab.path("ned.toml"));
+    let mut child = terminal.spawn().unwrap();
+    let (mut keys, mut out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut seen = String::new();
+    let mut read_until = async |what: &str, is_there: &dyn Fn(&str) -> bool| -> String {
+        let reading = async {
+            while !is_there(&seen) {
+                let mut bytes = [0_u8; 4096];
+                let n = tokio::io::AsyncReadExt::read(&mut out, &mut bytes)
+                    .await
+                    .unwrap();
+                assert!(n > 0, "it ended before {what}: {seen:?}");
+                seen.push_str(&String::from_utf8_lossy(&bytes[..n]));
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading)
+            .await
+            .expect("no look");
+        seen.clone()
+    };
+    let redraws = |seen: &str| seen.matches(CLEAR).count();
+    read_until("three looks", &|seen| redraws(seen) >= 3).await;
+    ned(&lab, &["nas", "pause", "5", "--reason", "works"])
+        .await
+        .fine();
+    let looks = read_until("the pause", &|seen| {
+        seen.rsplit(CLEAR)
+            .nth(1)
+            .is_some_and(|whole| whole.contains(": works"))
+    });
+    let looks = looks.await;
+    for look in looks.split(CLEAR).skip(1) {
+        // One look holds one table: nothing of the last one is left, nothing is drawn twice.
+        assert!(look.matches("BREAKER").count() <= 1, "{look:?}");
+    }
+    tokio::io::AsyncWriteExt::write_all(&mut keys, b"\x03")
+        .await
+        .unwrap();
+    let all = read_until("the prompt", &|seen| seen.contains("intact after")).await;
+    assert!(all.contains("intact after 130"), "{all:?}");
+    // No other screen, no hidden cursor, no colour that stays.
+    let rest = all.replace(CLEAR, "");
+    assert!(!rest.contains('\u{1b}'), "{rest:?}");
+    assert!(child.wait().await.unwrap().success());
 }
 
 /// What somebody at a terminal sees of a verb.

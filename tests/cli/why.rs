@@ -205,6 +205,14 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     cause(&lab, 53, "expired", &[]).await;
     cause(&lab, 54, "no_nas", &[]).await;
     cause(&lab, 55, "held", &[]).await;
+    // Asking the device too hides nothing of what was found without it.
+    let live = ["--live", "--timeout", "2s"];
+    for (user, word) in [(51, "not_sent"), (55, "held")] {
+        let bare = why(&lab, user, &[]).await;
+        let said = cause(&lab, user, word, &live).await;
+        assert_eq!(said["verdict"], bare["verdict"], "{said}");
+        assert_eq!(said["next"], bare["next"], "{said}");
+    }
     cause(&lab, 60, "nas_off", &[]).await;
     let said = cause(&lab, 70, "scheme_wrong", &[]).await;
     assert!(
@@ -213,7 +221,20 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     );
     let said = cause(&lab, 80, "nas_row_wrong", &[]).await;
     assert!(said["verdict"].as_str().unwrap().contains("vars"), "{said}");
-    cause(&lab, 90, "nas_down", &[]).await;
+    // What is in the way is named: the breaker and why it is open; until when it waits.
+    let said = cause(&lab, 90, "nas_down", &[]).await;
+    let verdict = said["verdict"].as_str().unwrap();
+    let begins =
+        ["open", "half-open"].map(|is| format!("NAS 9 fails for everybody (breaker {is}): "));
+    assert!(
+        begins.iter().any(|begin| verdict.starts_with(begin)),
+        "{said}"
+    );
+    assert!(verdict.contains("onnect"), "and the reason: {said}");
+    assert!(
+        said["nas"].as_str().unwrap().contains(" breaker="),
+        "{said}"
+    );
     let said = cause(&lab, 100, "login_refused", &[]).await;
     assert!(!said.to_string().contains("wrong\""), "no password: {said}");
     let said = cause(&lab, 110, "dead", &[]).await;
@@ -226,7 +247,8 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
         said["next"].as_str().unwrap().contains("event retry"),
         "{said}"
     );
-    cause(&lab, 111, "deferred", &[]).await;
+    let said = cause(&lab, 111, "deferred", &[]).await;
+    next_try_is_named(&said, "code 254");
     let said = cause(&lab, 112, "missing_function", &[]).await;
     assert!(
         said["verdict"].as_str().unwrap().contains("no user_del"),
@@ -259,6 +281,14 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
             .then_some(())
     })
     .await;
+    let said = cause(&lab, 56, "waiting", &live).await;
+    assert!(
+        said["verdict"]
+            .as_str()
+            .unwrap()
+            .contains("on NAS 12, which is ready, goes first"),
+        "{said}"
+    );
     cause(&lab, 130, "observed", &[]).await;
     let said = cause(&lab, 140, "nas_paused", &[]).await;
     assert!(
@@ -291,7 +321,8 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
             "{said}"
         );
     }
-    let waiting = cause(&lab, 113, "deferred", &[]).await;
+    let waiting = cause(&lab, 113, "deferred", &["--live", "--timeout", "2s"]).await;
+    next_try_is_named(&waiting, "code 254");
     let id = waiting["waiting"]
         .as_str()
         .unwrap()
@@ -317,6 +348,20 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     let plain = ned(&lab, &["why", "110"]).await.fine();
     assert!(plain.lines().count() <= 20, "{plain}");
     daemon.kill_9().await;
+}
+
+/// A deferred event's verdict says until when it waits, after which try, and for what error: the
+/// moment is the one of its row.
+fn next_try_is_named(said: &Value, error: &str) {
+    let waiting = said["waiting"].as_str().unwrap();
+    let (_, at) = waiting.split_once(" next_try=").unwrap();
+    let at = at.get(..19).unwrap();
+    let sentence = format!(": deferred until {at} after try 1: ");
+    let verdict = said["verdict"].as_str().unwrap();
+    assert!(
+        verdict.contains(&sentence) && verdict.contains(error),
+        "{sentence:?} is not in {said}"
+    );
 }
 
 /// The same question where this directory is a file system without room; what is in it goes along.
@@ -414,6 +459,36 @@ async fn the_device_is_asked_and_believed(kind: Kind) {
     session(&mine, "2001:db8::99");
     cause(&lab, 500, "other_address", live).await;
     session(&mine, &address(500));
+    cause(&lab, 500, "open", live).await;
+
+    // The flags were changed and nobody said so, or an event is held: the device answers, and the
+    // cause is found where it is all the same.
+    lab.sql("update users set redirect = 0, addresses = null where id = 500")
+        .await;
+    let said = cause(&lab, 500, "not_sent", live).await;
+    assert!(
+        said["verdict"]
+            .as_str()
+            .unwrap()
+            .contains("call for user_redirect_cancel")
+            && said["device"].as_str().unwrap().contains("queue: "),
+        "{said}"
+    );
+    lab.sql(
+        "insert into events_stack (id, event_type, user_id, nas_id, params, class, event_date, state)
+           values (900001, 'user_redirect', 501, 16, '{}', 2, '2026-01-01 00:00:00.000', 'held')",
+    )
+    .await;
+    let said = cause(&lab, 501, "held", live).await;
+    assert!(
+        said["verdict"]
+            .as_str()
+            .unwrap()
+            .contains("event 900001 user_redirect is held")
+            && said["device"].as_str().unwrap().contains("queue: "),
+        "{said}"
+    );
+    ned(&lab, &["account", "resync", "500"]).await.fine();
     cause(&lab, 500, "open", live).await;
 
     // An ISG answers in words of its own, and the others hold no session of the account.

@@ -9,6 +9,7 @@
     reason = "a failed step fails the test"
 )]
 
+mod numbers;
 mod typed;
 
 use std::path::{Path, PathBuf};

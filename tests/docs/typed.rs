@@ -1,20 +1,35 @@
 //! What the pages tell an operator to type and nobody runs here, because it needs his NASes: every
 //! command is parsed as it would be there, and what is said not to be offered is not there.
 
+use std::sync::LazyLock;
+
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use nas_event_daemon::bridge::map::Map;
+use nas_event_daemon::bridge::sheet::Sheets;
 use nas_event_daemon::cli::Cli;
 
 use crate::{blocks_of, page};
 
-const PAGES: [&str; 3] = ["docs/migrate.md", "docs/operate.md", "docs/api.md"];
+/// Pages for those who type; what a release brought may be gone by now.
+fn pages() -> Vec<String> {
+    let docs = std::fs::read_dir(crate::root().join("docs")).unwrap();
+    let names = docs.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut pages: Vec<String> = names
+        .filter(|name| name.ends_with(".md"))
+        .map(|name| format!("docs/{name}"))
+        .collect();
+    pages.extend(["README.md", "README.ru.md"].map(str::to_owned));
+    pages.sort();
+    pages
+}
 
 /// What an operator types at a machine that these tests have not: parsed as it would be there.
 #[test]
 fn commands_of_blocks_that_are_not_run_can_be_typed() {
     let mut lines = 0;
-    for name in PAGES {
-        let (read, wrong) = mistyped(&page(name));
+    for name in pages() {
+        let (read, wrong) = mistyped(&page(&name));
         assert!(wrong.is_empty(), "{name}: {wrong:#?}");
         lines += read;
     }
@@ -70,8 +85,8 @@ fn words(line: &str) -> Vec<String> {
 #[test]
 fn commands_of_tables_are_there() {
     let mut named = 0;
-    for name in PAGES {
-        let text = page(name);
+    for name in pages() {
+        let text = page(&name);
         // What is not there has a table of its own.
         let there = text.split(NOT_OFFERED).enumerate().map(|(part, text)| {
             let after = text.split_once("\n\n**").map_or("", |(_, after)| after);
@@ -112,6 +127,11 @@ fn what_is_not_offered_is_not_there() {
     let (table, _) = table.split_once("\n\n**").unwrap();
     let mut left_out = 0;
     for line in table.lines() {
+        // What is named instead is there.
+        for code in cells(line).iter().skip(1).flat_map(|cell| codes(cell)) {
+            let there = offered(&code).unwrap_or(Ok(()));
+            assert!(there.is_ok(), "`{code}`: {there:?}");
+        }
         let mut noun = None;
         for code in cells(line).first().iter().flat_map(|cell| codes(cell)) {
             // `nas add`, `set`, `rm`
@@ -174,9 +194,13 @@ fn offered(code: &str) -> Option<Result<(), String>> {
     if by_name {
         rest.remove(0);
     }
-    let mut cli = Cli::command();
-    cli.build();
-    let mut at = &cli;
+    static CLI: LazyLock<clap::Command> = LazyLock::new(|| {
+        let mut cli = Cli::command();
+        cli.build();
+        cli
+    });
+    let cli = &*CLI;
+    let mut at = cli;
     let verb = rest.first()?;
     if !by_name && at.find_subcommand(verb).is_none() {
         return None;
@@ -191,10 +215,13 @@ fn offered(code: &str) -> Option<Result<(), String>> {
                     || a.get_all_aliases().is_some_and(|all| all.contains(&long))
             };
             let known = |c: &clap::Command| c.get_arguments().any(is);
-            if !known(at) && !known(&cli) {
+            if !known(at) && !known(cli) {
                 return Some(Err(format!("no flag --{long}")));
             }
-        } else if below && word.chars().all(|c| c.is_ascii_lowercase() || c == '-') {
+        } else if below
+            && !word.is_empty()
+            && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+        {
             match at.find_subcommand(word) {
                 Some(verb) => at = verb,
                 None if at.has_subcommands() && at.get_positionals().next().is_none() => {
@@ -205,6 +232,72 @@ fn offered(code: &str) -> Option<Result<(), String>> {
         }
     }
     Some(Ok(()))
+}
+
+/// Commands in the middle of a sentence, and in the steps of a list.
+#[test]
+fn commands_of_sentences_are_there() {
+    let mut named = 0;
+    for name in pages() {
+        for code in prose(&page(&name)).iter().flat_map(|text| codes(text)) {
+            if let Some(there) = offered(&code) {
+                assert!(there.is_ok(), "{name}: `{code}`: {there:?}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 60, "only {named} commands are named");
+    let planted = "A step:\n`nas puase\nID`, then `nas pause ID`.\n\n```text\n`no such`\n```\n| `nas gone` |\n";
+    let found = prose(planted);
+    let found: Vec<String> = found.iter().flat_map(|text| codes(text)).collect();
+    assert_eq!(found, ["nas puase ID", "nas pause ID"]);
+    assert!(offered(&found[0]).unwrap().is_err());
+}
+
+/// Paragraphs, each as one line; neither blocks nor tables.
+fn prose(page: &str) -> Vec<String> {
+    let (mut all, mut text, mut is_block) = (Vec::new(), String::new(), false);
+    for line in page.lines() {
+        let line = line.trim();
+        let ends = line.is_empty() || line.starts_with('|');
+        if line.starts_with("```") {
+            is_block = !is_block;
+        } else if !is_block && !ends {
+            text.push_str(line);
+            text.push(' ');
+            continue;
+        }
+        all.push(std::mem::take(&mut text));
+    }
+    all.push(text);
+    all.retain(|text| !text.is_empty());
+    all
+}
+
+/// The files that docs/migrate.md shows, as they stand and with every line that is commented out.
+#[test]
+fn maps_of_the_manual_can_be_read() {
+    let blocks = blocks_of(&page("docs/migrate.md"), "```toml");
+    let [(_, import), (_, bridge)] = &blocks[..] else {
+        panic!("{} blocks", blocks.len());
+    };
+    let all = |text: &str| text.replace("\n# ", "\n");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("import.toml");
+    let load = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        Sheets::load(&file)
+    };
+    for text in [import.clone(), all(import)] {
+        let sheets = load(&text).unwrap();
+        assert!(sheets.nas.is_some() && sheets.accounts.is_some());
+    }
+    assert!(load(&import.replace("table =", "tabel =")).is_err());
+    assert!(all(bridge).contains("\nisql = ") && all(bridge).contains("\nparams = "));
+    for text in [bridge.clone(), all(bridge)] {
+        assert!(Map::parse(&text).unwrap().back.is_some());
+    }
+    assert!(Map::parse(&bridge.replace("mark =", "mrak =")).is_err());
 }
 
 #[test]

@@ -1,7 +1,12 @@
 //! The shipped rules of logrotate, and their relatives with `copytruncate`, by logrotate itself,
 //! while a daemon writes as fast as it can.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use nas_event_daemon::logs::Logs;
 
 use crate::lab::daemon::Lab;
 use crate::lab::db::Kind;
@@ -14,9 +19,17 @@ const ROTATIONS: usize = 3;
 
 /// Our rules for the lab's directory, and with another kind of rotation.
 fn rules(lab: &Lab, kind: &str) -> PathBuf {
-    let text = read("logrotate/nas_event_daemon-nas");
     let shipped = "/var/log/nas_event_daemon/nas_event_daemon/*.log";
-    let ours = lab.path("log/nas_event_daemon/*.log").display().to_string();
+    let ours = lab.path("log/nas_event_daemon/*.log");
+    let path = lab.path("rules");
+    rules_for("nas_event_daemon-nas", shipped, &ours, kind, &path);
+    path
+}
+
+/// The shipped rules of this name for another place and kind, written to `path`.
+fn rules_for(name: &str, shipped: &str, ours: &Path, kind: &str, path: &Path) {
+    let text = read(&format!("logrotate/{name}"));
+    let ours = ours.display().to_string();
     assert!(
         text.contains(shipped) && text.contains("\n    create\n"),
         "{text}"
@@ -24,9 +37,7 @@ fn rules(lab: &Lab, kind: &str) -> PathBuf {
     let text = text
         .replace(shipped, &ours)
         .replace("\n    create\n", &format!("\n    {kind}\n"));
-    let path = lab.path("rules");
-    std::fs::write(&path, text).unwrap();
-    path
+    std::fs::write(path, text).unwrap();
 }
 
 /// Every file of the NAS's log, rotated ones unpacked.
@@ -140,4 +151,90 @@ async fn copytruncate_leaves_no_hole_and_no_torn_record() {
         .unwrap();
     assert!(torn(&live.1).is_empty(), "{:?}", torn(&live.1));
     assert!(live.1.contains(&last), "nothing is written after the cut");
+}
+
+/// How often each numbered record of the daemon's own log is in its files, and how many were
+/// written, through rotations of this kind by the shipped rules.
+fn daemon_log(kind: &str) -> (BTreeMap<usize, usize>, usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = Logs::open(dir.path().join("log"), "billing1", 4711).unwrap();
+    let live = dir.path().join("log/nas_event_daemon.log");
+    let path = dir.path().join("rules");
+    let shipped = "/var/log/nas_event_daemon/nas_event_daemon.log";
+    rules_for("nas_event_daemon", shipped, &live, kind, &path);
+    let state = dir.path().join("state").display().to_string();
+    let (written, ends) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let files = || {
+        let files = std::fs::read_dir(live.parent().unwrap()).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        paths.filter(|path| path.is_file()).count()
+    };
+    let past = |least: usize| {
+        while written.load(Ordering::Relaxed) < least {
+            thread::yield_now();
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::Relaxed) {
+                let n = written.load(Ordering::Relaxed);
+                logs.daemon(&format!("record {n}"));
+                written.store(n + 1, Ordering::Relaxed);
+            }
+        });
+        for rotation in 1..=ROTATIONS {
+            past(written.load(Ordering::Relaxed) + 200);
+            // Refused within the second of the last one: names have that resolution.
+            while files() <= rotation {
+                judge(
+                    "logrotate",
+                    &["--force", "--state", &state, path.to_str().unwrap()],
+                );
+            }
+        }
+        past(written.load(Ordering::Relaxed) + 200);
+        ends.store(true, Ordering::Relaxed);
+    });
+    let mut found = BTreeMap::new();
+    for (path, text) in all(live.parent().unwrap())
+        .iter()
+        .filter(|(path, _)| path.is_file())
+    {
+        assert!(!text.contains('\0'), "{} has a hole", path.display());
+        for line in text.lines() {
+            let number = line.rsplit_once(" nas_event_daemon[4711]: record ");
+            match number.and_then(|(_, number)| number.parse().ok()) {
+                Some(number) => *found.entry(number).or_default() += 1,
+                // Where logrotate's copy ends is not ours.
+                None => assert!(kind == "copytruncate" && *path != live, "torn: {line:?}"),
+            }
+        }
+    }
+    (found, written.into_inner())
+}
+
+#[test]
+fn the_daemons_own_log_loses_nothing_by_the_shipped_rule() {
+    let (found, written) = daemon_log("create");
+    assert_eq!(found.len(), written, "some are lost");
+    assert!(found.values().all(|times| *times == 1), "some are twice");
+    assert!(read("docs/operate.md").contains("`copytruncate` loses"));
+}
+
+/// What the manual says of the other rule: some are lost, by logrotate, between its copy and its
+/// cut; what is written after the cut is whole, and nothing is there twice.
+#[test]
+fn copytruncate_loses_some_of_the_daemons_log_and_nothing_after_its_cut() {
+    let (found, written) = daemon_log("copytruncate");
+    assert!(
+        found.len() <= written && found.len() > written / 2,
+        "{} of {written}",
+        found.len()
+    );
+    assert!(found.values().all(|times| *times == 1), "some are twice");
+    let last = written - 1;
+    assert!(
+        found.contains_key(&last),
+        "nothing is written after the cut"
+    );
 }

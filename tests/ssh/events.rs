@@ -181,6 +181,9 @@ async fn a_host_key_is_learned_and_a_changed_one_parks_the_nas(kind: Kind) {
     let looked = rekey(&[]).await;
     assert_eq!(looked.code, 2, "{}", looked.err);
     assert!(looked.err.contains("-y"), "{}", looked.err);
+    let tried = rekey(&["-y", "--dry-run"]).await;
+    assert_eq!(tried.code, 0, "{}", tried.err);
+    assert!(tried.err.contains("dry run: "), "{}", tried.err);
     assert_eq!(believed().await, [known.as_str()]);
     assert_eq!(lab.number(rekeyed).await, 0);
     assert_eq!(lab.rows(&stands).await, [["ready", "0"]]);

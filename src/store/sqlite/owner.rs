@@ -131,10 +131,7 @@ pub(super) async fn add_token(store: &Sqlite, token: &Token) -> Result<()> {
     .await
     .map_err(sql("store the token"))?;
     if done.rows_affected() == 0 {
-        return Err(Error::Refused(format!(
-            "a token named {:?} exists already",
-            token.name
-        )));
+        return Err(Token::is_there(&token.name));
     }
     Ok(())
 }

@@ -1,0 +1,131 @@
+//! What every verb of the command line is given: where its settings are, how it prints, which
+//! database it works on.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
+
+use super::ctl::Ctl;
+use super::exit::{self, Failed, NOT_REACHABLE, USAGE};
+use super::listing::Listing;
+use super::table::{self, Format};
+use crate::config::Config;
+use crate::store::{self, Store, shown_url};
+
+/// Where a verb reads its settings from and how it prints.
+#[derive(Debug, Default)]
+pub struct Console {
+    /// `--config` or `NED_CONFIG`.
+    pub file: Option<PathBuf>,
+    /// `--output`.
+    pub output: Option<Format>,
+    /// `--dry-run`.
+    pub dry_run: bool,
+    /// Which part of a list is printed, and how.
+    pub listing: Listing,
+    /// A verb that looks only: where no daemon runs, that is said.
+    pub looks: bool,
+    pub(super) said: AtomicBool,
+    /// Why a list was not printed.
+    pub(super) wrong: Mutex<Option<String>>,
+}
+
+/// What a look is, where no daemon runs.
+pub const ALONE: &str =
+    "no daemon is running: read from the database, without what only a daemon knows";
+
+impl Console {
+    /// The effective configuration.
+    pub fn config(&self) -> Result<Config, Failed> {
+        Config::load(self.file.as_deref(), std::env::vars())
+            .map_err(|e| Failed::config(e.to_string()).numbered(e.number()))
+    }
+
+    /// How to print: as asked, else by what stdout is.
+    pub fn format(&self) -> Format {
+        self.output.unwrap_or_else(|| {
+            if std::io::stdout().is_terminal() {
+                Format::Table
+            } else {
+                Format::Plain
+            }
+        })
+    }
+
+    /// How many rows of a list are read: what was asked for, within what one look may be.
+    pub fn limit(&self, usual: usize, most: usize) -> Result<usize, Failed> {
+        let limit = self.listing.limit.unwrap_or(usual);
+        if (1..=most).contains(&limit) {
+            return Ok(limit);
+        }
+        let text = format!("--limit {limit} is not 1..{most}\nhint: --before ID goes on");
+        Err(Failed::new(USAGE, text))
+    }
+
+    /// Prints one thing, a line per property (or one object).
+    pub fn record(&self, properties: &[(&'static str, Value)]) {
+        exit::say_all(&table::record(self.format(), properties));
+    }
+
+    /// Prints a list.
+    pub fn list(&self, table: &table::Table) {
+        match self.listing.text(table, self.format()) {
+            Ok(text) => exit::say_all(&text),
+            Err(wrong) => *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(wrong),
+        }
+    }
+
+    /// Opens the database. An SQLite file that is not there is never made by a tool: a
+    /// mistyped path would look like an empty stack.
+    pub async fn store(&self, config: &Config) -> Result<Arc<dyn Store>, Failed> {
+        let url = &config.database.url;
+        if let Some(path) = sqlite_file(url)
+            && !path.exists()
+        {
+            return Err(Failed::new(
+                NOT_REACHABLE,
+                format!(
+                    "cannot open the database {}: there is no such file\n\
+                     hint: check database.url (config show); the daemon makes the file when it starts",
+                    shown_url(url)
+                ),
+            )
+            .numbered(201));
+        }
+        let store = store::connect(url).await?;
+        if self.looks
+            && !self.said.swap(true, Ordering::Relaxed)
+            && !Ctl::new(config)?.is_there().await
+        {
+            exit::remark(ALONE);
+        }
+        Ok(store)
+    }
+}
+
+/// The file behind an SQLite URL; none for a server or a database in memory.
+pub fn sqlite_file(url: &str) -> Option<&Path> {
+    let rest = url.strip_prefix("sqlite:")?;
+    let rest = rest.strip_prefix("//").unwrap_or(rest);
+    let path = rest.split('?').next().unwrap_or_default();
+    (!path.is_empty() && !path.contains(":memory:")).then(|| Path::new(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_of_a_url() {
+        assert_eq!(
+            sqlite_file("sqlite:///a/b.db?mode=rw"),
+            Some(Path::new("/a/b.db"))
+        );
+        assert_eq!(sqlite_file("sqlite:b.db"), Some(Path::new("b.db")));
+        assert_eq!(sqlite_file("sqlite::memory:"), None);
+        assert_eq!(sqlite_file("postgres://u@h/d"), None);
+    }
+}
