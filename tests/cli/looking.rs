@@ -183,7 +183,7 @@ async fn dead_events_are_retried_and_dropped_by_the_shown_request(kind: Kind) {
     let all = lines(&["event", "retry", "--state", "dead", "--nas", "5"]).await;
     assert_eq!(run(&all[0]).await["retried"], 2);
     for only_here in [
-        &["event", "retry", "--state", "dead", "--error", "x"][..],
+        &["event", "retry", "--state", "dead", "--error", "^x"][..],
         &["event", "drop", "--state", "dead", "--since", "2h"],
         &["nas", "pause", "5", "--at", "2999-01-01 02:00"],
         &["logs", "--grep", "x"],
