@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use nas_event_daemon::clock;
 use nas_event_daemon::logs::Logs;
 
-use crate::lab::daemon::Lab;
+use crate::lab::daemon::{Lab, PATIENCE};
 use crate::lab::db::Kind;
 use crate::{judge, read};
 
 /// Events of one run; each leaves a record of its end in the NAS log.
 const EVENTS: usize = 3000;
+/// Most records of one run of the daemon's own log: seconds of a fast writer, some 250 MB.
+const RECORDS_MAX: usize = 4_000_000;
 /// Rotations while they run.
 const ROTATIONS: usize = 3;
 
@@ -169,15 +172,20 @@ fn daemon_log(kind: &str) -> (BTreeMap<usize, usize>, usize) {
         let paths = files.map(|file| file.unwrap().path());
         paths.filter(|path| path.is_file()).count()
     };
+    // Nothing here goes on for ever, nor fills a disk.
+    let until = clock::tick_ms() + u64::try_from(PATIENCE.as_millis()).unwrap();
+    let in_time = || clock::tick_ms() < until;
     let past = |least: usize| {
-        while written.load(Ordering::Relaxed) < least {
+        while written.load(Ordering::Relaxed) < least && in_time() {
             thread::yield_now();
         }
     };
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !ends.load(Ordering::Relaxed) {
-                let n = written.load(Ordering::Relaxed);
+            for n in 0..RECORDS_MAX {
+                if ends.load(Ordering::Relaxed) {
+                    break;
+                }
                 logs.daemon(&format!("record {n}"));
                 written.store(n + 1, Ordering::Relaxed);
             }
@@ -186,6 +194,7 @@ fn daemon_log(kind: &str) -> (BTreeMap<usize, usize>, usize) {
             past(written.load(Ordering::Relaxed) + 200);
             // Refused within the second of the last one: names have that resolution.
             while files() <= rotation {
+                assert!(in_time(), "no rotation {rotation}");
                 judge(
                     "logrotate",
                     &["--force", "--state", &state, path.to_str().unwrap()],
