@@ -11,7 +11,7 @@
 //!          └── Wanted (load, refill) ┘
 //! ```
 
-mod ahead;
+pub mod ahead;
 #[cfg(test)]
 mod ahead_test;
 pub mod attempts;
