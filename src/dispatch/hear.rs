@@ -395,3 +395,7 @@ async fn told<T>(read: Result<T, Error>) -> Option<T> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "hear_test.rs"]
+mod tests;

@@ -30,10 +30,14 @@ pub mod pool;
 mod record;
 pub mod scheduler;
 pub mod settle;
+#[cfg(test)]
+mod stand_test;
 mod start;
 pub mod status;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod window_test;
 
 use std::collections::BTreeMap;
 

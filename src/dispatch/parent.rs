@@ -292,3 +292,7 @@ impl Parent {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "parent_test.rs"]
+mod tests;

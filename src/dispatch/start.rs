@@ -217,3 +217,7 @@ impl Scheduler {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "start_test.rs"]
+mod tests;

@@ -26,7 +26,7 @@ pub(crate) enum Planted {
 }
 
 /// Sequences on each database, and operations of one.
-const SEQUENCES: u64 = 30;
+const SEQUENCES: u64 = 20;
 const STEPS: usize = 60;
 /// Deaths after which an event is buried with the next.
 const DEATHS: u32 = 3;
