@@ -107,7 +107,7 @@ async fn all_held_events_are_remembered_and_those_that_are_gone_forgotten() {
 #[tokio::test]
 async fn what_was_freed_is_handed_over_once_and_in_order() {
     let mut it = Stand::new().await;
-    let many = i64::try_from(RELEASE_MAX).unwrap() + 1;
+    let many = i64::try_from(RELEASE_MAX).unwrap() + 2;
     it.stack(1, many, "ready", REDIRECT).await;
     // Two of one account, and one that was not freed.
     it.sql("update events_stack set user_id = 1 where id <= 3")

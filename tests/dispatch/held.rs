@@ -19,6 +19,7 @@ on_each_store!(
     a_watch_that_only_warns_holds_nothing,
     the_main_stack_has_a_mark,
     an_announcement_is_of_who_posted,
+    two_of_one_account_are_handed_over_once_each,
 );
 
 /// Of 200 accounts of a NAS, 60 may be cut off in a minute.
@@ -186,4 +187,18 @@ async fn an_announcement_is_of_who_posted(kind: Kind) {
             "{announced} {posted}"
         );
     }
+}
+
+async fn two_of_one_account_are_handed_over_once_each(kind: Kind) {
+    let (lab, epoch) = lab(kind).await;
+    let mut watch = Watch::new(Arc::clone(&lab.db.store), GuardMode::Hold, epoch);
+    let mut all = moved(&lab, "user_redirect", 1..=61).await;
+    all.extend(moved(&lab, "user_drop", 61..=61).await);
+    let held: Vec<EventId> = all[LIMIT..].iter().map(|w| w.id).collect();
+    let (go, _) = watch.before(all).await;
+    assert_eq!((go.len(), watch.held()), (LIMIT, 2));
+    let approve = order(OrderKind::Approve);
+    lab.db.store.add_guard_order(&approve).await.unwrap();
+    let released: Vec<EventId> = watch.orders().await.iter().map(|w| w.id).collect();
+    assert_eq!(released, held);
 }
