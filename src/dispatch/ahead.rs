@@ -30,15 +30,15 @@ const WEIGHT: f64 = 0.1;
 
 /// A claimed event that waits for a fork; `T` is what starting it needs.
 #[derive(Debug)]
-pub(super) struct Claimed<T> {
+pub struct Claimed<T> {
     /// Event.
-    pub(super) id: EventId,
+    pub id: EventId,
     /// It goes before the others.
-    pub(super) interactive: bool,
+    pub interactive: bool,
     /// Tick at which its claim was written.
-    pub(super) since: u64,
+    pub since: u64,
     /// What starting it needs.
-    pub(super) start: T,
+    pub start: T,
 }
 
 impl<T> Claimed<T> {
@@ -49,7 +49,7 @@ impl<T> Claimed<T> {
 
 /// The events ahead of one NAS, and what its attempts take.
 #[derive(Debug)]
-pub(super) struct Ahead<T> {
+pub struct Ahead<T> {
     queue: VecDeque<Claimed<T>>,
     /// Moving mean of the attempts, ms.
     usual_ms: Option<f64>,
@@ -70,7 +70,7 @@ impl<T> Default for Ahead<T> {
 impl<T> Ahead<T> {
     /// How many may be claimed ahead for `forks`, when a turn takes `turn_ms`. None before the
     /// first attempt has ended, and none while the NAS answers nobody.
-    pub(super) fn places(&self, forks: usize, now: u64, turn_ms: f64) -> usize {
+    pub fn places(&self, forks: usize, now: u64, turn_ms: f64) -> usize {
         let Some(usual) = self.usual_ms else {
             return 0;
         };
@@ -89,12 +89,17 @@ impl<T> Ahead<T> {
     }
 
     /// Events that wait.
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.queue.len()
     }
 
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// An attempt of `ms` ended.
-    pub(super) fn ended(&mut self, now: u64, ms: i64) {
+    pub fn ended(&mut self, now: u64, ms: i64) {
         let ms = ms as f64;
         let usual = self.usual_ms.get_or_insert(ms);
         *usual += (ms - *usual) * WEIGHT;
@@ -103,7 +108,7 @@ impl<T> Ahead<T> {
 
     /// Who waits for an answer goes first; the others go as they were picked, which knows how long
     /// each has waited already.
-    pub(super) fn push(&mut self, claimed: Claimed<T>) {
+    pub fn push(&mut self, claimed: Claimed<T>) {
         let at = if claimed.interactive {
             self.queue.partition_point(|c| c.interactive)
         } else {
@@ -113,17 +118,17 @@ impl<T> Ahead<T> {
     }
 
     /// Whether the next has waited too long: what was true when it was claimed may not be so.
-    pub(super) fn is_late(&self, now: u64) -> bool {
+    pub fn is_late(&self, now: u64) -> bool {
         self.queue.front().is_some_and(|c| c.is_late(now))
     }
 
     /// The next.
-    pub(super) fn pop(&mut self) -> Option<Claimed<T>> {
+    pub fn pop(&mut self) -> Option<Claimed<T>> {
         self.queue.pop_front()
     }
 
     /// Those that have waited too long; all of them if the NAS may not be sent anything.
-    pub(super) fn overdue(&mut self, now: u64, all: bool) -> Vec<Claimed<T>> {
+    pub fn overdue(&mut self, now: u64, all: bool) -> Vec<Claimed<T>> {
         let late = |c: &Claimed<T>| all || c.is_late(now);
         if !self.queue.iter().any(late) {
             return Vec::new();
@@ -134,7 +139,7 @@ impl<T> Ahead<T> {
     }
 
     /// Tick at which the first goes back.
-    pub(super) fn next_overdue(&self) -> Option<u64> {
+    pub fn next_overdue(&self) -> Option<u64> {
         let since = self.queue.iter().map(|c| c.since).min();
         since.map(|since| since.saturating_add(WAIT_MAX_MS))
     }

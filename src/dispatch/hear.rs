@@ -42,7 +42,8 @@ impl Scheduler {
                         Some(pool) if !pool.stopping => {
                             s.lanes.add(&self.clamped(w, wall_ms), now, wall_ms)
                         }
-                        _ if w.class == Class::Interactive => {
+                        // Read before it was handed over, it may run already: its result counts.
+                        _ if w.class == Class::Interactive && !s.out.contains_key(&w.id) => {
                             let why = s
                                 .skipped
                                 .get(&w.nas)
@@ -394,3 +395,7 @@ async fn told<T>(read: Result<T, Error>) -> Option<T> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "hear_test.rs"]
+mod tests;

@@ -11,7 +11,7 @@
 //!          └── Wanted (load, refill) ┘
 //! ```
 
-mod ahead;
+pub mod ahead;
 #[cfg(test)]
 mod ahead_test;
 pub mod attempts;
@@ -30,10 +30,14 @@ pub mod pool;
 mod record;
 pub mod scheduler;
 pub mod settle;
+#[cfg(test)]
+mod stand_test;
 mod start;
 pub mod status;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod window_test;
 
 use std::collections::BTreeMap;
 

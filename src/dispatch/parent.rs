@@ -296,3 +296,7 @@ impl Parent {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "parent_test.rs"]
+mod tests;

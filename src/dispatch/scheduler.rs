@@ -104,19 +104,12 @@ pub(super) struct OutEvent {
     pub(super) holds_fork: bool,
 }
 
-impl Scheduler {
-    /// Runs until `stop`, then drains: running events get `config.drain`, or until `hard`.
-    pub async fn run(
-        self,
-        mut inbox: mpsc::Receiver<Message>,
-        stop: CancellationToken,
-        hard: CancellationToken,
-    ) -> Result<(), Error> {
-        let cross_wait =
-            u64::try_from(self.config.cross_nas_wait.as_millis()).unwrap_or(u64::MAX / 4);
-        let mut s = State {
-            stop: stop.clone(),
-            lanes: Lanes::new(self.config.window, cross_wait),
+impl State {
+    pub(super) fn new(stop: CancellationToken, config: &config::Dispatch) -> Self {
+        let cross_wait = u64::try_from(config.cross_nas_wait.as_millis()).unwrap_or(u64::MAX / 4);
+        Self {
+            stop,
+            lanes: Lanes::new(config.window, cross_wait),
             pools: BTreeMap::new(),
             skipped: Skipped::new(),
             attempts: Attempts::default(),
@@ -135,7 +128,19 @@ impl Scheduler {
             turn_ms: 1.0,
             status_at: 0,
             unpublished: false,
-        };
+        }
+    }
+}
+
+impl Scheduler {
+    /// Runs until `stop`, then drains: running events get `config.drain`, or until `hard`.
+    pub async fn run(
+        self,
+        mut inbox: mpsc::Receiver<Message>,
+        stop: CancellationToken,
+        hard: CancellationToken,
+    ) -> Result<(), Error> {
+        let mut s = State::new(stop.clone(), &self.config);
         // Also a turn that the database refuses again and again must not outlive the drain.
         let mut watchdog = JoinSet::new();
         let (soft, last, patience) = (stop.clone(), hard.clone(), self.config.drain + DRAIN_GRACE);
@@ -466,3 +471,7 @@ fn begin(s: &mut State, turn: &mut Turn, nas: NasId, taken: Taken, start: Start)
         },
     );
 }
+
+#[cfg(test)]
+#[path = "scheduler_test.rs"]
+mod tests;

@@ -70,7 +70,7 @@ impl Scheduler {
         };
         let now = clock::tick_ms();
         // A turn that the database does not take may last: nobody hears meanwhile what has changed.
-        if pool.ahead.len() == 0 || s.stop.is_cancelled() || pool.is_paused(clock::wall_ms()) {
+        if pool.ahead.is_empty() || s.stop.is_cancelled() || pool.is_paused(clock::wall_ms()) {
             return;
         }
         while pool.has_fork()
@@ -113,7 +113,7 @@ impl Scheduler {
     /// Events ahead go back to ready when no fork becomes free for them, and at once when nothing
     /// may be sent to their NAS: nothing of them has run.
     pub(super) fn give_back(&self, s: &mut State, now: u64, wall_ms: i64, stopping: bool) {
-        for pool in s.pools.values_mut().filter(|p| p.ahead.len() > 0) {
+        for pool in s.pools.values_mut().filter(|p| !p.ahead.is_empty()) {
             let all = stopping
                 || pool.stopping
                 || pool.is_paused(wall_ms)
@@ -217,3 +217,7 @@ impl Scheduler {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "start_test.rs"]
+mod tests;

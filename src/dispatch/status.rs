@@ -190,3 +190,7 @@ impl Scheduler {
         self.status.send_replace(status);
     }
 }
+
+#[cfg(test)]
+#[path = "status_test.rs"]
+mod tests;

@@ -204,6 +204,30 @@ fn a_monthly_batch_comes_again_with_all_of_its_events() {
     }
 }
 
+#[test]
+fn of_too_many_sources_the_quietest_is_forgotten() {
+    let mut guard = Guard::default();
+    let name = |n: usize| format!("source{n}");
+    let mut count = |n: usize, now: u64| {
+        let source = name(n);
+        let cut = Cut {
+            source: &source,
+            ..cut(i64::try_from(now).unwrap())
+        };
+        let counted = guard.count(&cut, now);
+        assert!(guard.pairs.len() <= PAIRS_MAX);
+        (counted.nas[2], counted.everywhere)
+    };
+    for n in 0..PAIRS_MAX {
+        assert_eq!(count(n, n as u64), (1, 1));
+    }
+    // One that is known costs nobody's place, and is not the quietest any more.
+    assert_eq!(count(0, 20_000), (2, 2));
+    assert_eq!(count(PAIRS_MAX, 20_001), (1, 1));
+    assert_eq!(count(2, 20_002), (2, 2));
+    assert_eq!(count(1, 20_003), (1, 1), "it was forgotten, everywhere");
+}
+
 proptest! {
     #[test]
     fn it_counts_as_one_counts_by_hand(

@@ -525,3 +525,7 @@ fn settle(id: EventId, to: SettleTo) -> Settle {
         error,
     }
 }
+
+#[cfg(test)]
+#[path = "hold_test.rs"]
+mod tests;

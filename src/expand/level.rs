@@ -93,6 +93,44 @@ fn limited(before: bool, rows: usize, mark: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::connect;
+
+    #[tokio::test]
+    async fn rows_are_counted_where_the_answer_is_in_doubt() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/ned.db", dir.path().display());
+        let store = connect(&url).await.unwrap();
+        let told = Arc::new(AtomicBool::new(false));
+        let mut level = Level::new(10, Arc::clone(&told));
+        assert!(!level.is_above(store.as_ref()).await);
+        assert!(
+            level.rows == 0 && level.counted.is_some(),
+            "at first nobody knows"
+        );
+        level.counted = None;
+        level.add(9);
+        assert!(!level.is_above(store.as_ref()).await);
+        assert_eq!((level.rows, level.counted), (9, None), "there is room");
+        level.add(1);
+        assert!(!level.is_above(store.as_ref()).await);
+        assert!(
+            level.rows == 0 && level.counted.is_some(),
+            "it was in doubt"
+        );
+        // As long as a count is fresh it stays as it was.
+        let now = clock::tick_ms();
+        let fresh = u64::try_from(LOOK.as_millis()).unwrap();
+        for (before, counted, above, rows) in [
+            (true, now + fresh, true, 10),
+            (false, now + fresh, false, 10),
+            (true, now - fresh, false, 0),
+        ] {
+            told.store(before, Ordering::Relaxed);
+            (level.rows, level.counted) = (10, Some(counted));
+            assert_eq!(level.is_above(store.as_ref()).await, above);
+            assert_eq!((level.rows, told.load(Ordering::Relaxed)), (rows, above));
+        }
+    }
 
     #[test]
     fn it_ends_below_nine_tenths() {

@@ -18,6 +18,8 @@ on_each_store!(
     a_watch_holds_forgets_and_hands_over,
     a_watch_that_only_warns_holds_nothing,
     the_main_stack_has_a_mark,
+    an_announcement_is_of_who_posted,
+    two_of_one_account_are_handed_over_once_each,
 );
 
 /// Of 200 accounts of a NAS, 60 may be cut off in a minute.
@@ -147,4 +149,56 @@ async fn the_main_stack_has_a_mark(kind: Kind) {
     })
     .await;
     assert!(limited.load(Ordering::Relaxed));
+}
+
+/// Whose order an event is: who posted it (`source`, to the first `/`), and the script that added it
+/// only where nobody is known to have.
+async fn an_announcement_is_of_who_posted(kind: Kind) {
+    for (announced, posted, go) in [
+        ("crm", "'crm'", 70),
+        ("crm", "'crm/cron'", 70),
+        ("crm/cron", "'crm/cron'", 70),
+        ("cron", "'crm/cron'", LIMIT),
+        ("night.pl", "'crm'", LIMIT),
+        ("night.pl", "null", 70),
+        ("crm", "null", LIMIT),
+    ] {
+        let (lab, epoch) = lab(kind).await;
+        let allow = GuardOrder {
+            source: Some(announced.to_owned()),
+            ..order(OrderKind::Allow)
+        };
+        lab.db.store.add_guard_order(&allow).await.unwrap();
+        let mut watch = Watch::new(Arc::clone(&lab.db.store), GuardMode::Hold, epoch);
+        assert!(watch.orders().await.is_empty());
+        let rows: Vec<String> = (1..=70)
+            .map(|user| format!("('user_redirect', {user}, 'night.pl', {posted})"))
+            .collect();
+        lab.sql(&format!(
+            "insert into events_stack_compact (cmd, user_id, owner_script, source) values {}",
+            rows.join(", ")
+        ))
+        .await;
+        let moved = lab.db.store.expand(1_000, &[]).await.unwrap().moved;
+        let (goes, _) = watch.before(moved).await;
+        assert_eq!(
+            (goes.len(), watch.held()),
+            (go, 70 - go),
+            "{announced} {posted}"
+        );
+    }
+}
+
+async fn two_of_one_account_are_handed_over_once_each(kind: Kind) {
+    let (lab, epoch) = lab(kind).await;
+    let mut watch = Watch::new(Arc::clone(&lab.db.store), GuardMode::Hold, epoch);
+    let mut all = moved(&lab, "user_redirect", 1..=61).await;
+    all.extend(moved(&lab, "user_drop", 61..=61).await);
+    let held: Vec<EventId> = all[LIMIT..].iter().map(|w| w.id).collect();
+    let (go, _) = watch.before(all).await;
+    assert_eq!((go.len(), watch.held()), (LIMIT, 2));
+    let approve = order(OrderKind::Approve);
+    lab.db.store.add_guard_order(&approve).await.unwrap();
+    let released: Vec<EventId> = watch.orders().await.iter().map(|w| w.id).collect();
+    assert_eq!(released, held);
 }

@@ -5,24 +5,30 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use nas_event_daemon::attempt::{DoneResult, Outcome, Report};
-use nas_event_daemon::dispatch::breaker::{Breaker, Change, Evidence, Start, Ticket};
-use nas_event_daemon::dispatch::doubt::{self, Doubt};
+use nas_event_daemon::attempt::{DoneResult, Report};
+use nas_event_daemon::dispatch::ahead::Ahead;
+use nas_event_daemon::dispatch::breaker::{Breaker, Change, Start, Ticket};
 use nas_event_daemon::dispatch::lanes::{Gone, Lanes, Next, Owner, Taken, Wanted};
 use nas_event_daemon::dispatch::plan::{Step, plan};
-use nas_event_daemon::dispatch::settle::{self, Facts};
 use nas_event_daemon::event::{Class, EventId, UserId, Waiting};
-use nas_event_daemon::nas::{NasId, OnError};
+use nas_event_daemon::nas::NasId;
 use nas_event_daemon::scheme::ExitPolicy;
 use nas_event_daemon::store::{Settle, SettleTo, Started, Turn, Turned};
 
 use super::Planted;
 
-const RETRY_BASE: Duration = Duration::from_millis(61_200);
-const MAX_TRIES: u32 = 10;
+pub(super) const RETRY_BASE: Duration = Duration::from_millis(61_200);
+/// A turn that took so long, ms, is not believed to be ours still.
+const FOLLOWED_MS: u64 = 5_000;
 
-/// What is asked of a NAS: its forks.
-pub type Wish = BTreeMap<NasId, usize>;
+/// What is asked of a NAS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Served {
+    pub forks: usize,
+    pub paused: bool,
+}
+
+pub type Wish = BTreeMap<NasId, Served>;
 
 /// Sizes of one run, chosen by its seed.
 #[derive(Clone, Copy)]
@@ -42,8 +48,12 @@ pub enum Message {
 
 pub struct Pool {
     pub breaker: Breaker,
+    /// Claimed and not ended: in the turn that is being written, ahead, or running.
+    pub taken: usize,
     pub running: usize,
+    pub ahead: Ahead<Waits>,
     pub forks: usize,
+    pub paused: bool,
     pub stopping: bool,
 }
 
@@ -53,15 +63,34 @@ pub struct Out {
     pub try_count: u32,
     pub taken: Taken,
     pub ticket: Ticket,
+    pub(super) finished: bool,
+    pub(super) holds_fork: bool,
+}
+
+/// What starting a claimed event needs.
+pub struct Waits {
+    pub(super) event: Started,
+    /// Every row of the NASes was known when it was picked, and how often others were taken up
+    /// by then.
+    pub(super) sure: Option<u64>,
 }
 
 /// A turn between its first writing and the answer to it.
 pub struct Written {
     pub turn: Turn,
-    batch: Vec<(EventId, Gone)>,
-    after: Vec<(EventId, Gone)>,
-    /// Every row of the NASes was known when its starts were picked.
-    pub sure: bool,
+    pub began: u64,
+    /// What the database said, which is on its way.
+    pub answer: Option<Turned>,
+    pub(super) batch: Vec<(EventId, Gone)>,
+    pub(super) after: Vec<(EventId, Gone)>,
+    pub(super) sure: Option<u64>,
+}
+
+impl Written {
+    /// Whether another may have followed the daemon meanwhile, see `Scheduler::claimed_since`.
+    pub fn is_long(&self, now: u64) -> bool {
+        !self.turn.starts.is_empty() && now - self.began >= FOLLOWED_MS
+    }
 }
 
 /// An attempt that begins.
@@ -71,6 +100,17 @@ pub struct Begun {
     pub out: Out,
     pub forks: usize,
     pub sure: bool,
+    pub at: u64,
+    /// What the breaker says at this moment.
+    pub gate: Start,
+}
+
+/// A result that came in.
+pub struct Ended {
+    pub id: EventId,
+    pub user: UserId,
+    pub report: Report,
+    pub ms: i64,
 }
 
 pub struct Daemon {
@@ -80,19 +120,29 @@ pub struct Daemon {
     pub out: BTreeMap<EventId, Out>,
     pub settles: Vec<(Settle, Gone)>,
     /// Results that nobody has looked at yet.
-    pub ended: VecDeque<(EventId, UserId, Report)>,
+    pub ended: VecDeque<Ended>,
+    /// Those that were obeyed, and are only to be written down: their forks are free.
+    pub rests: VecDeque<Ended>,
+    /// Nothing starts any more.
+    pub leaving: bool,
     pub inbox: VecDeque<Message>,
     pub reads: Vec<(Wanted, Option<Message>)>,
     pub written: Option<Written>,
     /// Alarms and all-clears, in their order.
     pub told: Vec<(NasId, Change)>,
+    /// When an attempt of each NAS was last heard to end, and the longest, ms.
+    pub heard: BTreeMap<NasId, (u64, i64)>,
+    /// Events that found no fork.
+    pub went_back: u64,
+    pub(super) turn_ms: f64,
+    pub(super) taken_up: u64,
     served: Wish,
-    alone: Option<EventId>,
+    pub(super) alone: Option<EventId>,
     quiet: Option<(NasId, Next)>,
     rotate: usize,
     sizes: Sizes,
-    planted: Planted,
-    policy: ExitPolicy,
+    pub(super) planted: Planted,
+    pub(super) policy: ExitPolicy,
     /// Negative controls of `isolation`: nobody doubts what a device refuses; a NAS that fails is
     /// tried again at once; an outage is forgotten with the first success.
     pub answers_are_final: bool,
@@ -101,6 +151,8 @@ pub struct Daemon {
     highest: i64,
     /// Rows may be missing that nobody has asked for yet.
     expecting: bool,
+    /// Messages that are older than the rows which were read last.
+    behind: usize,
 }
 
 impl Daemon {
@@ -112,10 +164,16 @@ impl Daemon {
             out: BTreeMap::new(),
             settles: Vec::new(),
             ended: VecDeque::new(),
+            rests: VecDeque::new(),
+            leaving: false,
             inbox: VecDeque::new(),
             reads: Vec::new(),
             written: None,
             told: Vec::new(),
+            heard: BTreeMap::new(),
+            went_back: 0,
+            turn_ms: 1.0,
+            taken_up: 0,
             served: Wish::new(),
             alone: None,
             quiet: None,
@@ -128,11 +186,12 @@ impl Daemon {
             without_memory: false,
             highest: 0,
             expecting: false,
+            behind: 0,
         }
     }
 
     /// The settings loop read this.
-    pub fn settings(&mut self, wish: &Wish, now: u64) {
+    pub fn settings(&mut self, wish: &Wish, now: u64) -> Vec<Begun> {
         for step in plan(&self.served, wish) {
             match step {
                 Step::Stop(nas) => {
@@ -143,38 +202,45 @@ impl Daemon {
                         self.unanswered(id);
                     }
                 }
-                Step::Change(nas, forks) => {
+                Step::Change(nas, served) => {
                     if let Some(pool) = self.pools.get_mut(&nas) {
-                        pool.forks = forks;
+                        if pool.paused && !served.paused {
+                            pool.breaker.poke(now);
+                        }
+                        (pool.forks, pool.paused) = (served.forks, served.paused);
                     }
                 }
-                Step::Start(nas, forks) => {
-                    match self.pools.get_mut(&nas) {
-                        Some(pool) => {
-                            pool.stopping = false;
-                            pool.breaker.poke(now);
-                            pool.forks = forks;
-                        }
-                        None => {
-                            let pool = Pool {
-                                breaker: Breaker::new(),
-                                running: 0,
-                                forks,
-                                stopping: false,
-                            };
-                            self.pools.insert(nas, pool);
-                        }
+                Step::Start(nas, Served { forks, paused }) => {
+                    let pool = self.pools.entry(nas).or_insert_with(|| Pool {
+                        breaker: Breaker::new(),
+                        taken: 0,
+                        running: 0,
+                        ahead: Ahead::default(),
+                        forks,
+                        paused,
+                        stopping: false,
+                    });
+                    if pool.stopping {
+                        pool.stopping = false;
+                        pool.breaker.poke(now);
+                        (pool.forks, pool.paused) = (forks, paused);
                     }
                     self.lanes.expect(nas);
                     self.expecting = true;
+                    self.taken_up += 1;
                 }
             }
         }
         self.served = wish.clone();
-        self.pools.retain(|_, p| !(p.stopping && p.running == 0));
+        self.pools.retain(|_, p| !(p.stopping && p.taken == 0));
+        let nases: Vec<NasId> = self.pools.keys().copied().collect();
+        nases
+            .into_iter()
+            .flat_map(|nas| self.follow(nas, now))
+            .collect()
     }
 
-    fn unanswered(&mut self, id: EventId) {
+    pub(super) fn unanswered(&mut self, id: EventId) {
         let to = SettleTo::Dead {
             reason: "nobody can be asked".to_owned(),
             possible_duplicate: false,
@@ -183,6 +249,10 @@ impl Daemon {
     }
 
     pub fn hear(&mut self, message: Message, now: u64, wall_ms: i64) {
+        self.behind = match message {
+            Message::Refilled(..) | Message::Loaded(..) => self.inbox.len(),
+            Message::Waiting(..) | Message::Dropped(..) => self.behind.saturating_sub(1),
+        };
         match message {
             Message::Waiting(events) => {
                 for w in events {
@@ -191,7 +261,10 @@ impl Daemon {
                         Some(pool) if !pool.stopping => {
                             self.lanes.add(&clamped(&w, wall_ms), now, wall_ms)
                         }
-                        _ if w.class == Class::Interactive => self.unanswered(w.id),
+                        // Read before it was handed over, it may run already.
+                        _ if w.class == Class::Interactive && !self.out.contains_key(&w.id) => {
+                            self.unanswered(w.id);
+                        }
                         _ => {}
                     }
                 }
@@ -221,79 +294,6 @@ impl Daemon {
         }
     }
 
-    /// Looks at the results that came in, as `fork::judge` and `hear::finished` do.
-    pub fn reap(&mut self, now: u64, wall_ms: i64, jitter: u32) {
-        while let Some((id, user, report)) = self.ended.pop_front() {
-            let Some(out) = self.out.get(&id).copied() else {
-                continue;
-            };
-            let Some(pool) = self.pools.get_mut(&out.nas) else {
-                continue;
-            };
-            let evidence = Evidence::of(&report, &self.policy);
-            let facts = Facts {
-                try_count: out.try_count,
-                class: out.taken.class,
-                max_tries: MAX_TRIES,
-                retry_base: RETRY_BASE,
-                policy: &self.policy,
-                on_error: OnError::Dead,
-            };
-            let free = pool.breaker.is_free(&evidence) && !self.without_breaker;
-            let alone = doubt::alone(RETRY_BASE).as_millis();
-            let alone_ms = u64::try_from(alone).unwrap();
-            let doubt = match pool.breaker.doubt(now, id, Some(user), &evidence, alone_ms) {
-                _ if self.answers_are_final => Doubt::None,
-                doubt => doubt,
-            };
-            let outcome = settle::weighed(settle::settle(&report, &facts), &facts, free, doubt);
-            let change = pool
-                .breaker
-                .ended(now, out.ticket, Some(user), evidence, jitter);
-            self.told.extend(change.map(|change| (out.nas, change)));
-            if self.without_memory && pool.breaker.state() == "closed" {
-                pool.breaker = Breaker::new();
-            }
-            pool.running = pool.running.saturating_sub(1);
-            let possible_duplicate =
-                settle::possible_duplicate(&report) && self.planted != Planted::UnflaggedUnknown;
-            let (to, gone) = match outcome {
-                Outcome::Done(result) => (done(result), Gone::Finished),
-                Outcome::Dead(reason) => (
-                    SettleTo::Dead {
-                        reason,
-                        possible_duplicate,
-                    },
-                    Gone::Finished,
-                ),
-                Outcome::Deferred(wait) => {
-                    let wait = u64::try_from(wait.as_millis()).unwrap();
-                    let until_ms = wall_ms + i64::try_from(wait).unwrap();
-                    (
-                        SettleTo::Deferred {
-                            until_ms,
-                            possible_duplicate,
-                        },
-                        Gone::Deferred(now + wait),
-                    )
-                }
-                Outcome::Released => (SettleTo::Ready { possible_duplicate }, Gone::Released),
-            };
-            let settle = Settle {
-                id,
-                try_count: Some(out.try_count),
-                to,
-                code: 0,
-                ms: 0,
-                error: None,
-            };
-            if self.planted == Planted::LaneFreedByResult {
-                self.lanes.settled(id, gone, now);
-            }
-            self.settles.push((settle, gone));
-        }
-    }
-
     /// The first half of a round: what shall be written; none if there is nothing.
     pub fn begin_turn(&mut self, now: u64, wall_ms: i64) -> bool {
         self.lanes.wake(now);
@@ -306,7 +306,7 @@ impl Daemon {
             .iter()
             .filter(|(nas, p)| {
                 self.lanes.has_interactive(**nas)
-                    && (p.stopping || p.breaker.may_start(now) != Start::Free)
+                    && (p.stopping || p.paused || p.breaker.may_start(now) != Start::Free)
             })
             .map(|(nas, _)| *nas)
             .collect();
@@ -315,6 +315,7 @@ impl Daemon {
                 self.unanswered(id);
             }
         }
+        self.give_back(now);
         let mut turn = Turn {
             epoch: self.epoch,
             ..Turn::default()
@@ -331,18 +332,23 @@ impl Daemon {
         let (at_once, after): (Vec<_>, Vec<_>) = batch
             .iter()
             .copied()
-            .partition(|(_, gone)| *gone == Gone::Finished);
+            .partition(|(_, gone)| !self.leaving && *gone == Gone::Finished);
         for (id, gone) in at_once {
             self.lanes.settled(id, gone, now);
         }
-        let sure = self.reads.is_empty() && !self.expecting;
-        self.pick(&mut turn, now);
+        let sure = self.reads.is_empty() && !self.expecting && self.behind == 0;
+        let sure = sure.then_some(self.taken_up);
+        if !self.leaving {
+            self.pick(&mut turn, now);
+        }
         if turn.settles.is_empty() && turn.starts.is_empty() {
             self.want();
             return false;
         }
         self.written = Some(Written {
             turn,
+            began: now,
+            answer: None,
             batch,
             after,
             sure,
@@ -354,10 +360,14 @@ impl Daemon {
         if self.alone.is_some() {
             return;
         }
-        let busy = |pools: &BTreeMap<NasId, Pool>| pools.values().any(|p| p.running > 0);
+        let busy = |pools: &BTreeMap<NasId, Pool>| pools.values().any(|p| p.taken > 0);
         if let Some((nas, suspect)) = self.quiet.take() {
             let start = match self.pools.get(&nas) {
-                Some(pool) if !pool.stopping && self.lanes.may_take(nas, &suspect, now) => {
+                Some(pool)
+                    if !pool.stopping
+                        && !pool.paused
+                        && self.lanes.may_take(nas, &suspect, now) =>
+                {
                     pool.breaker.may_start(now)
                 }
                 _ => Start::Wait { until: u64::MAX },
@@ -384,18 +394,20 @@ impl Daemon {
                 continue;
             }
             while let Some(pool) = self.pools.get(&nas) {
-                let full = pool.running >= pool.forks && self.planted != Planted::NoForkBound;
-                if pool.stopping
-                    || full
-                    || turn.settles.len() + turn.starts.len() >= self.sizes.turn_max
-                {
+                if pool.paused || turn.settles.len() + turn.starts.len() >= self.sizes.turn_max {
                     break;
                 }
                 let start = match pool.breaker.may_start(now) {
                     _ if self.without_breaker => Start::Free,
                     start => start,
                 };
-                if matches!(start, Start::Wait { .. }) {
+                let places = match start {
+                    Start::Free => self.places(nas, pool, now),
+                    Start::Probe if pool.stopping => 0,
+                    Start::Probe => pool.forks.saturating_sub(pool.taken),
+                    Start::Wait { .. } => break,
+                };
+                if places == 0 {
                     break;
                 }
                 let Some(next) = self.lanes.next(nas, now) else {
@@ -424,7 +436,7 @@ impl Daemon {
             return;
         };
         let ticket = pool.breaker.started(start == Start::Probe);
-        pool.running += 1;
+        pool.taken += 1;
         turn.starts.push(taken.id);
         if taken.suspect && self.planted != Planted::SuspectsInCompany {
             self.alone = Some(taken.id);
@@ -434,6 +446,8 @@ impl Daemon {
             try_count: 0,
             taken,
             ticket,
+            finished: false,
+            holds_fork: false,
         };
         self.out.insert(taken.id, out);
         if self.planted == Planted::LaneIgnoresOut {
@@ -441,60 +455,10 @@ impl Daemon {
         }
     }
 
-    /// The second half: the database answered.
-    pub fn end_turn(&mut self, written: Written, turned: Turned, now: u64) -> Vec<Begun> {
-        for (id, _) in &written.batch {
-            self.out.remove(id);
-            if self.alone == Some(*id) {
-                self.alone = None;
-            }
-        }
-        for (id, gone) in &written.after {
-            self.lanes.settled(*id, *gone, now);
-        }
-        let mut started: BTreeMap<EventId, Started> =
-            turned.started.into_iter().map(|e| (e.id, e)).collect();
-        let mut begun = Vec::new();
-        for id in &written.turn.starts {
-            let Some(out) = self.out.get_mut(id) else {
-                continue;
-            };
-            let Some(pool) = self.pools.get_mut(&out.nas) else {
-                continue;
-            };
-            let Some(event) = started.remove(id) else {
-                pool.running = pool.running.saturating_sub(1);
-                pool.breaker
-                    .ended(now, out.ticket, None, Evidence::Nothing, 0);
-                self.out.remove(id);
-                if self.alone == Some(*id) {
-                    self.alone = None;
-                }
-                self.lanes.settled(*id, Gone::Finished, now);
-                continue;
-            };
-            out.try_count = event.try_count;
-            begun.push(Begun {
-                event,
-                out: *out,
-                forks: pool.forks,
-                sure: written.sure,
-            });
-        }
-        self.want();
-        begun
-    }
-
-    /// A turn that failed and of which the daemon believes that nothing of it was written.
-    pub fn give_up_turn(&mut self, written: Written, now: u64) {
-        let nothing = Turned::default();
-        self.end_turn(written, nothing, now);
-    }
-
-    fn want(&mut self) {
+    pub(super) fn want(&mut self) {
         self.expecting = false;
         for (nas, pool) in &self.pools {
-            let dark = pool.stopping || pool.breaker.state() != "closed";
+            let dark = pool.stopping || pool.paused || pool.breaker.state() != "closed";
             self.lanes.set_dark(*nas, dark);
         }
         // In the order of a hash map, which no seed rules.
@@ -521,6 +485,9 @@ impl Daemon {
             at = at.min(wake);
         }
         for (nas, pool) in &self.pools {
+            if let Some(overdue) = pool.ahead.next_overdue() {
+                at = at.min(overdue);
+            }
             if self.lanes.held_of(*nas) > 0
                 && let Some(probe) = pool.breaker.next_probe()
             {
@@ -541,7 +508,7 @@ fn clamped(w: &Waiting, wall_ms: i64) -> Waiting {
     }
 }
 
-fn done(result: DoneResult) -> SettleTo {
+pub(super) fn done(result: DoneResult) -> SettleTo {
     SettleTo::Done {
         result,
         answer: None,
@@ -549,7 +516,7 @@ fn done(result: DoneResult) -> SettleTo {
     }
 }
 
-fn unstarted(id: EventId, to: SettleTo) -> Settle {
+pub(super) fn unstarted(id: EventId, to: SettleTo) -> Settle {
     Settle {
         id,
         try_count: None,

@@ -6,9 +6,15 @@ use std::collections::BTreeMap;
 use nas_event_daemon::attempt::{DoneResult, Failure, FailureClass, Scope, Verdict};
 use nas_event_daemon::event::Class;
 
+use super::Planted;
 use super::daemon::Daemon;
-use super::model::End;
+use super::model::{End, State};
 use super::world::{DAY, ROUNDS, World};
+
+/// What runs when a daemon is told to stop gets so long, ms.
+const DRAIN_MS: u64 = 30_000;
+/// Silence after which a daemon is followed by another, ms.
+const SILENCE_MS: u64 = 10_000;
 
 impl World {
     /// What the NAS did and what the attempt knows of it: (verdict, obeyed, perhaps obeyed).
@@ -57,8 +63,12 @@ impl World {
 
     pub(super) fn pass_time(&mut self) {
         let ms = match self.dice.roll(10) {
-            0..6 => self.dice.between(1, 2_000),
-            6..9 => self.dice.between(2_000, 70_000),
+            0..9 if self.hasty => self.dice.between(1, 3),
+            9 if self.hasty && !self.dice.once_in(6) => self.dice.between(4, 300),
+            0..2 => self.dice.between(1, 20),
+            2..4 => self.dice.between(20, 400),
+            4..7 => self.dice.between(1, 2_000),
+            7..9 => self.dice.between(2_000, 70_000),
             _ => self.dice.between(70_000, 700_000),
         };
         self.advance(ms);
@@ -112,10 +122,58 @@ impl World {
     }
 
     fn start_anew(&mut self) {
+        self.note_cut();
         let epoch = self.model.own();
+        if self.planted == Planted::UnflaggedAhead {
+            for (id, row) in &mut self.model.stack {
+                row.dup &= self.facts[id].starts > 0;
+            }
+        }
         self.live = Daemon::new(epoch, self.sizes, self.planted);
-        self.live.settings(&self.wish, self.now);
+        self.settings();
         self.trace.note("own", &[epoch]);
+    }
+
+    /// It is told to stop: what runs gets its time.
+    pub(super) fn leave(&mut self) {
+        if !self.live.leaving {
+            self.count("stops");
+            self.trace.note("leave", &[]);
+            self.live.leaving = true;
+            self.leave_by = self.now + DRAIN_MS;
+        }
+    }
+
+    /// Its time is over: what still runs is ended where it is.
+    pub(super) fn cut(&mut self) {
+        self.reap();
+        self.reap();
+        self.trace.note("cut", &[]);
+        // These never ran.
+        self.live.give_back(self.now);
+        for exec in &self.execs {
+            if exec.epoch == self.live.epoch {
+                self.claims.cut.insert(exec.begun.event.id.0);
+            }
+        }
+        self.end_with(self.live.epoch);
+        self.live.cut();
+    }
+
+    /// A daemon that has left in order leaves nothing running, and nothing of it to flag.
+    pub(super) fn gone(&mut self) {
+        if !self.live.has_left() {
+            return;
+        }
+        let rows = self.model.stack.iter();
+        let mine =
+            rows.filter(|(_, row)| row.state == State::Running && row.epoch == self.live.epoch);
+        if let Some((id, _)) = mine.into_iter().next() {
+            let text = format!("event {id} stays running after the end of its daemon");
+            self.wrong(text);
+        }
+        self.count("left in order");
+        self.start_anew();
     }
 
     /// The daemon stands still long enough that another takes over.
@@ -124,13 +182,17 @@ impl World {
         if let Some(old) = self.frozen.take() {
             self.end_with(old.epoch);
         }
+        // Nobody is followed before so much silence.
+        let silence = self.dice.between(SILENCE_MS, 2 * SILENCE_MS);
+        self.advance(silence);
         for exec in &self.execs {
             self.facts.get_mut(&exec.begun.event.id.0).unwrap().perhaps = true;
         }
+        self.note_cut();
         let epoch = self.model.own();
         let new = Daemon::new(epoch, self.sizes, self.planted);
         self.frozen = Some(std::mem::replace(&mut self.live, new));
-        self.live.settings(&self.wish, self.now);
+        self.settings();
         self.trace.note("freeze", &[epoch]);
     }
 
@@ -140,28 +202,32 @@ impl World {
             return;
         };
         let jitter = u32::try_from(self.dice.roll(u64::from(u32::MAX))).unwrap();
-        if let Some(written) = old.written.take() {
-            match self.model.turn(&written.turn) {
-                Err(_) => {
-                    self.count("fenced");
-                    self.end_with(old.epoch);
-                    return;
-                }
-                Ok(turned) => {
-                    // Only a database without fences lets it.
-                    let epoch = old.epoch;
-                    for one in old.end_turn(written, turned, self.now) {
-                        self.begin(epoch, one, false);
-                    }
-                }
-            }
+        let epoch = old.epoch;
+        let mut begun = Vec::new();
+        if let Some(mut written) = old.written.take() {
+            // An answer may have come in time, and be heard only now.
+            let answer = match written.answer.take() {
+                Some(turned) => Ok(turned),
+                None => self.model.turn(&written.turn),
+            };
+            let Ok(turned) = answer else {
+                self.count("fenced");
+                self.end_with(epoch);
+                return;
+            };
+            let since = self.since(&written, epoch);
+            self.told(&turned.started);
+            begun.extend(old.end_turn(written, turned, self.now, since));
         }
-        old.reap(self.now, self.wall_ms, jitter);
-        while let Some(message) = old.inbox.pop_front() {
-            old.hear(message, self.now, self.wall_ms);
+        begun.extend(old.reap(self.now, self.wall_ms, jitter));
+        if !old.leaving {
+            while let Some(message) = old.inbox.pop_front() {
+                old.hear(message, self.now, self.wall_ms);
+            }
         }
         old.begin_turn(self.now, self.wall_ms);
         self.frozen = Some(old);
+        self.all_begin(epoch, begun);
     }
 
     // -- the end --------------------------------------------------------------------------------
@@ -182,7 +248,13 @@ impl World {
             self.write(9);
         }
         self.wish = self.all.clone();
-        self.live.settings(&self.wish, self.now);
+        while self.live.leaving && self.found.is_empty() {
+            self.cut();
+            self.begin_turn();
+            self.write(9);
+            self.gone();
+        }
+        self.settings();
     }
 
     pub(super) fn come_to_rest(&mut self) {
@@ -199,7 +271,7 @@ impl World {
             while !self.live.reads.is_empty() {
                 self.read_at(0, false);
             }
-            while self.live.begin_turn(self.now, self.wall_ms) {
+            while self.begin_turn() {
                 self.write(9);
             }
             while !self.execs.is_empty() {
@@ -207,7 +279,8 @@ impl World {
             }
             let nothing = self.trace.hash == before
                 && self.live.reads.is_empty()
-                && self.live.ended.is_empty();
+                && self.live.ended.is_empty()
+                && self.live.rests.is_empty();
             if nothing {
                 let at = self.live.wake_at(self.now);
                 self.advance(at - self.now);

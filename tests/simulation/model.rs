@@ -2,7 +2,7 @@
 //! (id, state, epoch, try), a turn all or nothing, reads as of one moment. What the real stores
 //! do is compared with the same contract in `tests/store_contract`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nas_event_daemon::attempt::DoneResult;
 use nas_event_daemon::event::{Class, EventId, StoredParams, UserId, Waiting};
@@ -70,6 +70,9 @@ pub struct Model {
     pub compact: BTreeMap<i64, Row>,
     pub stack: BTreeMap<i64, Row>,
     pub ended: BTreeMap<i64, End>,
+    /// What ended, as it was then, and what of it was posted anew.
+    pub past: BTreeMap<i64, Row>,
+    pub retried: BTreeSet<i64>,
     pub epoch: i64,
     /// Times that an event was marked running, and times that it came back from there.
     pub marks: BTreeMap<i64, u32>,
@@ -82,6 +85,8 @@ impl Model {
             compact: BTreeMap::new(),
             stack: BTreeMap::new(),
             ended: BTreeMap::new(),
+            past: BTreeMap::new(),
+            retried: BTreeSet::new(),
             epoch: 0,
             marks: BTreeMap::new(),
             planted,
@@ -101,8 +106,8 @@ impl Model {
         for id in left {
             let row = self.stack.get_mut(&id).unwrap();
             if row.deaths >= DEATHS {
-                self.stack.remove(&id);
-                self.ended.insert(id, End::Dead);
+                row.dup = true;
+                self.end(id, End::Dead);
                 continue;
             }
             row.state = State::Ready;
@@ -173,13 +178,12 @@ impl Model {
             }
             turned.settled.push(settle.id);
             match &settle.to {
-                SettleTo::Done { result, .. } => {
-                    self.stack.remove(&id);
-                    self.ended.insert(id, End::Done(*result));
-                }
-                SettleTo::Dead { .. } => {
-                    self.stack.remove(&id);
-                    self.ended.insert(id, End::Dead);
+                SettleTo::Done { result, .. } => self.end(id, End::Done(*result)),
+                SettleTo::Dead {
+                    possible_duplicate, ..
+                } => {
+                    row.dup |= possible_duplicate;
+                    self.end(id, End::Dead);
                 }
                 SettleTo::Deferred {
                     until_ms,
@@ -225,10 +229,44 @@ impl Model {
             .get(&id)
             .is_some_and(|r| r.state != State::Running);
         if waits {
-            self.stack.remove(&id);
-            self.ended.insert(id, End::Done(DoneResult::Dropped));
+            self.end(id, End::Done(DoneResult::Dropped));
         }
         waits
+    }
+
+    fn end(&mut self, id: i64, how: End) {
+        if let Some(row) = self.stack.remove(&id) {
+            self.past.insert(id, row);
+            self.ended.insert(id, how);
+        }
+    }
+
+    /// Whether a dead event may be posted anew: nothing enters a lane in the past.
+    pub fn may_retry(&self, id: i64) -> bool {
+        if self.ended.get(&id) != Some(&End::Dead) || self.retried.contains(&id) {
+            return false;
+        }
+        let dead = self.past[&id];
+        let later = |(other, row): (&i64, &Row)| {
+            let changes = row.class != Class::Interactive;
+            *other > id && row.user == dead.user && row.nas == dead.nas && changes
+        };
+        let mut done = self.past.iter();
+        let done = done.any(|one| later(one) && self.ended[one.0] != End::Dead);
+        let mut posted = self.compact.range(id..);
+        let posted = posted.any(|(_, row)| row.user == dead.user);
+        dead.class == Class::Interactive || !(done || posted || self.stack.iter().any(later))
+    }
+
+    /// Posts a dead event anew, as `new`.
+    pub fn retry(&mut self, id: i64, new: i64, since_ms: i64) {
+        let dead = self.past[&id];
+        let row = Row {
+            dup: dead.dup,
+            ..Row::new(dead.nas, dead.user, dead.class, since_ms)
+        };
+        self.retried.insert(id);
+        self.compact.insert(new, row);
     }
 }
 

@@ -11,7 +11,7 @@ use nas_event_daemon::event::{Class, EventId, UserId};
 use nas_event_daemon::nas::NasId;
 
 use super::Planted;
-use super::daemon::{Daemon, Message, Sizes, Wish};
+use super::daemon::{Begun, Daemon, Ended, Message, Served, Sizes, Wish};
 use super::dice::Dice;
 use super::model::{End, Model, Row};
 use super::world::{START, WALL};
@@ -99,7 +99,7 @@ pub struct Scene {
     pub order: u64,
     pub woken: u64,
     pub manners: BTreeMap<i64, Manner>,
-    pub verdicts: BTreeMap<i64, (UserId, Verdict)>,
+    pub verdicts: BTreeMap<i64, (UserId, u64, Verdict)>,
     pub posted: BTreeMap<i64, (i64, i64, u64)>,
     /// When an event was obeyed, in that order.
     pub obeyed: Vec<Attempted>,
@@ -117,7 +117,11 @@ impl Scene {
             turn_max: 500,
             page: 500,
         };
-        let wish: Wish = (1..=nases).map(|n| (NasId(n), forks)).collect();
+        let served = Served {
+            forks,
+            paused: false,
+        };
+        let wish: Wish = (1..=nases).map(|n| (NasId(n), served)).collect();
         let mut model = Model::new(Planted::Nothing);
         let epoch = model.own();
         let mut daemon = Daemon::new(epoch, sizes, Planted::Nothing);
@@ -198,14 +202,18 @@ impl Scene {
             What::Post(user) => self.post(user),
             What::Read(at) => self.read(at),
             What::Ended(event) => {
-                let (user, verdict) = self.verdicts.remove(&event).unwrap();
+                let (user, began, verdict) = self.verdicts.remove(&event).unwrap();
                 if verdict == Verdict::Done {
                     let (nas, ..) = self.posted[&event];
                     let at = self.now;
                     self.obeyed.push(Attempted { event, at, nas });
                 }
-                let ended = (EventId(event), user, Report::of(verdict));
-                self.daemon.ended.push_back(ended);
+                self.daemon.ended.push_back(Ended {
+                    id: EventId(event),
+                    user,
+                    report: Report::of(verdict),
+                    ms: i64::try_from(self.now - began).unwrap(),
+                });
             }
             What::Written => self.written(),
             What::Wake => {}
@@ -240,17 +248,8 @@ impl Scene {
         let Ok(turned) = self.model.turn(&written.turn) else {
             panic!("nobody else is there");
         };
-        let mut last = self.now;
-        for begun in self.daemon.end_turn(written, turned, self.now) {
-            let (event, nas, at) = (begun.event.id.0, begun.out.nas.0, self.now);
-            self.starts.push(Attempted { event, at, nas });
-            self.tries.insert(event, begun.event.try_count);
-            let (ms, verdict) = self.manners[&nas].attempt(&mut self.dice);
-            let user = begun.event.user.unwrap();
-            self.verdicts.insert(event, (user, verdict));
-            self.at(at + ms, What::Ended(event));
-            last = last.max(at + ms);
-        }
+        let begun = self.daemon.end_turn(written, turned, self.now, self.now);
+        let last = self.begin(begun);
         if self.waits_for_devices {
             // Nothing is looked at before: as a loop that runs its attempts itself.
             let mut early = Vec::new();
@@ -261,8 +260,33 @@ impl Scene {
         }
     }
 
-    /// What the loop does whenever something woke it.
+    /// Attempts begin; the moment at which the last of them ends.
+    fn begin(&mut self, begun: Vec<Begun>) -> u64 {
+        let mut last = self.now;
+        for begun in begun {
+            let (event, nas, at) = (begun.event.id.0, begun.out.nas.0, self.now);
+            self.starts.push(Attempted { event, at, nas });
+            self.tries.insert(event, begun.event.try_count);
+            let (ms, verdict) = self.manners[&nas].attempt(&mut self.dice);
+            let user = begun.event.user.unwrap();
+            self.verdicts.insert(event, (user, at, verdict));
+            self.at(at + ms, What::Ended(event));
+            last = last.max(at + ms);
+        }
+        last
+    }
+
+    fn reap(&mut self) {
+        while !self.daemon.ended.is_empty() || !self.daemon.rests.is_empty() {
+            let jitter = u32::try_from(self.dice.roll(u64::from(u32::MAX))).unwrap();
+            let begun = self.daemon.reap(self.now, self.wall(), jitter);
+            self.begin(begun);
+        }
+    }
+
+    /// What the loop does whenever something woke it; while a turn is written it hears what ended.
     fn look(&mut self) {
+        self.reap();
         if self.daemon.written.is_none() {
             let (now, wall) = (self.now, self.wall());
             self.daemon.reads.retain_mut(|(_, message)| {
@@ -275,8 +299,6 @@ impl Scene {
             while let Some(message) = self.daemon.inbox.pop_front() {
                 self.daemon.hear(message, now, wall);
             }
-            let jitter = u32::try_from(self.dice.roll(u64::from(u32::MAX))).unwrap();
-            self.daemon.reap(now, wall, jitter);
             for (nas, pool) in &mut self.daemon.pools {
                 let change = pool.breaker.tick(now);
                 self.daemon.told.extend(change.map(|change| (*nas, change)));

@@ -4,16 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nas_event_daemon::attempt::{Report, Verdict};
 use nas_event_daemon::dispatch::lanes::{Owner, REFILL_ROWS, Wanted};
 use nas_event_daemon::event::{Class, EventId, UserId, Waiting};
 use nas_event_daemon::nas::NasId;
 use nas_event_daemon::store::{Started, Turned};
 
 use super::Planted;
-use super::daemon::{Begun, Daemon, Message, Sizes, Wish};
+use super::daemon::{Begun, Daemon, Message, Served, Sizes, Wish, Written};
 use super::dice::{Dice, Trace};
-use super::model::{Model, Row, State};
+use super::model::{Model, Row};
+use super::witness::Claims;
 
 /// Steps of disorder; then everything is mended and must end.
 const STEPS: u64 = 300;
@@ -84,6 +84,11 @@ pub struct World {
     pub(super) found: Vec<String>,
     pub(super) counts: BTreeMap<&'static str, u64>,
     pub(super) planted: Planted,
+    pub(super) claims: Claims,
+    /// When the time of a daemon that leaves is over.
+    pub(super) leave_by: u64,
+    /// Little time passes between its steps.
+    pub(super) hasty: bool,
 }
 
 /// Runs one seed to its end.
@@ -110,14 +115,21 @@ impl World {
             turn_max: dice.one(&[1, 2, 5, 500]),
             page: dice.one(&[3, 7, 500]),
         };
-        let nases = dice.between(1, 4);
+        // Many accounts and short attempts are what lets events be claimed ahead.
+        let hasty = dice.once_in(2);
+        let nases = dice.between(1, if hasty { 2 } else { 4 });
         let all: Wish = (1..=nases)
             .map(|n| {
                 let forks = usize::try_from(dice.between(1, 4)).unwrap();
-                (NasId(i64::try_from(n).unwrap()), forks)
+                let served = Served {
+                    forks,
+                    paused: false,
+                };
+                (NasId(i64::try_from(n).unwrap()), served)
             })
             .collect();
-        let accounts = (0..dice.between(2, 7))
+        let crowd = if hasty { 10 } else { 0 };
+        let accounts = (0..dice.between(2, 7) + crowd)
             .map(|n| {
                 let some: Vec<i64> = all.keys().map(|n| n.0).collect();
                 let mut nases = vec![dice.one(&some)];
@@ -157,6 +169,9 @@ impl World {
             found: Vec::new(),
             counts: BTreeMap::new(),
             planted,
+            claims: Claims::default(),
+            leave_by: 0,
+            hasty,
         }
     }
 
@@ -188,13 +203,18 @@ impl World {
             58..65 => self.read(),
             65..79 => self.end_one(),
             79..90 => self.pass_time(),
-            90..92 => self.crash(),
+            // A daemon that knows its NASes has lived for a while.
+            90..93 if self.hasty && !self.dice.once_in(4) => self.turn(),
+            90 => self.crash(),
+            91 if self.dice.once_in(3) => self.leave(),
+            91 => self.crash(),
             92 => self.freeze(),
             93..95 => self.thawed(),
             95 => self.step_clock(),
             96 => self.flip_nas(),
             97 => self.change_settings(),
-            98 => self.drop_one(),
+            98 if self.dice.once_in(2) => self.drop_one(),
+            98 => self.retry_one(),
             _ => self.all_ends_at_once(),
         }
     }
@@ -202,9 +222,17 @@ impl World {
     // -- producers and operators ----------------------------------------------------------------
 
     fn post(&mut self) {
-        let at = self.dice.index(self.accounts.len());
-        let burst = if self.dice.once_in(12) { 12 } else { 1 };
+        let mut at = self.dice.index(self.accounts.len());
+        let burst = if self.dice.once_in(if self.hasty { 6 } else { 12 }) {
+            12
+        } else {
+            1
+        };
+        let of_one = self.dice.once_in(2);
         for _ in 0..burst {
+            if !of_one {
+                at = self.dice.index(self.accounts.len());
+            }
             let (user, ordered) = (self.accounts[at].user, self.accounts[at].one_producer);
             let nas = self.dice.one(&self.accounts[at].nases);
             let class = self.dice.one(&[
@@ -269,22 +297,60 @@ impl World {
         }
     }
 
+    /// An operator has a dead event tried anew.
+    fn retry_one(&mut self) {
+        let dead = self.model.ended.keys().copied();
+        let dead: Vec<i64> = dead.filter(|id| self.model.may_retry(*id)).collect();
+        if dead.is_empty() {
+            return;
+        }
+        let old = self.dice.one(&dead);
+        let id = self.next_id;
+        self.next_id += 1;
+        self.model.retry(old, id, self.wall_ms);
+        let fact = &self.facts[&old];
+        let again = Fact {
+            starts: 0,
+            succeeded: false,
+            ..*fact
+        };
+        self.facts.insert(id, again);
+        self.claims.again.insert(id);
+        self.count("retries");
+        self.trace.note("retry", &[old, id]);
+    }
+
     fn change_settings(&mut self) {
-        if self.live.written.is_some() {
+        if self.live.written.is_some() || self.live.leaving {
             return;
         }
         let names: Vec<NasId> = self.all.keys().copied().collect();
         let nas = self.dice.one(&names);
         let forks = usize::try_from(self.dice.between(1, 4)).unwrap();
-        if self.wish.contains_key(&nas) && self.dice.once_in(3) {
-            self.wish.remove(&nas);
-        } else {
-            self.wish.insert(nas, forks);
+        let old = self.wish.get(&nas).copied();
+        match old {
+            Some(_) if self.dice.once_in(3) => {
+                self.wish.remove(&nas);
+            }
+            Some(Served { forks, paused }) if self.dice.once_in(2) => {
+                let paused = !paused;
+                self.wish.insert(nas, Served { forks, paused });
+            }
+            _ => {
+                let paused = old.is_some_and(|served| served.paused);
+                self.wish.insert(nas, Served { forks, paused });
+            }
         }
-        self.live.settings(&self.wish, self.now);
-        let served = self.wish.get(&nas).copied().unwrap_or(0);
-        self.trace
-            .note("settings", &[nas.0, i64::try_from(served).unwrap()]);
+        let served = self.wish.get(&nas).map_or(0, |s| s.forks);
+        let paused = self.wish.get(&nas).is_some_and(|s| s.paused);
+        let numbers = [nas.0, i64::try_from(served).unwrap(), i64::from(paused)];
+        self.trace.note("settings", &numbers);
+        self.settings();
+    }
+
+    pub(super) fn settings(&mut self) {
+        let begun = self.live.settings(&self.wish, self.now);
+        self.all_begin(self.live.epoch, begun);
     }
 
     // -- the daemon -----------------------------------------------------------------------------
@@ -300,9 +366,10 @@ impl World {
         }
     }
 
-    /// It hears some of what was said, in that order.
+    /// It hears some of what was said, in that order; while a turn is written only what ended.
     pub(super) fn hear(&mut self) {
-        if self.live.written.is_some() {
+        if self.live.written.is_some() || self.live.leaving {
+            self.reap();
             return;
         }
         for _ in 0..self.dice.between(1, 4) {
@@ -317,25 +384,42 @@ impl World {
 
     pub(super) fn reap(&mut self) {
         let jitter = u32::try_from(self.dice.roll(u64::from(u32::MAX))).unwrap();
-        self.live.reap(self.now, self.wall_ms, jitter);
+        let begun = self.live.reap(self.now, self.wall_ms, jitter);
+        self.all_begin(self.live.epoch, begun);
     }
 
     pub(super) fn turn(&mut self) {
         if self.live.written.is_none() {
             self.reap();
-            self.live.begin_turn(self.now, self.wall_ms);
+            if self.live.leaving && self.now >= self.leave_by {
+                self.cut();
+            }
+            self.begin_turn();
+            self.gone();
             return;
         }
-        let fate = self.dice.roll(10);
+        let fate = self.dice.roll(11);
         self.write(fate);
     }
 
+    pub(super) fn begin_turn(&mut self) -> bool {
+        let something = self.live.begin_turn(self.now, self.wall_ms);
+        let back = std::mem::take(&mut self.live.went_back);
+        *self.counts.entry("went back").or_default() += back;
+        self.check_claims();
+        something
+    }
+
     /// The turn under way meets the database: 0 = refused, 1 = written but the answer is lost,
-    /// 2 = it takes longer, else written and answered.
+    /// 2 = it takes longer, 3 = written and the answer takes longer, else written and answered.
     pub(super) fn write(&mut self, fate: u64) {
         let Some(mut written) = self.live.written.take() else {
             return;
         };
+        if let Some(turned) = written.answer.take() {
+            self.answered(written, turned);
+            return;
+        }
         if fate == 2 {
             self.live.written = Some(written);
             return;
@@ -361,6 +445,10 @@ impl World {
                     written.turn.again = true;
                     self.live.written = Some(written);
                 }
+            }
+            Ok(turned) if fate == 3 => {
+                written.answer = Some(turned);
+                self.live.written = Some(written);
             }
             Ok(turned) => self.answered(written, turned),
         }
@@ -388,15 +476,29 @@ impl World {
         }
     }
 
-    fn answered(&mut self, written: super::daemon::Written, turned: Turned) {
-        let begun = self.live.end_turn(written, turned, self.now);
+    fn answered(&mut self, written: Written, turned: Turned) {
         let epoch = self.live.epoch;
-        for one in begun {
-            self.begin(epoch, one, false);
-        }
+        let since = self.since(&written, epoch);
+        self.told(&turned.started);
+        let begun = self.live.end_turn(written, turned, self.now, since);
+        self.all_begin(epoch, begun);
         let held = self.live.lanes.held();
         if held > 2 * self.sizes.window + 64 {
             self.wrong(format!("{held} ids are held"));
+        }
+    }
+
+    /// From when on the claims of a turn hold: after a long one the database is asked whose it is,
+    /// and may not answer.
+    pub(super) fn since(&mut self, written: &Written, epoch: i64) -> u64 {
+        if !written.is_long(self.now) || self.planted == Planted::LateAnswerIsBelieved {
+            return self.now;
+        }
+        self.count("long turns");
+        if epoch == self.model.epoch && !self.dice.once_in(4) {
+            self.now
+        } else {
+            0
         }
     }
 
@@ -430,7 +532,7 @@ impl World {
             });
             return;
         }
-        if self.live.written.is_some() {
+        if self.live.written.is_some() || self.live.leaving {
             return;
         }
         let (_, message) = self.live.reads.swap_remove(at);
@@ -449,135 +551,6 @@ impl World {
             Message::Refilled(..) | Message::Loaded(..) | Message::Dropped(..) => {
                 self.trace.note("heard", &[]);
             }
-        }
-    }
-
-    // -- NASes ----------------------------------------------------------------------------------
-
-    /// An attempt reaches its NAS: this is where everything has to be right.
-    pub(super) fn begin(&mut self, epoch: i64, begun: Begun, stale: bool) {
-        let id = begun.event.id.0;
-        let nas = begun.out.nas.0;
-        let interactive = begun.out.taken.class == Class::Interactive;
-        self.count("attempts");
-        self.trace
-            .note("start", &[id, nas, i64::from(begun.event.try_count)]);
-        let fact = self.facts.get_mut(&id).unwrap();
-        fact.starts += 1;
-        let (user, ordered, starts) = (fact.user, fact.ordered, fact.starts);
-        let unflagged = fact.perhaps && !begun.event.possible_duplicate;
-        if unflagged {
-            self.wrong(format!("event {id} runs again without a flag"));
-        }
-        if starts > self.model.marks.get(&id).copied().unwrap_or(0) {
-            self.wrong(format!(
-                "event {id} runs more often than it was marked running"
-            ));
-        }
-        if stale {
-            // It was marked before the take-over; what follows is refused.
-            self.touched.insert((nas, user));
-            self.execs.push(Exec { epoch, begun, user });
-            return;
-        }
-        if epoch != self.model.epoch {
-            self.wrong(format!(
-                "event {id} is started by a daemon that was deposed"
-            ));
-        }
-        let recorded = self.model.stack.get(&id).is_some_and(|r| {
-            r.state == State::Running && r.epoch == epoch && r.tries == begun.event.try_count
-        });
-        if !recorded {
-            self.wrong(format!("event {id} runs without a record of it"));
-        }
-        let mine = self.execs.iter().filter(|e| e.epoch == epoch);
-        let beside = mine.clone().filter(|e| e.begun.out.nas.0 == nas).count();
-        let company = mine.clone().count();
-        let overlap = mine
-            .clone()
-            .filter(|e| e.user == user && e.begun.out.nas.0 == nas)
-            .find(|e| e.begun.out.taken.class != Class::Interactive && !interactive)
-            .map(|e| e.begun.event.id.0);
-        let suspect = mine.clone().any(|e| e.begun.out.taken.suspect);
-        if beside >= begun.forks {
-            self.wrong(format!(
-                "NAS {nas} runs more than its {} forks",
-                begun.forks
-            ));
-        }
-        if let Some(other) = overlap {
-            self.wrong(format!("event {id} overlaps event {other}"));
-        }
-        if company > 0 && (begun.out.taken.suspect || suspect) {
-            self.wrong(format!("event {id}: a suspect has company"));
-        }
-        if ordered && !interactive {
-            let earlier = |r: &Row| r.user == user && r.class != Class::Interactive;
-            let first = |same: bool| {
-                let mut rows = self.model.stack.range(..id);
-                rows.find(|(_, r)| earlier(r) && (r.nas == nas) == same)
-                    .map(|(id, _)| *id)
-            };
-            let (lane, elsewhere) = (first(true), first(false));
-            if let Some(before) = lane {
-                self.wrong(format!("event {id} starts before event {before}"));
-            }
-            if let Some(before) = elsewhere
-                && begun.sure
-                && self.sizes.window > 1_000
-                && !begun.out.taken.overtakes
-                && self
-                    .wish
-                    .contains_key(&NasId(self.model.stack[&before].nas))
-            {
-                self.wrong(format!(
-                    "event {id} overtakes event {before} on another NAS and does not say so"
-                ));
-            }
-        }
-        self.execs.push(Exec { epoch, begun, user });
-    }
-
-    fn end_one(&mut self) {
-        if !self.execs.is_empty() {
-            let at = self.dice.index(self.execs.len());
-            self.end_at(at, true);
-        }
-    }
-
-    fn all_ends_at_once(&mut self) {
-        while !self.execs.is_empty() {
-            self.end_at(0, true);
-        }
-    }
-
-    pub(super) fn end_at(&mut self, at: usize, trouble: bool) {
-        let exec = &self.execs[at];
-        let frozen = self.frozen.as_ref().is_some_and(|d| d.epoch == exec.epoch);
-        if frozen && trouble && !self.dice.once_in(3) {
-            return;
-        }
-        let exec = self.execs.swap_remove(at);
-        let (id, nas) = (exec.begun.event.id.0, exec.begun.out.nas.0);
-        let (verdict, applied, perhaps) = self.verdict(nas, trouble);
-        self.trace.note("end", &[id, nas, i64::from(applied)]);
-        let stale = exec.epoch != self.live.epoch;
-        let fact = self.facts.get_mut(&id).unwrap();
-        fact.perhaps |= perhaps || (stale && applied);
-        if applied && fact.class != Class::Interactive {
-            if stale {
-                self.touched.insert((nas, exec.user));
-            } else {
-                self.device.insert((nas, exec.user), id);
-            }
-        }
-        fact.succeeded |= verdict == Verdict::Done;
-        let ended = (EventId(id), UserId(exec.user), Report::of(verdict));
-        if !stale {
-            self.live.ended.push_back(ended);
-        } else if let Some(old) = &mut self.frozen {
-            old.ended.push_back(ended);
         }
     }
 }

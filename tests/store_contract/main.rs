@@ -29,6 +29,7 @@ mod pages;
 mod posts;
 mod retries;
 mod turns;
+mod twin;
 
 use expansion::*;
 use keys::*;
@@ -37,6 +38,7 @@ use pages::*;
 use posts::*;
 use retries::*;
 use turns::*;
+use twin::*;
 
 use lab::db::{Db, Kind};
 
@@ -101,6 +103,8 @@ on_both!(
     an_old_order_does_not_move_a_new_one,
     of_a_lane_only_the_newest_dead_event_is_dated,
     what_is_refused_keeps_no_other_retry_from_its_turn,
+    the_model_of_the_simulation_is_this_database,
+    a_model_that_differs_is_found,
 );
 
 fn event(cmd: &str, user: i64) -> CompactEvent {
