@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::attempt::{Report, Verdict};
-use crate::dispatch::stand_test::{Answer, FRESH, NAS, Stand, failed, served, waiting};
+use crate::dispatch::stand_test::{Answer, Change, FRESH, NAS, Stand, failed, served, waiting};
 use crate::dispatch::{Obstacle, Skip, Skipped};
 use crate::nas::{Forks, Nas};
 
@@ -315,7 +315,7 @@ async fn what_has_waited_too_long_expires_untold() {
 
 #[tokio::test]
 async fn a_question_fails_at_once_while_its_nas_cannot_be_asked() {
-    let obstacles: [(&str, fn(&mut Stand)); 4] = [
+    let obstacles: [(&str, Change); 4] = [
         ("", |_| {}),
         ("NAS 1 cannot be asked now: it is paused", Stand::pause),
         (
@@ -433,7 +433,7 @@ async fn who_asks_after_a_change_is_not_told_what_was_before() {
 
 #[tokio::test]
 async fn a_nas_that_obeys_nobody_makes_nobody_wait() {
-    let dark: [(bool, fn(&mut Stand)); 4] = [
+    let dark: [(bool, Change); 4] = [
         (false, |_| {}),
         (true, Stand::pause),
         (true, |stand| stand.pool().stopping = true),

@@ -236,11 +236,12 @@ async fn the_loop_turns_when_it_is_poked_and_ends_when_it_is_told() {
     let mut it = Loop::new(&[]).await;
     let (reload, tick) = (Arc::clone(&it.parent.reload), Arc::clone(&it.parent.tick));
     let stop = CancellationToken::new();
-    let turning = tokio::spawn(it.parent.run(stop.clone()));
+    let mut turning = tokio::task::JoinSet::new();
+    turning.spawn(it.parent.run(stop.clone()));
     assert!(matches!(it.inbox.recv().await, Some(Message::Settings(_))));
     reload.notify_one();
     assert!(matches!(it.inbox.recv().await, Some(Message::Settings(_))));
     assert!(tick.load(Ordering::Relaxed) > 0, "it was seen to turn");
     stop.cancel();
-    turning.await.unwrap();
+    turning.join_all().await;
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::dispatch::plan::Step;
-use crate::dispatch::stand_test::{FRESH, NAS, Stand, served, waiting};
+use crate::dispatch::stand_test::{Change, FRESH, NAS, Stand, served, waiting};
 use crate::event::{Class, UserId, Waiting};
 use crate::store::After;
 
@@ -11,7 +11,7 @@ const CUT: Class = Class::Cut;
 
 #[tokio::test]
 async fn a_turn_takes_what_finds_a_fork() {
-    let obstacles: [(&str, usize, fn(&mut Stand)); 5] = [
+    let obstacles: [(&str, usize, Change); 5] = [
         ("none", 3, |_| {}),
         ("a pause", 0, Stand::pause),
         ("it is given up", 0, |stand| stand.pool().stopping = true),
@@ -137,7 +137,7 @@ async fn a_suspect_waits_until_nothing_is_claimed_and_then_is_alone() {
 
 #[tokio::test]
 async fn a_suspect_that_may_not_start_holds_nobody_up() {
-    let obstacles: [fn(&mut Stand); 3] = [
+    let obstacles: [Change; 3] = [
         Stand::pause,
         |stand| stand.pool().stopping = true,
         |stand| {

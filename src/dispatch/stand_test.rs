@@ -137,6 +137,9 @@ pub(super) fn failed(parks: bool) -> Evidence {
     }
 }
 
+/// What a test does to the state before it looks.
+pub(super) type Change = fn(&mut Stand);
+
 pub(super) struct Stand {
     pub(super) scheduler: Scheduler,
     pub(super) s: State,

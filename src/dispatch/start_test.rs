@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::attempt::{Report, Verdict};
 use crate::dispatch::breaker::Ticket;
-use crate::dispatch::stand_test::{Answer, FRESH, NAS, Stand, started, waiting};
+use crate::dispatch::stand_test::{Answer, Change, FRESH, NAS, Stand, started, waiting};
 use crate::event::{UserId, Waiting};
 use crate::nas::Nas;
 
@@ -93,7 +93,7 @@ async fn one_ahead(since: u64) -> Stand {
 async fn what_is_ahead_starts_only_where_it_still_may() {
     // A claim of this moment: none of the obstacles is its age.
     const NOW: u64 = 1;
-    let obstacles: [(&str, u64, fn(&mut Stand)); 7] = [
+    let obstacles: [(&str, u64, Change); 7] = [
         ("none", FRESH, |_| {}),
         ("the NAS is paused", FRESH, Stand::pause),
         ("the daemon stops", FRESH, |stand| stand.s.stop.cancel()),
@@ -194,7 +194,7 @@ async fn what_finds_no_fork_goes_back_as_if_nothing_had_been() {
     assert!(out[&EventId(2)].finished && !out[&EventId(1)].finished);
     assert!(stand.s.untold.is_empty(), "there is nothing to tell");
 
-    let reasons: [fn(&mut Stand); 3] = [
+    let reasons: [Change; 3] = [
         Stand::pause,
         |stand| {
             stand.breaks();
@@ -264,7 +264,10 @@ async fn a_job_has_what_its_event_and_its_nas_say() {
     };
     let job = |stand: &mut Stand, event: Started| {
         let pool = &stand.s.pools[&NAS];
-        stand.scheduler.job(pool, Class::Cut, event)
+        stand
+            .scheduler
+            .job(pool, Class::Cut, event)
+            .map_err(Box::new)
     };
     let made = job(&mut stand, event.clone()).unwrap();
     assert_eq!((made.event, made.epoch, made.try_count), (EventId(4), 1, 3));

@@ -4,6 +4,8 @@
 use super::*;
 use crate::store::{After, connect};
 
+type Change = fn(&mut GuardOrder);
+
 struct Stand {
     watch: Watch,
     _dir: tempfile::TempDir,
@@ -148,7 +150,7 @@ async fn orders_are_looked_for_once_a_second() {
 
 #[tokio::test]
 async fn an_approval_releases_what_fits_all_of_it() {
-    let fits: [(fn(&mut GuardOrder), &[i64]); 6] = [
+    let fits: [(Change, &[i64]); 6] = [
         (|_| {}, &[1, 2, 3]),
         (|order| order.event = Some(EventId(2)), &[2]),
         (|order| order.cmd = Some("user_drop".to_owned()), &[3]),
