@@ -227,8 +227,11 @@ async fn events(bench: &mut Bench, sim: &Sim, change: &str, n: u64, run: u64) ->
     let ceil = 2_048 + run;
     let rate = format!("update users set ceil_in = {ceil}, ceil_out = {ceil}");
     bench.sql.run(&rate).await;
+    let all = sim.seen().changes + n;
     let shown = watched(sim, n, async || {
         bench.insert(n as i64, change, "i").await;
+        // Looking at the database takes from the cores that both share.
+        sim.wait_until(|seen| seen.changes >= all).await;
         while !bench.is_empty().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

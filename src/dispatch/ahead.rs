@@ -88,6 +88,12 @@ impl<T> Ahead<T> {
         most.take_while(|n| *n as f64 <= wanted.round()).count()
     }
 
+    /// For how long `forks` find one here, ms.
+    pub(super) fn lasts_ms(&self, forks: usize) -> f64 {
+        let usual = self.usual_ms.unwrap_or(0.0).max(ATTEMPT_MIN_MS);
+        self.queue.len() as f64 * usual / forks.max(1) as f64
+    }
+
     /// Events that wait.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -223,5 +229,13 @@ mod tests {
         assert_eq!((gone.len(), gone[0].id, ahead.len()), (1, EventId(1), 1));
         assert_eq!(ahead.overdue(350, true).len(), 1, "all");
         assert_eq!((ahead.len(), ahead.next_overdue()), (0, None));
+    }
+
+    #[test]
+    fn how_long_the_forks_find_one_here() {
+        let mut ahead = after(5);
+        assert_eq!(ahead.lasts_ms(10), 0.0);
+        (0..20).for_each(|id| ahead.push(claimed(id, false, 0)));
+        assert_eq!((ahead.lasts_ms(10), ahead.lasts_ms(0)), (10.0, 100.0));
     }
 }

@@ -25,6 +25,9 @@ use crate::store::{SettleTo, Store, chain};
 /// time that it waited for its turn on the NAS; this
 /// much later the attempt is given up, whatever it does.
 const LAST_RESORT: Duration = Duration::from_secs(40).saturating_add(WAIT_MAX);
+/// An attempt that ends within this time writes its logs once, when it has ended and its fork is
+/// free; of a longer one an operator sees what is being waited for.
+const LOG_AFTER: Duration = Duration::from_millis(20);
 /// Longest error text kept with an event, bytes.
 const ERROR_MAX: usize = 1_000;
 
@@ -58,9 +61,16 @@ struct Book {
     account: Option<(Option<i64>, UserId)>,
     records: Records,
     out: Vec<u8>,
+    /// Its attempt takes longer than most: what it says is written at once.
+    open: bool,
 }
 
 impl Book {
+    fn open(&mut self) {
+        self.open = true;
+        self.write();
+    }
+
     fn write(&mut self) {
         self.logs.write(&self.log, self.account, &self.out);
         self.out.clear();
@@ -99,6 +109,7 @@ impl Fork {
             account,
             records: self.logs.records(),
             out: Vec::with_capacity(512),
+            open: false,
         };
         book.records.start(&mut book.out, clock::wall_ms(), &key());
         if let Some(remark) = self.remark {
@@ -126,11 +137,13 @@ impl Fork {
                 for line in &lines {
                     book.records.line(&mut book.out, &key, line);
                 }
-                book.write();
+                if book.open {
+                    book.write();
+                }
             }),
         );
         let mut report = match self.refresh(&mut job).await {
-            Ok(()) => self.attempt(&job, &mut transcript).await,
+            Ok(()) => self.attempt(&job, &mut transcript, &book).await,
             Err(failure) => Report::of(Verdict::Failed(failure)),
         };
         redact(&mut report, &transcript);
@@ -176,9 +189,19 @@ impl Fork {
         Ok(())
     }
 
-    async fn attempt(&self, job: &Job, transcript: &mut Transcript) -> Report {
+    async fn attempt(&self, job: &Job, transcript: &mut Transcript, book: &Mutex<Book>) -> Report {
         let limit = job.deadline + LAST_RESORT;
-        match tokio::time::timeout(limit, self.execute.run(job, transcript)).await {
+        let running = tokio::time::timeout(limit, self.execute.run(job, transcript));
+        tokio::pin!(running);
+        let ended = tokio::select! {
+            biased;
+            ended = &mut running => ended,
+            () = tokio::time::sleep(LOG_AFTER) => {
+                book.lock().unwrap_or_else(PoisonError::into_inner).open();
+                running.await
+            }
+        };
+        match ended {
             Ok(report) => report,
             Err(_) => Report::of(Verdict::Failed(Failure::timeout(format!(
                 "the attempt did not end within its deadline of {:?}",
@@ -435,6 +458,7 @@ pub(super) fn random() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::stand_test::{Answer, FRESH, Stand};
 
     fn failed(text: &str) -> Report {
         Report::of(Verdict::Failed(Failure::permanent(text)))
@@ -464,6 +488,33 @@ mod tests {
         }
         let long = error_text(&failed(&"ы".repeat(ERROR_MAX))).unwrap();
         assert_eq!(long.len(), ERROR_MAX, "cut between two letters");
+    }
+
+    #[tokio::test]
+    async fn a_short_attempt_writes_its_log_once_its_fork_is_free() {
+        let mut stand = Stand::new(1).await;
+        let done = Answer::Report(Report::of(Verdict::Done));
+        stand.device.answers.lock().unwrap().push_back(done);
+        stand.add(1, 7, Class::Access);
+        stand.claim(FRESH);
+        stand.end().await;
+        assert_eq!((stand.runs(1), stand.log().as_str()), (false, ""));
+        stand.end().await;
+        let log = stand.log();
+        for part in [" start", " > what was sent", " end result=done"] {
+            assert!(log.contains(part), "{part}: {log}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_waited_for_is_in_the_log() {
+        let mut stand = Stand::new(1).await;
+        stand.add(1, 7, Class::Access);
+        stand.claim(FRESH);
+        while !stand.log().contains(" > what was sent") {
+            tokio::task::yield_now().await;
+        }
+        assert!(stand.runs(1) && !stand.log().contains(" end "));
     }
 
     #[test]

@@ -119,6 +119,7 @@ impl Scheduler {
             return;
         };
         out.finished = true;
+        s.answers |= out.taken.class == Class::Interactive;
         let nas = out.nas;
         let (result, gone) = match &f.to {
             SettleTo::Done { result, .. } => (result.as_str(), Gone::Finished),

@@ -19,6 +19,7 @@ pub mod breaker;
 pub mod doubt;
 mod drain;
 pub mod fork;
+mod gather;
 mod hear;
 mod knock;
 mod lane;

@@ -119,7 +119,7 @@ impl Pool {
     }
 
     /// How many may run at once now.
-    fn gate(&self) -> usize {
+    pub(super) fn gate(&self) -> usize {
         let room = self.served.execute.room(&self.served.nas);
         self.served.nas.forks.get().min(room.max(1))
     }

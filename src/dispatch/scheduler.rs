@@ -87,6 +87,8 @@ pub(super) struct State {
     pub(super) turns: u64,
     /// What a turn takes to be written, ms, as a moving mean.
     pub(super) turn_ms: f64,
+    /// Somebody waits for the answer of an attempt that no turn has written yet.
+    pub(super) answers: bool,
     pub(super) status_at: u64,
     pub(super) unpublished: bool,
 }
@@ -126,6 +128,7 @@ impl State {
             quiet: None,
             turns: 0,
             turn_ms: 1.0,
+            answers: false,
             status_at: 0,
             unpublished: false,
         }
@@ -178,6 +181,7 @@ impl Scheduler {
                 self.hear(&mut s, message);
             }
             self.reap(&mut s);
+            self.gather(&mut s, &mut inbox, &stop).await;
         }
         self.drain(&mut s, &mut inbox, &hard).await
     }
@@ -199,6 +203,7 @@ impl Scheduler {
             ..Turn::default()
         };
         let n = s.settles.len().min(TURN_MAX);
+        s.answers = false;
         let mut batch = Vec::with_capacity(n);
         let mut seen = HashSet::with_capacity(n);
         for (settle, gone) in s.settles.drain(..n) {

@@ -58,7 +58,9 @@ impl Device {
 
 #[async_trait]
 impl Execute for Device {
-    async fn run(&self, _: &Job, _: &mut Transcript) -> Report {
+    async fn run(&self, _: &Job, transcript: &mut Transcript) -> Report {
+        transcript.command("what was sent");
+        transcript.flush();
         let answer = self.answers.lock().unwrap().pop_front();
         match answer {
             Some(Answer::Report(report)) => report,

@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::clock;
 use crate::sim::Identity;
+use crate::sim::latency::latency;
 use crate::sim::running::{Inside, Running, cannot_listen, journal, locked, may_listen};
 
 /// Connections served at once.
@@ -223,9 +224,7 @@ async fn answer(
 ) -> Response {
     let at_us = clock::wall_us();
     let faults = state.faults.borrow().clone();
-    if faults.latency_ms > 0 {
-        tokio::time::sleep(Duration::from_millis(faults.latency_ms)).await;
-    }
+    latency(faults.latency_ms).await;
     state.see(|seen| seen.requests += 1);
     let given = headers.get("authorization").and_then(|v| v.to_str().ok());
     if state.authorization.is_some() && given != state.authorization.as_deref() {

@@ -3,6 +3,7 @@
 
 mod control;
 pub mod http;
+mod latency;
 pub mod mikrotik;
 pub mod radius;
 mod running;

@@ -2,10 +2,10 @@
 //! "API", "Initial login").
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use md5::{Digest, Md5};
 
+use crate::sim::latency::latency;
 use crate::sim::mikrotik::State;
 use crate::sim::mikrotik::tables::Trap;
 use crate::sim::mikrotik::talk::{Connection, Request};
@@ -46,7 +46,7 @@ impl Login {
             _ => return connection.fatal(tag, "not logged in").await,
         }
         let faults = state.faults.borrow().clone();
-        tokio::time::sleep(Duration::from_millis(faults.login_latency_ms)).await;
+        latency(faults.login_latency_ms).await;
         let arg = |name: &str| {
             let found = request.args.iter().find(|(n, _)| n == name);
             found.map(|(_, v)| v.as_slice())

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::driver::mikrotik::wire::{self, Bounds, Decoder, Sentence};
+use crate::sim::latency::latency;
 use crate::sim::mikrotik::catalogue::{MENUS, Menu};
 use crate::sim::mikrotik::login::Login;
 use crate::sim::mikrotik::query::Query;
@@ -217,7 +218,7 @@ impl Connection {
         let result = tokio::select! {
             biased;
             () = token.cancelled() => Err(interrupted.clone()),
-            () = sleep(faults.latency_ms) => match request.path.as_str() {
+            () = latency(faults.latency_ms) => match request.path.as_str() {
                 "/ping" => self.ping(&request, &token).await,
                 _ => self.carry_out(&request, at_us),
             },
@@ -254,7 +255,7 @@ impl Connection {
             if faults.row_latency_ms > 0 {
                 paused = tokio::select! {
                     () = token.cancelled() => Err(()),
-                    () = sleep(faults.row_latency_ms) => Ok(()),
+                    () = latency(faults.row_latency_ms) => Ok(()),
                 };
             }
             if paused.is_err() {
@@ -518,11 +519,5 @@ impl Connection {
         if written.await.is_err() {
             self.broken.cancel();
         }
-    }
-}
-
-async fn sleep(ms: u64) {
-    if ms > 0 {
-        tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 }

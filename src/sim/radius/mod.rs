@@ -10,7 +10,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -23,6 +22,7 @@ use crate::driver::radius::packet::{
     Authenticator, Avp, Code, Dressing, MESSAGE_AUTHENTICATOR, PACKET_MAX, Packet, build, put,
 };
 use crate::driver::radius::value;
+use crate::sim::latency::latency;
 use crate::sim::running::{Inside, Running, cannot_listen, journal, locked, may_listen};
 use sessions::{Sessions, Verdict};
 
@@ -237,7 +237,7 @@ async fn serve(state: Arc<State>, socket: Arc<UdpSocket>) {
                     seen.waiting += 1;
                     seen.waiting_peak = seen.waiting_peak.max(seen.waiting);
                 });
-                tokio::time::sleep(Duration::from_millis(faults.delay_ms)).await;
+                latency(faults.delay_ms).await;
                 locked(&busy).remove(&who);
                 state.see(|seen| seen.waiting -= 1);
                 say(&state, &socket, &faults, key, &answer).await;

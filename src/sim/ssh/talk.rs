@@ -14,6 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::{Answer, State};
 use crate::clock;
+use crate::sim::latency::latency;
 use crate::sim::running::locked;
 
 /// Connections served at once.
@@ -308,7 +309,7 @@ impl Run {
             return std::future::pending().await;
         }
         let answer = self.find(&line, &stdin);
-        sleep(faults.latency_ms + answer.delay_ms).await;
+        latency(faults.latency_ms + answer.delay_ms).await;
         let breaks = faults.drop_after == Some(self.number);
         let stdout = answer.stdout.as_bytes();
         let half = stdout.get(..stdout.len() / 2).unwrap_or_default();
@@ -341,7 +342,7 @@ impl Run {
     async fn say(&self, text: &[u8], trickle_ms: Option<u64>, endless: bool) -> Option<()> {
         if let Some(ms) = trickle_ms {
             for byte in text {
-                sleep(ms).await;
+                latency(ms).await;
                 self.handle.data(self.id, vec![*byte]).await.ok()?;
             }
         } else if !text.is_empty() {
@@ -373,11 +374,5 @@ impl Run {
         let record = json!({"at_us": clock::wall_us(), "line": line, "stdin": stdin});
         // A journal that cannot be written is missed by whoever reads it.
         let _ = self.state.note(&record);
-    }
-}
-
-async fn sleep(ms: u64) {
-    if ms > 0 {
-        tokio::time::sleep(Duration::from_millis(ms)).await;
     }
 }

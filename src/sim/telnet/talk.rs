@@ -1,7 +1,6 @@
 //! One connection to the simulated router: name and password, then lines in three modes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use regex::Regex;
 use serde_json::json;
@@ -11,6 +10,7 @@ use tokio::net::TcpStream;
 use super::State;
 use crate::clock;
 use crate::driver::telnet::options::Options;
+use crate::sim::latency::latency;
 use crate::sim::running::locked;
 
 /// Longest line that it takes; what follows is dropped, as a router's line buffer does.
@@ -101,7 +101,7 @@ impl Talk {
             }
             self.lines += 1;
             let faults = self.state.faults.borrow().clone();
-            tokio::time::sleep(Duration::from_millis(faults.latency_ms)).await;
+            latency(faults.latency_ms).await;
             if faults.silent {
                 std::future::pending::<()>().await;
             }
@@ -307,7 +307,7 @@ impl Talk {
         };
         for byte in bytes {
             self.raw(&[byte]).await?;
-            tokio::time::sleep(Duration::from_millis(ms)).await;
+            latency(ms).await;
         }
         Ok(())
     }
