@@ -51,7 +51,7 @@ impl State {
     /// Whether somebody waits for the next turn: a person for an answer, a fork for an event, or
     /// everybody since nothing is ahead.
     fn is_awaited(&self, now: u64, wall_ms: i64) -> bool {
-        let nothing_ahead = self.pools.values().all(|p| p.ahead.len() == 0);
+        let nothing_ahead = self.pools.values().all(|p| p.ahead.is_empty());
         if nothing_ahead || self.answers || self.alone.is_some() || self.quiet.is_some() {
             return true;
         }
