@@ -1,6 +1,7 @@
 """What a script of ten connections in ten threads does with librouteros: the changes that the
-bench's daemon makes, one account after the other, with as few sentences. Arguments: port,
-change (user_redirect, user_redirect_cancel, user_rate_set), accounts, connections."""
+bench's daemon makes, one account after the other, with as few sentences. `blind` adds without a
+look: one sentence, which a router refuses for who has an entry already. Arguments: port, change
+(blind, user_redirect, user_redirect_cancel, user_rate_set), accounts, connections."""
 
 import sys
 import threading
@@ -25,9 +26,13 @@ def work(first):
     ready.wait()
     for n in range(first, accounts + 1, connections):
         mark = f"crb_{n}"
-        if change == "user_redirect":
-            address = f"10.{n // 65536}.{n // 256 % 256}.{n % 256}"
-            lists.add(list="crb_negbal", address=address, comment=mark)
+        address = f"10.{n // 65536}.{n // 256 % 256}.{n % 256}"
+        if change == "blind":
+            lists.add(list="crb_blind", address=address, comment=mark)
+        elif change == "user_redirect":
+            own = And(listed == "crb_negbal", comment == mark)
+            if not list(lists.select(number).where(own)):
+                lists.add(list="crb_negbal", address=address, comment=mark)
         elif change == "user_redirect_cancel":
             own = And(listed == "crb_negbal", comment == mark)
             lists.remove(*[row[".id"] for row in lists.select(number).where(own)])
