@@ -142,9 +142,22 @@ impl Fork {
                 }
             }),
         );
-        let mut report = match self.refresh(&mut job).await {
-            Ok(()) => self.attempt(&job, &mut transcript, &book).await,
-            Err(failure) => Report::of(Verdict::Failed(failure)),
+        let mut report = {
+            let running = async {
+                match self.refresh(&mut job).await {
+                    Ok(()) => self.attempt(&job, &mut transcript).await,
+                    Err(failure) => Report::of(Verdict::Failed(failure)),
+                }
+            };
+            tokio::pin!(running);
+            tokio::select! {
+                biased;
+                report = &mut running => report,
+                () = tokio::time::sleep(LOG_AFTER) => {
+                    book.lock().unwrap_or_else(PoisonError::into_inner).open();
+                    running.await
+                }
+            }
         };
         redact(&mut report, &transcript);
         let error = error_text(&report);
@@ -189,19 +202,9 @@ impl Fork {
         Ok(())
     }
 
-    async fn attempt(&self, job: &Job, transcript: &mut Transcript, book: &Mutex<Book>) -> Report {
+    async fn attempt(&self, job: &Job, transcript: &mut Transcript) -> Report {
         let limit = job.deadline + LAST_RESORT;
-        let running = tokio::time::timeout(limit, self.execute.run(job, transcript));
-        tokio::pin!(running);
-        let ended = tokio::select! {
-            biased;
-            ended = &mut running => ended,
-            () = tokio::time::sleep(LOG_AFTER) => {
-                book.lock().unwrap_or_else(PoisonError::into_inner).open();
-                running.await
-            }
-        };
-        match ended {
+        match tokio::time::timeout(limit, self.execute.run(job, transcript)).await {
             Ok(report) => report,
             Err(_) => Report::of(Verdict::Failed(Failure::timeout(format!(
                 "the attempt did not end within its deadline of {:?}",

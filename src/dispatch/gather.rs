@@ -56,15 +56,17 @@ impl State {
             return true;
         }
         self.pools.iter().any(|(nas, pool)| {
-            let waits = self.lanes.held_of(*nas) > 0 && !pool.is_paused(wall_ms);
-            waits
-                && match pool.may_start(now) {
-                    Start::Free => {
-                        self.lanes.has_interactive(*nas) || pool.runs_short(now, self.turn_ms)
+            if self.lanes.held_of(*nas) == 0 {
+                return false;
+            }
+            // Asked, or told at once that it cannot be.
+            self.lanes.has_interactive(*nas)
+                || !pool.is_paused(wall_ms)
+                    && match pool.may_start(now) {
+                        Start::Free => pool.runs_short(now, self.turn_ms),
+                        Start::Probe => true,
+                        Start::Wait { .. } => false,
                     }
-                    Start::Probe => true,
-                    Start::Wait { .. } => false,
-                }
         })
     }
 }

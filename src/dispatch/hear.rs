@@ -51,6 +51,7 @@ impl Scheduler {
                             let reason = format!("nobody can ask NAS {}: {why}", w.nas);
                             s.settles
                                 .push((unstarted(w.id, dead(reason)), Gone::Finished));
+                            s.answers = true;
                             self.untold(s, w.id, w.nas);
                         }
                         // It stands in the store and is loaded when the NAS is served.

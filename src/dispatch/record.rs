@@ -76,6 +76,8 @@ impl Scheduler {
         while s.records.len() >= TURNS_MAX {
             tokio::select! {
                 _ = s.records.join_next() => {}
+                // Their forks are free for the next, and their logs are theirs alone.
+                ended = s.attempts.next() => self.ended(s, ended),
                 // There is no time left to wait, and not much left to tell.
                 () = hard.cancelled() => break,
             }

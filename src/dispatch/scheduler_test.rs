@@ -346,3 +346,43 @@ async fn nothing_is_picked_while_the_daemon_stops() {
     assert!(stand.s.out.is_empty() && stand.s.lanes.held() == 0);
     assert_eq!((stand.counts(), stand.s.turns), ((0, 0, 0), 1));
 }
+
+#[tokio::test]
+async fn records_that_take_long_keep_no_fork_and_no_log_waiting() {
+    let mut stand = Stand::new(1).await;
+    let done = crate::attempt::Report::of(crate::attempt::Verdict::Done);
+    let answer = crate::dispatch::stand_test::Answer::Report(done);
+    stand.device.answers.lock().unwrap().push_back(answer);
+    stand.add(1, 1, CUT);
+    stand.claim(FRESH);
+    // As many turns are being told as may be.
+    for _ in 0..2 {
+        stand.s.records.spawn(std::future::pending());
+    }
+    let settle = Settle {
+        id: EventId(9),
+        try_count: None,
+        to: crate::store::SettleTo::Ready {
+            possible_duplicate: false,
+        },
+        code: 0,
+        ms: 0,
+        error: None,
+    };
+    let (scheduler, s) = (&stand.scheduler, &mut stand.s);
+    let hard = CancellationToken::new();
+    let path = scheduler
+        .logs
+        .nas_path(&scheduler.logs.nas_file("Bras.log"));
+    let ended = async {
+        let has_ended = || std::fs::read_to_string(&path).is_ok_and(|log| log.contains(" end "));
+        while !has_ended() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = scheduler.tell(s, vec![(settle, None)], &hard) => unreachable!("nothing has ended"),
+        () = ended => {}
+    }
+    assert_eq!(stand.counts().1, 0, "its fork is free");
+}

@@ -37,7 +37,7 @@ pub async fn look(store: &dyn Store, filter: &Filter) -> Result<Looked> {
     let mut found = Looked::default();
     loop {
         let piece_began = clock::tick_ms();
-        match one(store, &mut piece, &tables, size).await {
+        match one(store, &mut piece, &tables, size, began).await {
             Ok(rows) => found.rows.extend(rows),
             // It was too large; what is above it counts.
             Err(Error::TooLong) if piece.before != filter.before => {
@@ -99,13 +99,19 @@ fn tables(filter: &Filter) -> Result<Vec<Model>> {
 }
 
 /// The events of the piece below `piece.before` that has so many rows of each table; `piece.from` is
-/// where it ends, none = at the end of all.
+/// where it ends, none = at the end of all. A look that began at `began_ms` has one bound for all of
+/// its statements.
 async fn one(
     store: &dyn Store,
     piece: &mut Filter,
     tables: &[Model],
     size: u64,
+    began_ms: u64,
 ) -> Result<Vec<EventRow>> {
+    let in_time = || {
+        let over = since(began_ms, clock::tick_ms()) >= LOOK_MAX;
+        if over { Err(Error::TooLong) } else { Ok(()) }
+    };
     piece.from = None;
     for table in tables {
         let below = piece.before.map(|before| Condition {
@@ -122,10 +128,12 @@ async fn one(
             offset: size,
             ..Query::all(*table)
         };
+        in_time()?;
         let row = store.find(&last).await?.pop();
         let floor = row.and_then(|row| row.get("id")?.as_i64());
         piece.from = piece.from.max(floor);
     }
+    in_time()?;
     store.events(piece).await
 }
 

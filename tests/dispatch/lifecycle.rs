@@ -297,8 +297,14 @@ async fn heir(place: &Lab) -> (Daemon, usize) {
             let began = clock::tick_ms();
             loop {
                 if let Some(status) = heir.child.try_wait().unwrap() {
-                    assert_eq!(status.code(), Some(REFUSED), "{}", place.stderr());
-                    refused += 1;
+                    // A database that has no time for it on a busy machine says nothing of the owner.
+                    let unheard = status.code() == Some(1) && place.stderr().contains("NED-0206");
+                    assert!(
+                        unheard || status.code() == Some(REFUSED),
+                        "{status}: {}",
+                        place.stderr()
+                    );
+                    refused += usize::from(!unheard);
                     return None;
                 }
                 // An answer that does not come is none: it is asked again, or the next starter is.

@@ -230,10 +230,10 @@ fn the_daemons_own_log_loses_nothing_by_the_shipped_rule() {
     assert!(read("docs/operate.md").contains("`copytruncate` loses"));
 }
 
-/// What the manual says of the other rule: some are lost, by logrotate, between its copy and its
+/// What the manual says of the other rule: some may be lost, by logrotate, between its copy and its
 /// cut; what is written after the cut is whole, and nothing is there twice.
 #[test]
-fn copytruncate_loses_some_of_the_daemons_log_and_nothing_after_its_cut() {
+fn after_the_cut_of_copytruncate_the_daemons_log_is_whole_and_nothing_is_there_twice() {
     let (found, written) = daemon_log("copytruncate");
     assert!(
         found.len() <= written && found.len() > written / 2,
