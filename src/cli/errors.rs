@@ -142,7 +142,7 @@ const PAGES: &[Page] = &[
         number: 208,
         title: "A look-up took too long",
         exit: 2,
-        what: "No index helps it, and it was ended after 900 ms, so that it holds nobody up. Nothing was changed.",
+        what: "No index helps it, and it was ended after 900 ms (what a retry or drop of many over the API concerns is looked for during 30 s), so that it holds nobody up. Nothing was changed.",
         remedy: "Narrow it: by account, NAS or batch, by a range of ids (they grow with time), by a state. Lists of events are walked from the newest on and end with what was found (`time_is_up`, `go on with --before`) instead. `guard`, `why`, `account`, `event retry` and `event drop` wait instead; `sqlexec` reads without this limit.",
     },
     Page {

@@ -376,6 +376,11 @@ fn dispatch(cli: Cli) -> Outcome {
         looks: cli.verb.as_ref().is_some_and(Verb::looks_at_events),
         ..Console::default()
     };
+    if cli.verb.is_none() && std::io::stderr().is_terminal() {
+        exit::remark(
+            "no verb: this is run, the daemon in the foreground; nas_event_daemon help names the verbs",
+        );
+    }
     let verb = cli.verb.unwrap_or_else(|| Verb::Run(run::Run::default()));
     if verb.is_a_log() {
         // Its own lines were counted, not the rows of a list.

@@ -12,7 +12,10 @@ use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 use crate::{RECORD, ned};
 
-on_each_store!(what_the_command_line_changes_is_in_the_audit);
+on_each_store!(
+    what_the_command_line_changes_is_in_the_audit,
+    a_reload_is_in_the_audit_of_the_daemon_that_reads,
+);
 
 async fn audit(lab: &Lab) -> Vec<Value> {
     let rows = ned(lab, &["-o", "json", "audit", "--limit", "1000"]).await;
@@ -64,6 +67,18 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
     .await;
     let copy = lab.path("copy.db").display().to_string();
     let prune = ["logs", "prune", "--older-than", "400d"];
+    let sheet = |name: &str, text: &str| {
+        std::fs::write(lab.path(name), text).unwrap();
+        lab.path(name).display().to_string()
+    };
+    let nases = sheet(
+        "nas.csv",
+        "id,name,ip,oss_path\n7,B7,10.0.0.7,Record\n8,B8,10.0.0.8,Record\n",
+    );
+    let accounts = sheet("accounts.csv", "id,nas_id,login\n70,7,u70\n");
+    let dry = ["import", "nas", &nases, "--dry-run"];
+    let import_nas = ["import", "nas", &nases];
+    let import_accounts = ["import", "accounts", &accounts];
     // Verbs, the word of the audit (none = there is no row), parts of the detail.
     type Change<'a> = (&'a [&'a str], Option<&'a str>, &'a [&'a str]);
     let mut changes: Vec<Change<'_>> = vec![
@@ -188,6 +203,15 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
         (&prune, Some("logs_prune"), &["files=1", "directories=0"]),
         // Nothing is left to remove.
         (&prune, None, &[]),
+        (&dry, None, &[]),
+        (&import_nas, Some("import"), &["what=nas added=2 changed=0"]),
+        (
+            &import_accounts,
+            Some("import"),
+            &["what=accounts added=1 changed=0"],
+        ),
+        // Nobody is there who could read anything.
+        (&["nas", "reload", "--reason", "new card"], None, &[]),
     ];
     let restore = ["db", "restore", &copy, "-y"];
     let backup = ["db", "backup", &copy];
@@ -231,6 +255,31 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
             assert!(detail.contains(part), "{args:?}: {row}");
         }
     }
+}
+
+async fn a_reload_is_in_the_audit_of_the_daemon_that_reads(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    let daemon = lab.start().await;
+    let reloads = async || {
+        let mut rows = audit(&lab).await;
+        rows.retain(|row| row["what"] == "reload");
+        rows
+    };
+    ned(&lab, &["nas", "reload", "--dry-run"]).await.fine();
+    assert_eq!(reloads().await, Vec::<Value>::new());
+    ned(&lab, &["nas", "reload", "--reason", "new card"])
+        .await
+        .fine();
+    let rows = reloads().await;
+    let [row] = rows.as_slice() else {
+        panic!("{rows:?}")
+    };
+    let who = format!("uid:{}", nix::unistd::getuid());
+    assert_eq!(
+        (&row["who"], &row["detail"]),
+        (&who.into(), &"why=\"new card\"".into())
+    );
+    daemon.kill_9().await;
 }
 
 /// Logs are pruned also where the database is away, which a full disk may be the reason of.

@@ -105,6 +105,7 @@ async fn a_test_and_a_reload_are_only_spoken_of(kind: Kind) {
     assert_eq!(lab.number(noted).await, 0);
     ned(&lab, &["nas", "reload"]).await.fine();
     lab.said("Start work with nas nasid=7").await;
+    assert_eq!(lab.number(noted).await, 1);
     daemon.kill_9().await;
 }
 

@@ -234,3 +234,22 @@ async fn on_a_terminal(lab: &Lab, words: &[&str]) -> Said {
     terminal.env("NED_CONFIG", lab.path("ned.toml"));
     finished(terminal, "").await
 }
+
+/// Who types the name alone may have looked for something else than a daemon.
+#[tokio::test]
+async fn a_bare_call_on_a_terminal_says_what_it_is() {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    let nowhere = lab.path("none.toml").display().to_string();
+    let hint = "no verb: this is run";
+    // A file that is not there ends it before it is a daemon.
+    let bare = ["--config", &nowhere];
+    let said = on_a_terminal(&lab, &bare).await;
+    assert_eq!(said.code, 3, "{said:?}");
+    assert_eq!(said.out.matches(hint).count(), 1, "{said:?}");
+    let run = [&bare[..], &["run"]].concat();
+    let said = on_a_terminal(&lab, &run).await;
+    assert!(said.code == 3 && !said.out.contains(hint), "{said:?}");
+    // A service manager's log has no use for it.
+    let said = ned(&lab, &bare).await;
+    assert!(said.code == 3 && !said.err.contains(hint), "{said:?}");
+}

@@ -438,18 +438,26 @@ async fn the_device_is_asked_and_believed(kind: Kind) {
     ned(&lab, &["account", "resync", "500"]).await.fine();
     cause(&lab, 500, "open", live).await;
 
-    let session = |router: &Router, address: &str| {
+    let active = |router: &Router, sessions: Value| {
         let mut state = router.sim.dump();
-        state["/ppp/active"] = json!([{"name": "login500", "address": address,
-            "uptime": "1h", "caller-id": "x", "service": "pppoe"}]);
+        state["/ppp/active"] = sessions;
         router.sim.load(&state).unwrap();
     };
-    session(&other, "10.0.1.244");
-    let said = cause(&lab, 500, "session_elsewhere", live).await;
-    assert!(
-        said["verdict"].as_str().unwrap().contains("bras17"),
-        "{said}"
-    );
+    let session = |router: &Router, address: &str| {
+        let row = json!({"name": "login500", "address": address,
+            "uptime": "1h", "caller-id": "x", "service": "pppoe"});
+        active(router, json!([row]));
+    };
+    for elsewhere in ["2001:db8::5", "10.0.1.244"] {
+        session(&other, elsewhere);
+        let said = cause(&lab, 500, "session_elsewhere", live).await;
+        assert!(
+            said["verdict"].as_str().unwrap().contains("bras17"),
+            "{said}"
+        );
+        active(&other, json!([]));
+        cause(&lab, 500, "open", live).await;
+    }
     session(&mine, "10.200.0.9");
     let said = cause(&lab, 500, "other_address", live).await;
     assert!(

@@ -1,7 +1,7 @@
 //! The shell blocks of the READMEs and of docs/ are run as they stand, in their order, as a
 //! newcomer would type them: an empty home, a network of its own with a simulated MikroTik at the
 //! address that the READMEs use. What builds or tests this project is not run again from within
-//! its tests; that such a command exists is checked.
+//! its tests; that such a command, its stages and flags exist is checked.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,6 +10,7 @@
 )]
 
 mod numbers;
+mod scripts;
 mod typed;
 
 use std::path::{Path, PathBuf};
@@ -315,22 +316,6 @@ fn unequal(one: &[Section], other: &[Section]) -> String {
         said.push(format!("{} sections and {}", one.len(), other.len()));
     }
     said.join("\n")
-}
-
-#[test]
-fn what_only_developers_type_can_be_typed() {
-    for name in ["CONTRIBUTING.md", "docs/reliability.md"] {
-        for (line, text) in blocks(&page(name)) {
-            for typed in text.lines().filter(|l| !l.trim().is_empty()) {
-                let program = typed
-                    .split_whitespace()
-                    .find(|word| !word.contains('='))
-                    .unwrap();
-                let known = ["cargo"].contains(&program) || root().join(program).is_file();
-                assert!(known, "{name}:{line}: {program} is not there");
-            }
-        }
-    }
 }
 
 #[test]

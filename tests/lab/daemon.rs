@@ -25,7 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(10);
 /// A token that the lab puts into every database.
-const SECRET: &str = "token-of-the-lab";
+pub const SECRET: &str = "token-of-the-lab";
 
 /// Waits until `probe` gives something. `None` after `PATIENCE`.
 pub async fn wait_for<T>(mut probe: impl AsyncFnMut() -> Option<T>) -> Option<T> {

@@ -6,6 +6,8 @@ mod alarms;
 #[cfg(test)]
 mod billing;
 #[cfg(test)]
+mod chosen;
+#[cfg(test)]
 mod classic;
 #[cfg(test)]
 mod constraint;

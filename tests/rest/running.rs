@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::lab::daemon::{Daemon, Lab, PATIENCE};
+use crate::lab::daemon::{Daemon, Lab, PATIENCE, SECRET};
 use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 
@@ -21,6 +21,7 @@ on_each_store!(
     a_plan_says_what_a_call_would_do,
     so_many_logs_are_followed_at_once,
     a_thousand_slow_clients_delay_nobody,
+    what_is_nested_too_deep_is_refused_by_every_door,
 );
 
 /// A scheme that renders and sends nothing.
@@ -429,5 +430,68 @@ async fn a_thousand_slow_clients_delay_nobody(kind: Kind) {
         "worst answer and open sockets of each round: {rounds:?}"
     );
     drop(slow);
+    daemon.stop().await;
+}
+
+async fn what_is_nested_too_deep_is_refused_by_every_door(kind: Kind) {
+    let (lab, daemon) = small_house(kind).await;
+    let event = |lists: usize| {
+        let (open, shut) = ("[".repeat(lists), "]".repeat(lists));
+        format!(r#"{{"cmd":"user_add","user_id":600,"params":{{"a":{open}{shut}}}}}"#)
+    };
+    // Event and params are two levels, a list of events and its call two more, text that goes on
+    // opening lists for as long as a body may be any number.
+    let deepest = event(30);
+    let endless = format!(
+        r#"{{"cmd":"user_add","params":{{"a":{}"#,
+        "[".repeat(900_000)
+    );
+    let classic = |event: &str| format!("method1=objects.create&arg1={event}");
+    const CLASSIC: &str = "/rest_api/v2/EventsStackCompact/";
+    let call = async |path: &str, body: String| {
+        let sent = lab
+            .client
+            .post(lab.url(path))
+            .bearer_auth(SECRET)
+            .body(body);
+        let answer = sent.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let rows =
+        "select (select count(*) from events_stack_compact) + (select count(*) from events_stack)
+        + (select count(*) from events_done) + (select count(*) from events_dead)
+        + (select count(*) from audit)";
+    let before = lab.number(rows).await;
+    for (path, body) in [
+        ("/api/v1/events", event(31)),
+        ("/api/v1/events", format!(r#"{{"events":[{deepest}]}}"#)),
+        ("/api/v1/events", endless.clone()),
+        ("/api/v1/events/bulk", event(31)),
+        ("/api/v1/events/retry", event(31)),
+        ("/api/v1/nas/6/pause", event(31)),
+        (CLASSIC, classic(&event(31))),
+        (CLASSIC, classic(&endless)),
+    ] {
+        let (status, said) = call(path, body).await;
+        assert_eq!(status, 400, "{path}: {said}");
+        assert!(
+            said.contains("nested deeper than 32 levels"),
+            "{path}: {said}"
+        );
+    }
+    assert_eq!(lab.number(rows).await, before);
+    // The control: one level less is taken by the same doors; of a bulk only the line is refused.
+    let (status, said) = call("/api/v1/events", deepest.clone()).await;
+    assert_eq!(status, 201, "{said}");
+    let (status, said) = call(CLASSIC, classic(&deepest)).await;
+    assert_eq!(status, 200, "{said}");
+    let lines = format!("{}\n{deepest}\n", event(31));
+    let (status, said) = call("/api/v1/events/bulk", lines).await;
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((status, &said["accepted"]), (200, &json!(1)), "{said}");
+    let line = &said["rejected"][0];
+    assert_eq!(line["line"], 1, "{said}");
+    assert!(line["error"].to_string().contains("deeper"), "{said}");
+    assert!(lab.number(rows).await > before);
     daemon.stop().await;
 }
