@@ -278,10 +278,18 @@ impl Config {
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let (name, text) = read_file(file)?;
-        let parsed: Self = toml::from_str(&text).map_err(|e| from_toml(&name, &text, &e))?;
-        let mut table: toml::Table =
-            toml::from_str(&text).map_err(|e| from_toml(&name, &text, &e))?;
-        let mut config = parsed;
+        Self::of_text(&name, &text, env)
+    }
+
+    /// The same of what stands, or is to stand, in the file `name`.
+    pub fn of_text(
+        name: &str,
+        text: &str,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let wrong = |e: toml::de::Error| from_toml(name, text, &e);
+        let mut config: Self = toml::from_str(text).map_err(wrong)?;
+        let mut table: toml::Table = toml::from_str(text).map_err(wrong)?;
         let mut overrides: Vec<_> = env
             .filter(|(k, _)| k.starts_with("NED_") && k.contains("__"))
             .collect();
@@ -289,7 +297,7 @@ impl Config {
         for (key, value) in overrides {
             config = overridden(&mut table, &key, &value)?;
         }
-        config.check(&name)?;
+        config.check(name)?;
         Ok(config)
     }
 

@@ -115,9 +115,7 @@ async fn copy(console: &Console, file: &Path) -> Outcome {
     let from = sqlite_file(&config.database.url);
     if console.dry_run {
         let Some(from) = from else {
-            // What is no file refuses, and says what to use.
-            store.backup(file).await?;
-            return Ok(DONE);
+            return Err(store::Error::Refused(store::about::OWN_COPIES.to_owned()).into());
         };
         let place = file.parent().filter(|dir| !dir.as_os_str().is_empty());
         if let Some(dir) = place.filter(|dir| !dir.is_dir()) {

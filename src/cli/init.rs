@@ -38,14 +38,11 @@ pub async fn init(console: &Console, args: Init) -> Outcome {
     });
     let dir = args.dir.as_deref().map(absolute).transpose()?;
     let share = share(std::env::current_dir().ok());
-    let text = text(
-        args.db.as_deref(),
-        dir.as_deref(),
-        share.as_deref(),
-        &args.open_from,
-    );
+    let text_with = |db: Option<&str>| text(db, dir.as_deref(), share.as_deref(), &args.open_from);
+    let text = text_with(args.db.as_deref());
     if console.dry_run {
-        return dry(&file, &text);
+        let shown = args.db.as_deref().map(shown_url);
+        return dry(&file, &text, &text_with(shown.as_deref()));
     }
     if file.exists() {
         say(format!("{}: is there, left as it is", file.display()));
@@ -88,16 +85,21 @@ fn directories(config: &Config) -> Vec<PathBuf> {
     wanted
 }
 
-/// What would be made, and the file as it would be written; no database is opened.
-fn dry(file: &Path, text: &str) -> Outcome {
+/// What would be made, and the file as it would be written, but for what may be a password of the
+/// database: that is `shown`. No database is opened.
+fn dry(file: &Path, text: &str, shown: &str) -> Outcome {
     let config = if file.exists() {
         say(format!("{}: is there, left as it is", file.display()));
-        Config::load(Some(file), std::env::vars()).map_err(|e| Failed::config(e.to_string()))?
+        Config::load(Some(file), std::env::vars())
     } else {
         say(format!("{}: would be written:", file.display()));
-        text.lines().for_each(|line| say(format!("    {line}")));
-        toml::from_str(text).map_err(|e| Failed::config(e.to_string()))?
+        shown.lines().for_each(|line| say(format!("    {line}")));
+        if shown != text {
+            remark("with the whole URL: what may be a password in it is not shown here");
+        }
+        Config::of_text(&file.display().to_string(), text, std::env::vars())
     };
+    let config = config.map_err(|e| Failed::config(e.to_string()))?;
     for dir in directories(&config) {
         if !dir.is_dir() {
             say(format!("{}: would be made", dir.display()));

@@ -48,6 +48,16 @@ const HARMLESS_OF: [(&str, &str); 5] = [
     ("radius", "a disconnect of a session that nobody has"),
 ];
 
+/// Their test talks to no device: a script logs in by itself.
+const SENDS_NOTHING: [&str; 2] = ["", "record"];
+
+/// What the test of a driver would do.
+fn spoken_of(driver: &str) -> String {
+    let asked = HARMLESS_OF.iter().find(|(name, _)| *name == driver);
+    let then = asked.map_or_else(String::new, |(_, harmless)| format!(", then {harmless}"));
+    format!("would log in by {driver}{then}")
+}
+
 /// What a test has to tell, for a terminal or for the API.
 #[derive(Debug, Default)]
 struct Told {
@@ -131,13 +141,12 @@ async fn run(config: &Config, store: &dyn Store, id: NasId, told: &Told) -> Outc
         ("native", Some(dir)) => NativeScheme::load(dir).map(|s| s.driver()).unwrap_or(""),
         _ => "",
     };
-    if told.is_dry
-        && let Some((_, harmless)) = HARMLESS_OF.iter().find(|(name, _)| *name == driver)
-    {
+    if told.is_dry && !SENDS_NOTHING.contains(&driver) {
         told.say(format!(
-            "NAS {id} {} ({}): would log in by {driver}, then {harmless}",
+            "NAS {id} {} ({}): {}",
             one_line(&nas.name),
-            nas.ip
+            nas.ip,
+            spoken_of(driver)
         ));
         told.remark("dry run: nothing was sent");
         return Ok(DONE);
@@ -404,6 +413,12 @@ pub(super) fn number(code: u8) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_be_done_is_told_of_every_driver() {
+        assert_eq!(spoken_of("http"), "would log in by http, then GET /");
+        assert_eq!(spoken_of("of-tomorrow"), "would log in by of-tomorrow");
+    }
 
     #[test]
     fn each_failure_has_its_code() {

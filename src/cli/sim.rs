@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use super::exit::{DONE, FAILED, Failed, Outcome};
+use crate::daemon::process;
 use crate::daemon::shutdown::Signals;
 use crate::sim::http;
 use crate::sim::mikrotik::console;
@@ -26,6 +27,8 @@ pub enum Verb {
 
 /// Runs until SIGTERM or Ctrl-C.
 pub async fn run(verb: Verb) -> Outcome {
+    // As the daemon does, and for as many: each answer that is held back is a descriptor.
+    process::raise_descriptor_limit();
     let mut signals =
         Signals::catch().map_err(|e| Failed::new(FAILED, format!("cannot catch signals: {e}")))?;
     match verb {

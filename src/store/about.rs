@@ -3,6 +3,9 @@
 
 use super::{Result, Store};
 
+/// What is said where `db backup` is not the tool.
+pub const OWN_COPIES: &str = "PostgreSQL makes its own copies: pg_dump -Fc -d DATABASE -f FILE";
+
 /// The database itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About {
@@ -41,6 +44,7 @@ const POSTGRES: &str = "select current_setting('server_version'),
        pg_database_size(current_database()), null";
 
 /// One row of a look.
+#[derive(Default)]
 struct Row(Vec<Option<String>>);
 
 impl Row {
@@ -58,21 +62,23 @@ impl Row {
     }
 }
 
-/// Looks at it; rows are counted, not guessed.
+/// Looks at it; rows are counted, not guessed. Where it does not answer at all, that is said; what it
+/// does not tell of itself, or not in time, leaves the rest as it is.
 pub async fn about(store: &dyn Store, is_file: bool) -> Result<About> {
     let (kind, statement) = match is_file {
         true => ("sqlite", SQLITE),
         false => ("postgresql", POSTGRES),
     };
     let itself = Row::of(store, statement).await?;
-    let schema = Row::of(store, "select max(version) from _sqlx_migrations").await?;
+    let more = async |statement: &str| Row::of(store, statement).await.unwrap_or_default();
+    let schema = more("select max(version) from _sqlx_migrations").await;
     let mut rows = Vec::new();
     for (name, table) in ROWS {
-        let count = Row::of(store, &format!("select count(*) from {table}")).await?;
+        let count = more(&format!("select count(*) from {table}")).await;
         rows.push((name, count.number(0)));
     }
     let copied = "select at, detail from audit where what = 'db_backup' order by id desc limit 1";
-    let copied = Row::of(store, copied).await?;
+    let copied = more(copied).await;
     Ok(About {
         kind,
         version: itself.text(0),

@@ -153,6 +153,20 @@ async fn a_first_configuration_is_shown_before_it_is_made() {
         assert!(said.out.contains(part), "{part} is not in {said:?}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    // The environment counts as it will, and nobody reads a password.
+    let url = |host: &str| format!("postgres://ned:canary-{host}@{host}/b?password=canary-{host}");
+    let words = ["init", "--dir", &place, "--db", &url("first"), "--dry-run"];
+    let mut both = command("nas_event_daemon", &words);
+    both.env("NED_DATABASE__URL", url("second"));
+    let said = finished(both, "").await;
+    said.failed(0, &["is not shown here"]);
+    for part in [
+        "    url = \"postgres://ned@first/b\"",
+        "\npostgres://ned@second/b: our tables",
+    ] {
+        assert!(said.out.contains(part), "{part} is not in {said:?}");
+    }
+    assert!(!format!("{said:?}").contains("canary"), "{said:?}");
     init(&[]).await.fine();
     let said = init(&["--dry-run"]).await;
     assert!(said.out.contains("is there, left as it is"), "{said:?}");
