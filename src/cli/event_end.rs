@@ -79,6 +79,12 @@ impl Which {
                 .is_none_or(|regex| regex.is_match(error))
     }
 
+    /// Ids grow with the time of acceptance: what follows such a page, newest first, is older still.
+    fn too_old(&self, page: &[EventRow]) -> bool {
+        let last = page.last().zip(self.since);
+        last.is_some_and(|(row, since)| row.event_date_ms < since)
+    }
+
     /// The events that match, newest first, at most `most`; and the event down to which was looked,
     /// if there was no time for older ones.
     pub async fn rows(
@@ -125,11 +131,7 @@ impl Which {
             };
             filter.before = page.last().map(|row| row.id.0);
             let full = page.len() >= filter.limit;
-            // Ids grow with the time of acceptance: what follows is older still.
-            let too_old = !page.is_empty()
-                && self
-                    .since
-                    .is_some_and(|since| page.iter().all(|row| row.event_date_ms < since));
+            let too_old = self.too_old(&page);
             let fits = page.into_iter().filter(|row| self.fits(row));
             // Many may match, and nobody here asks for what is large.
             found.extend(fits.map(|row| EventRow {
@@ -386,8 +388,7 @@ async fn retry_later(
 pub async fn give_up(console: &Console, args: Give) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
-    let bulk = args.state.is_some();
-    let rows = match args.state {
+    let rows = match args.state.clone() {
         Some(state) => args.which.all(store.as_ref(), state).await?,
         None => named(store.as_ref(), &args.ids).await?,
     };
@@ -405,7 +406,7 @@ pub async fn give_up(console: &Console, args: Give) -> Outcome {
         return Ok(REFUSED);
     }
     let ctl = Ctl::new(&config)?;
-    if bulk {
+    if args.state.is_some() {
         let detail = format!("{} why={:?}", meant(&rows), args.reason);
         store.audit(&who(), "drop_many", &detail).await?;
     }
@@ -414,7 +415,7 @@ pub async fn give_up(console: &Console, args: Give) -> Outcome {
     let mut failed = None;
     let bar = Progress::of("dropping", rows.len() as u64);
     for (index, row) in rows.iter().enumerate() {
-        match dropped(&ctl, store.as_ref(), row.id, &args.reason).await {
+        match dropped(&ctl, store.as_ref(), row.id, &args).await {
             Ok(true) => table.push(vec![json!(row.id), json!("dropped")]),
             Ok(false) => {
                 refused += 1;
@@ -422,10 +423,13 @@ pub async fn give_up(console: &Console, args: Give) -> Outcome {
                     .event(row.id)
                     .await?
                     .map_or("gone".to_owned(), |row| row.state);
-                remark(format!(
-                    "event {} is {state}: only events that are neither running nor done can be dropped",
-                    row.id
-                ));
+                let why = match &args.state {
+                    Some(wanted) if *wanted != state => format!("no longer {wanted}"),
+                    Some(_) | None => {
+                        "only events that are neither running nor done can be dropped".to_owned()
+                    }
+                };
+                remark(format!("event {} is {state}: {why}", row.id));
             }
             Err(error) => {
                 failed = Some((row.id, error));
@@ -454,12 +458,15 @@ pub async fn give_up(console: &Console, args: Give) -> Outcome {
 }
 
 /// Drops one event. The daemon does it, if there is one: it knows which lane waits for the event.
-async fn dropped(ctl: &Ctl, store: &dyn Store, id: EventId, why: &str) -> Result<bool, Failed> {
+/// Of those that were chosen by their state one may have gone on since, while somebody was asked.
+async fn dropped(ctl: &Ctl, store: &dyn Store, id: EventId, args: &Give) -> Result<bool, Failed> {
+    let (why, state) = (&args.reason, args.state.as_deref());
     let path = format!("/api/v1/events/{id}/drop");
-    match ctl
-        .raw(Method::POST, &path, Some(&json!({ "why": why })))
-        .await?
-    {
+    let mut order = json!({ "why": why });
+    if let Some(map) = order.as_object_mut() {
+        map.extend(state.map(|state| ("state".to_owned(), json!(state))));
+    }
+    match ctl.raw(Method::POST, &path, Some(&order)).await? {
         Some((status, _)) if status.is_success() => return Ok(true),
         Some((StatusCode::CONFLICT, _)) => return Ok(false),
         // Who may change the database need not be who runs the daemon.
@@ -474,7 +481,7 @@ async fn dropped(ctl: &Ctl, store: &dyn Store, id: EventId, why: &str) -> Result
     } else {
         format!("{}: {why}", who())
     };
-    let gone = store.drop_event(id, &reason).await?;
+    let gone = store.drop_event(id, state, &reason).await?;
     if gone {
         let detail = format!("event={id} why={why:?}");
         store.audit(&who(), "drop", &detail).await?;
@@ -542,6 +549,13 @@ mod tests {
         assert!(Which::default().fits(&row) && !Which::default().is_only_here());
         assert!(error("^no route").fits(&row) && !error("login").fits(&row));
         assert!(since(5_000).fits(&row) && !since(5_001).fits(&row));
+        let newer = EventRow {
+            event_date_ms: 6_000,
+            ..row.clone()
+        };
+        let page = [newer, row.clone()];
+        assert!(since(5_001).too_old(&page) && !since(5_000).too_old(&page));
+        assert!(!since(5_001).too_old(&[]) && !Which::default().too_old(&page));
         // The database looks for the abonent, and for what is no more than a text.
         assert!(abonent(8).fits(&row) && !abonent(8).is_only_here());
         assert!(since(1).is_only_here() && error("^x").is_only_here());

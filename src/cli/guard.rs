@@ -338,7 +338,7 @@ async fn deny(console: &Console, store: &dyn Store, which: Which) -> Outcome {
         which.reason.reason
     );
     for h in &held {
-        if store.drop_event(h.row.id, &why).await? {
+        if store.drop_event(h.row.id, Some("held"), &why).await? {
             gone.push(h.row.id);
             table.push(vec![json!(h.row.id), json!("dropped")]);
         }

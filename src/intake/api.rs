@@ -34,6 +34,8 @@ const PAGE_MAX: usize = 1000;
 const PAGE: usize = 100;
 /// Longest reason of a pause or a drop, characters.
 const WHY_MAX: usize = 500;
+/// States from which an event can be dropped.
+pub(super) const DROPPED_FROM: [&str; 5] = ["compact", "ready", "deferred", "held", "dead"];
 /// What the reason of a change is called in a body: either name will do.
 pub(super) const REASON: [&str; 2] = ["why", "reason"];
 
@@ -374,7 +376,8 @@ pub async fn retry(
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
 
-/// `POST /api/v1/events/{id}/drop`: removes an event that is not running, with the reason.
+/// `POST /api/v1/events/{id}/drop`: removes an event that is not running, with the reason; with a
+/// `state` only if it is in that.
 pub async fn give_up(
     State(desk): State<Desk>,
     At(caller): Operator,
@@ -382,22 +385,30 @@ pub async fn give_up(
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let id = EventId(number(&id)?);
-    let why = only_why(request).await?;
+    let [one, other] = REASON;
+    let map = order(request, &["state", one, other]).await?;
+    let why = why(&map)?;
+    let state = match map.get("state") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(state)) if DROPPED_FROM.contains(&state.as_str()) => Some(state.clone()),
+        Some(_) => {
+            let states = DROPPED_FROM.join(" or ");
+            return Err(Refusal::malformed(format!("state is not {states}")));
+        }
+    };
     rest::to_the_end(&desk, move |desk| async move {
         let store = &desk.doors.store;
         let reason = format!("{}: {why}", caller.who);
-        if !store
-            .drop_event(id, &reason)
-            .await
-            .map_err(Refusal::store)?
-        {
+        let gone = store.drop_event(id, state.as_deref(), &reason).await;
+        if !gone.map_err(Refusal::store)? {
             let row = store.event(id).await.map_err(Refusal::store)?;
             let row = row.ok_or_else(|| no_event(id))?;
             return Err(Refusal::new(
                 409,
                 "not_dropped",
                 format!("event {id} is {}", row.state),
-                "only events that are neither running nor done can be dropped",
+                "only events that are neither running nor done can be dropped, and with a state \
+                 in the order only those that are in it",
             ));
         }
         let detail = format!("event={id} why={why:?}");
@@ -516,6 +527,10 @@ pub async fn status(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Valu
         .iter()
         .map(|(nas, state, rows)| json!({ "nas_id": nas, "state": state, "events": rows }))
         .collect();
+    let oldest = counts.oldest_by_nas.iter();
+    let oldest: Vec<Value> = oldest
+        .map(|(nas, age)| json!({ "nas_id": nas, "age_s": age }))
+        .collect();
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "up_ms": clock::up_ms(),
@@ -526,6 +541,8 @@ pub async fn status(State(desk): State<Desk>, At(_): Viewer) -> Result<Json<Valu
         "by_nas": by_nas,
         "dead": counts.dead,
         "oldest_s": counts.oldest_s,
+        "oldest_compact_s": counts.oldest_compact_s,
+        "oldest_by_nas": oldest,
         "accounts": health::accounts(&desk).await,
         "intake": { "high_water": desk.doors.high_water,
             "limited": desk.doors.limited.load(Ordering::Relaxed) },

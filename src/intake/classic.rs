@@ -546,7 +546,7 @@ async fn delete(
         let (mut deleted, mut kept) = (Vec::new(), Vec::new());
         for id in ids {
             if store
-                .drop_event(id, &reason)
+                .drop_event(id, None, &reason)
                 .await
                 .map_err(Refusal::store)?
             {

@@ -93,7 +93,10 @@ fn paths() -> Value {
                 answered("Posts a dead event anew", "201", reference("Retried")), reason()) },
         "/api/v1/events/{id}/drop": { "parameters": [id.clone()],
             "post": with_optional_body(
-                answered("Removes an event that is not running", "200", reference("Dropped")), reason()) },
+                answered("Removes an event that is not running; with a state only if it is in that", "200",
+                    reference("Dropped")),
+                reasoned(json!({ "type": "object", "additionalProperties": false,
+                    "properties": { "state": { "type": "string" } } }))) },
         "/api/v1/events/retry": { "post": with_optional_body(
             json!({ "summary": "Posts dead events that fit anew; dry_run counts, spread takes its time",
                 "responses": also(responses("200", reference("RetriedMany")), "202", "Spread") }), crowd_body(&["spread"])) },

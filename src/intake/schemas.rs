@@ -163,6 +163,8 @@ pub fn all() -> Value {
                 ("by_nas", "[any]"),
                 ("dead", "int"),
                 ("oldest_s", "int"),
+                ("oldest_compact_s", "int"),
+                ("oldest_by_nas", "[any]"),
                 ("accounts", "int?"),
                 ("intake", "Intake"),
                 ("dispatch", "any"),
@@ -241,7 +243,12 @@ pub fn all() -> Value {
             "DroppedMany",
             shape(
                 &[],
-                &[("dry_run", "bool"), ("events", "int"), ("dropped", "int")],
+                &[
+                    ("dry_run", "bool"),
+                    ("events", "int"),
+                    ("dropped", "int"),
+                    ("skipped", "int"),
+                ],
             ),
         ),
         (

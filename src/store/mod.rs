@@ -430,8 +430,9 @@ pub trait Store: Send + Sync {
     /// many were moved.
     async fn move_retries(&self, now_ms: i64) -> Result<u64>;
 
-    /// Removes an event that is not running: to `events_done` with result `dropped`.
-    async fn drop_event(&self, id: EventId, why: &str) -> Result<bool>;
+    /// Removes an event that is not running: to `events_done` with result `dropped`. With `state`
+    /// (of a [`Filter`], not `running`) only if it is in that now, as the removal itself sees it.
+    async fn drop_event(&self, id: EventId, state: Option<&str>, why: &str) -> Result<bool>;
 
     /// Flags of the accounts of a NAS (or of one account), for `resync`.
     async fn account_flags(
@@ -477,9 +478,7 @@ pub trait Store: Send + Sync {
     /// Writes a copy of the whole database as it stands at one moment into a new file, while the
     /// daemon goes on. Only where the database is a file.
     async fn backup(&self, _to: &std::path::Path) -> Result<()> {
-        Err(Error::Refused(
-            "PostgreSQL makes its own copies: pg_dump -Fc -d DATABASE -f FILE".to_owned(),
-        ))
+        Err(Error::Refused(about::OWN_COPIES.to_owned()))
     }
 
     /// Tells a database that it came out of a copy: what waits in it may have been done since the

@@ -236,6 +236,14 @@ async fn the_database_says_how_it_stands(kind: Kind) {
         assert!(whole.contains("ok"), "{whole}");
     }
     daemon.kill_9().await;
+    // What cannot be counted leaves the rest.
+    lab.sql("alter table audit rename to elsewhere").await;
+    let said = status().await;
+    assert_eq!(
+        (&said["audit"], &said["last_backup"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(said["done"], 1, "{said}");
 }
 
 async fn a_deep_look_finds_what_no_restart_helps(kind: Kind) {
@@ -256,6 +264,23 @@ async fn a_deep_look_finds_what_no_restart_helps(kind: Kind) {
         (0, "ok 1 NASes, 0 events wait\n"),
         "{said:?}"
     );
+    // What is switched off or paused is meant to stand still, for however long.
+    lab.nas(7, RECORD, 2, &[("mode", "'off'".to_owned())]).await;
+    lab.nas(8, RECORD, 2, &[]).await;
+    lab.accounts(7, [70]).await;
+    lab.accounts(8, [80]).await;
+    ned(&lab, &["nas", "pause", "8"]).await.fine();
+    ned(&lab, &["nas", "reload"]).await.fine();
+    lab.sql(
+        "insert into events_stack_compact (cmd, user_id, created_at) values
+           ('user_add', 70, '2020-01-01 00:00:00'), ('user_add', 80, '2020-01-01 00:00:00')",
+    )
+    .await;
+    lab.until("both wait, and it is well", async || {
+        let said = ned(&lab, &deep).await;
+        (said.code == 0 && said.out == "ok 2 NASes, 2 events wait\n").then_some(())
+    })
+    .await;
     let dead = lab.event(50, "user_add").await;
     assert_eq!(lab.ended(dead).await.0, "dead");
     lab.nas(6, "No-Such-Scheme", 2, &[]).await;

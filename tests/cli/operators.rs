@@ -192,8 +192,11 @@ async fn the_monitoring_gets_one_line(kind: Kind) {
         "{fine}"
     );
     ned(&lab, &["nas", "pause", "5"]).await.fine();
-    lab.sql("insert into events_stack_compact (cmd, user_id) values ('user_add', 50)")
-        .await;
+    lab.sql(
+        "insert into events_stack_compact (cmd, user_id, created_at)
+         values ('user_add', 50, '2020-01-01 00:00:00')",
+    )
+    .await;
     let warned = lab
         .until("a warning", async || {
             let said = ned(&lab, &check).await;
@@ -202,6 +205,14 @@ async fn the_monitoring_gets_one_line(kind: Kind) {
         .await;
     assert!(warned.starts_with("WARNING - 1 events wait | "), "{warned}");
     assert_eq!(warned.lines().count(), 1);
+    // On a NAS that is paused it is meant to wait, however long.
+    let said = ned(&lab, &["check", "--age", "1"]).await.fine();
+    assert!(said.starts_with("OK - 1 NASes, 1 events wait | "), "{said}");
+    lab.nas(6, "No-Such-Scheme", 2, &[]).await;
+    lab.accounts(6, [60]).await;
+    lab.sql("insert into events_stack_compact (cmd, user_id) values ('user_add', 60)")
+        .await;
+    ned(&lab, &["nas", "reload"]).await.fine();
     lab.until("it waits for a second", async || {
         let said = ned(&lab, &["check", "--age", "1"]).await;
         (said.code == 2 && said.out.starts_with("CRITICAL - the oldest waits for ")).then_some(())

@@ -375,12 +375,12 @@ impl Store for Fake {
         no()
     }
 
-    async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {
+    async fn drop_event(&self, id: EventId, state: Option<&str>, why: &str) -> Result<bool> {
         let mut rows = self.rows.lock().unwrap();
         let Some(row) = rows.get_mut(&id.0) else {
             return Ok(false);
         };
-        if row.state == "running" {
+        if row.state == "running" || state.is_some_and(|state| row.state != state) {
             return Ok(false);
         }
         row.place = WhereIs::Done;

@@ -104,6 +104,13 @@ async fn many_events_are_counted_first_then_retried_or_dropped(kind: Kind) {
         .store
         .sql("select count(*) from events_stack where user_id = 1", false);
     assert_eq!(kept.await.unwrap().rows[0][0].as_deref(), Some("2"));
+    // Who meant a held one does not get one that has gone on.
+    for (body, status) in [(r#"{"state":"held"}"#, 409), (r#"{"state":"done"}"#, 400)] {
+        let one = h
+            .with("operator", "POST", "/api/v1/events/1/drop", body)
+            .await;
+        assert_eq!(one.status, status, "{}", one.text);
+    }
     let dropped = h
         .with(
             "operator",
@@ -112,7 +119,7 @@ async fn many_events_are_counted_first_then_retried_or_dropped(kind: Kind) {
             r#"{"state":"ready","user":1,"why":"moved"}"#,
         )
         .await;
-    assert_eq!(dropped.json(), json!({"dropped": 2}));
+    assert_eq!(dropped.json(), json!({"dropped": 2, "skipped": 0}));
     let why = db
         .store
         .sql("select error from events_done where id = 1", false);

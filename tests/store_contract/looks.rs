@@ -295,7 +295,7 @@ pub(super) async fn a_nul_never_blocks_a_settle(db: Db) {
     assert_eq!(settled, ids);
     let row = db.store.event(ids[0]).await.unwrap().unwrap();
     assert!(row.answer.unwrap().starts_with("before"));
-    assert!(db.store.drop_event(ids[2], &nul()).await.unwrap());
+    assert!(db.store.drop_event(ids[2], None, &nul()).await.unwrap());
     db.store.audit("who", "what", &nul()).await.unwrap();
     // What a producer posts is kept as it is, or refused in words.
     let post = CompactEvent {

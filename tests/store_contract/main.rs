@@ -79,6 +79,7 @@ on_both!(
     dead_events_are_retried_at_the_tail,
     a_retry_of_what_may_have_been_applied_says_so,
     dropping_needs_a_waiting_event,
+    a_drop_by_state_leaves_what_has_gone_on,
     every_missing_column_is_named,
     nas_rows_are_checked_one_by_one,
     secrets_are_never_readable_by_statements,

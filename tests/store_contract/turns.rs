@@ -437,17 +437,62 @@ pub(super) async fn a_retry_of_what_may_have_been_applied_says_so(db: Db) {
     assert_eq!(retried, expected);
 }
 
+pub(super) async fn a_drop_by_state_leaves_what_has_gone_on(db: Db) {
+    fill(&db).await;
+    let [one, other, dead] = <[EventId; 3]>::try_from(
+        posted(&db.store, &[1, 2, 3].map(|user| event("user_add", user))).await,
+    )
+    .unwrap();
+    let drops = async |id: EventId, state: &str| {
+        let dropped = db.store.drop_event(id, Some(state), "operator").await;
+        dropped.unwrap()
+    };
+    assert!(!drops(one, "held").await && drops(one, "compact").await);
+    db.store.expand(10, &[]).await.unwrap();
+    assert!(!drops(other, "compact").await);
+    // It was held when it was looked for, and approved before its turn came.
+    db.sql("update events_stack set state = 'held'").await;
+    assert!(!drops(other, "ready").await);
+    db.sql("update events_stack set state = 'ready'").await;
+    assert!(!drops(other, "held").await && !drops(other, "dead").await);
+    assert!(drops(other, "ready").await);
+    db.sql("delete from events_stack").await;
+    db.sql(&format!(
+        "insert into events_dead (id, event_type, user_id, nas_id, class, event_date, reason)
+         values ({}, 'user_add', 3, 1, 1, '2026-01-01 00:00:00', 'x')",
+        dead.0
+    ))
+    .await;
+    assert!(!drops(dead, "ready").await && drops(dead, "dead").await);
+    for id in [one, other, dead] {
+        assert_eq!(
+            place(&db, id).await,
+            Some((WhereIs::Done, "dropped".into()))
+        );
+    }
+}
+
 pub(super) async fn dropping_needs_a_waiting_event(db: Db) {
     let epoch = owned(&db).await;
     let id = running(&db, epoch, 1).await;
     assert!(
-        !db.store.drop_event(id, "operator").await.unwrap(),
+        !db.store.drop_event(id, None, "operator").await.unwrap(),
         "a running event stays"
     );
     let waiting = posted(&db.store, &[event("user_add", 2), event("user_add", 3)]).await;
-    assert!(db.store.drop_event(waiting[0], "operator").await.unwrap());
+    assert!(
+        db.store
+            .drop_event(waiting[0], None, "operator")
+            .await
+            .unwrap()
+    );
     db.store.expand(10, &[]).await.unwrap();
-    assert!(db.store.drop_event(waiting[1], "operator").await.unwrap());
+    assert!(
+        db.store
+            .drop_event(waiting[1], None, "operator")
+            .await
+            .unwrap()
+    );
     for id in waiting {
         assert_eq!(
             place(&db, id).await,

@@ -303,7 +303,12 @@ impl Pair<'_> {
             return Ok(());
         }
         let id = self.dice.one(&known);
-        let real = self.db.store.drop_event(EventId(id), "x").await.unwrap();
+        let real = self
+            .db
+            .store
+            .drop_event(EventId(id), None, "x")
+            .await
+            .unwrap();
         same("drop", real, self.model.drop_event(id))
     }
 

@@ -232,23 +232,33 @@ pub(super) async fn event(store: &Postgres, id: EventId) -> Result<Option<EventR
     row.as_ref().map(event_row).transpose()
 }
 
-pub(super) async fn drop_event(store: &Postgres, id: EventId, why: &str) -> Result<bool> {
+pub(super) async fn drop_event(
+    store: &Postgres,
+    id: EventId,
+    state: Option<&str>,
+    why: &str,
+) -> Result<bool> {
     let columns =
         "id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id, event_date,
       owner_script, owner_function, source, batch_id";
     // In the order of the flow, each a statement of its own: one that is being moved meanwhile
     // is waited for, and found at the next place.
     for (table, condition, cmd, date) in [
-        ("events_stack_compact", "true", "cmd", "created_at"),
+        (
+            "events_stack_compact",
+            "coalesce($3, 'compact') = 'compact'",
+            "cmd",
+            "created_at",
+        ),
         (
             "events_stack",
-            "state in ('ready', 'deferred', 'held')",
+            "state in ('ready', 'deferred', 'held') and coalesce($3, state) = state",
             "event_type",
             "event_date",
         ),
         (
             "events_dead",
-            "retried_as is null",
+            "retried_as is null and coalesce($3, 'dead') = 'dead'",
             "event_type",
             "event_date",
         ),
@@ -263,6 +273,7 @@ pub(super) async fn drop_event(store: &Postgres, id: EventId, why: &str) -> Resu
         let moved = sqlx::query(sqlx::AssertSqlSafe(text))
             .bind(id.0)
             .bind(storable(why))
+            .bind(state)
             .execute(&store.pool)
             .await
             .map_err(sql("drop an event"))?;

@@ -487,8 +487,8 @@ impl Store for Postgres {
         call("move retries on", work).await
     }
 
-    async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {
-        call("drop an event", look::drop_event(self, id, why)).await
+    async fn drop_event(&self, id: EventId, state: Option<&str>, why: &str) -> Result<bool> {
+        call("drop an event", look::drop_event(self, id, state, why)).await
     }
 
     async fn account_flags(

@@ -228,7 +228,12 @@ pub(super) async fn event(store: &Sqlite, id: EventId) -> Result<Option<EventRow
     Ok(None)
 }
 
-pub(super) async fn drop_event(store: &Sqlite, id: EventId, why: &str) -> Result<bool> {
+pub(super) async fn drop_event(
+    store: &Sqlite,
+    id: EventId,
+    state: Option<&str>,
+    why: &str,
+) -> Result<bool> {
     let columns =
         "id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id, event_date,
       owner_script, owner_function, source, batch_id";
@@ -237,17 +242,22 @@ pub(super) async fn drop_event(store: &Sqlite, id: EventId, why: &str) -> Result
     for (table, condition, cmd, date) in [
         (
             "events_stack",
-            "state in ('ready', 'deferred', 'held')",
+            "state in ('ready', 'deferred', 'held') and coalesce(?3, state) = state",
             "event_type",
             "event_date",
         ),
         (
             "events_dead",
-            "retried_as is null",
+            "retried_as is null and coalesce(?3, 'dead') = 'dead'",
             "event_type",
             "event_date",
         ),
-        ("events_stack_compact", "true", "cmd", "created_at"),
+        (
+            "events_stack_compact",
+            "coalesce(?3, 'compact') = 'compact'",
+            "cmd",
+            "created_at",
+        ),
     ] {
         let from = columns
             .replace("event_type", cmd)
@@ -259,6 +269,7 @@ pub(super) async fn drop_event(store: &Sqlite, id: EventId, why: &str) -> Result
         let moved = sqlx::query(sqlx::AssertSqlSafe(text))
             .bind(id.0)
             .bind(why)
+            .bind(state)
             .execute(&mut *tx)
             .await
             .map_err(sql("drop an event"))?;

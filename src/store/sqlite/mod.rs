@@ -482,8 +482,8 @@ impl Store for Sqlite {
         later::move_retries(self, now_ms).await
     }
 
-    async fn drop_event(&self, id: EventId, why: &str) -> Result<bool> {
-        look::drop_event(self, id, why).await
+    async fn drop_event(&self, id: EventId, state: Option<&str>, why: &str) -> Result<bool> {
+        look::drop_event(self, id, state, why).await
     }
 
     async fn account_flags(
