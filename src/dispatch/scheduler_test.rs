@@ -9,6 +9,20 @@ use crate::store::After;
 
 const CUT: Class = Class::Cut;
 
+/// Nothing of it has run.
+fn given_back(id: i64) -> Settle {
+    Settle {
+        id: EventId(id),
+        try_count: None,
+        to: crate::store::SettleTo::Ready {
+            possible_duplicate: false,
+        },
+        code: 0,
+        ms: 0,
+        error: None,
+    }
+}
+
 #[tokio::test]
 async fn a_turn_takes_what_finds_a_fork() {
     let obstacles: [(&str, usize, Change); 5] = [
@@ -31,16 +45,7 @@ async fn a_turn_takes_what_finds_a_fork() {
         assert_eq!(stand.pool().taken, before + takes, "{what}");
     }
     let mut stand = Stand::new(3).await;
-    let settles = (0..i64::try_from(TURN_MAX).unwrap() - 1).map(|id| Settle {
-        id: EventId(1_000 + id),
-        try_count: None,
-        to: crate::store::SettleTo::Ready {
-            possible_duplicate: false,
-        },
-        code: 0,
-        ms: 0,
-        error: None,
-    });
+    let settles = (0..i64::try_from(TURN_MAX).unwrap() - 1).map(|id| given_back(1_000 + id));
     let mut turn = Turn {
         settles: settles.collect(),
         ..Turn::default()
@@ -272,18 +277,8 @@ async fn a_turn_of_a_deposed_daemon_ends_it_and_one_that_is_refused_is_written_a
 
     // A round writes what has gathered, each event once, and says whether more is to be done.
     stand.scheduler.epoch = epoch;
-    let settle = |id: i64| Settle {
-        id: EventId(id),
-        try_count: None,
-        to: crate::store::SettleTo::Ready {
-            possible_duplicate: false,
-        },
-        code: 0,
-        ms: 0,
-        error: None,
-    };
-    stand.s.settles.push((settle(1), Gone::Finished));
-    stand.s.settles.push((settle(1), Gone::Finished));
+    stand.s.settles.push((given_back(1), Gone::Finished));
+    stand.s.settles.push((given_back(1), Gone::Finished));
     assert!(
         !stand
             .scheduler
@@ -300,7 +295,7 @@ async fn a_turn_of_a_deposed_daemon_ends_it_and_one_that_is_refused_is_written_a
             .unwrap()
     );
     assert_eq!(stand.s.turns, 1, "nothing is to be written");
-    stand.s.settles.push((settle(1), Gone::Back));
+    stand.s.settles.push((given_back(1), Gone::Back));
     assert!(
         stand
             .scheduler
@@ -313,7 +308,7 @@ async fn a_turn_of_a_deposed_daemon_ends_it_and_one_that_is_refused_is_written_a
     stand
         .s
         .settles
-        .extend((0..many).map(|id| (settle(id), Gone::Finished)));
+        .extend((0..many).map(|id| (given_back(id), Gone::Finished)));
     assert!(
         stand
             .scheduler
@@ -359,16 +354,7 @@ async fn records_that_take_long_keep_no_fork_and_no_log_waiting() {
     for _ in 0..2 {
         stand.s.records.spawn(std::future::pending());
     }
-    let settle = Settle {
-        id: EventId(9),
-        try_count: None,
-        to: crate::store::SettleTo::Ready {
-            possible_duplicate: false,
-        },
-        code: 0,
-        ms: 0,
-        error: None,
-    };
+    let settle = given_back(9);
     let (scheduler, s) = (&stand.scheduler, &mut stand.s);
     let hard = CancellationToken::new();
     let path = scheduler
