@@ -175,7 +175,8 @@ async fn a_watched_look_is_redrawn_and_leaves_the_terminal_as_it_was() {
          [ \"$before\" = \"$(stty -g)\" ] && echo \"intact after $code\"",
         env!("CARGO_BIN_EXE_nas_event_daemon")
     );
-    let line = format!("sh -c '{script}'");
+    // A shell that starts another one dies of the key, too, unless it gives way to it.
+    let line = format!("exec sh -c '{script}'");
     let mut terminal = judge("script", &["-qec", &line, "/dev/null"]);
     terminal.env("NED_CONFIG", lab.path("ned.toml"));
     let mut child = terminal.spawn().unwrap();
