@@ -335,7 +335,10 @@ const STAGES: &[(&str, &str)] = &[
         "licences",
         "    cargo deny --offline check licenses bans sources",
     ),
-    ("release", "stage release cargo build --release --locked "),
+    (
+        "release",
+        "        cargo build --release --locked --bin nas_event_daemon --example bench ",
+    ),
     ("demo", "./nas_event_daemon demo --once"),
     ("sustained", "/release/examples/bench\" sustained"),
     ("package", "scripts/package --install --no-build"),
@@ -366,6 +369,11 @@ fn the_whole_check_leaves_nothing_out() {
     assert!(
         text.contains("\nset -euo pipefail\n"),
         "a stage that fails ends it"
+    );
+    assert!(
+        text.contains("\nbegin_release\nstage tests ")
+            && text.contains("    wait \"$release_build\" || result=$?\n"),
+        "the build of the release is begun, and what became of it is asked"
     );
     for (name, call) in STAGES {
         // Neither the stage nor what it calls may go.
