@@ -159,27 +159,32 @@ impl Watched {
                 format!("the intent guard holds {held} events: guard list, then approve or deny");
             wrong.insert("guard".to_owned(), text);
         }
-        let status = self.status.borrow();
-        for nas in status.nases.iter().filter(|nas| nas.breaker != "closed") {
-            let text = format!(
-                "NAS {} {} ({}) does not obey, breaker {}: {}",
-                nas.id, nas.name, nas.ip, nas.breaker, nas.reason
-            );
-            wrong.insert(format!("nas_{}", nas.id), text);
-        }
-        // What the billing has switched off is meant.
-        let broken = status
-            .skipped
-            .iter()
-            .filter(|(_, _, obstacle, _)| *obstacle != Obstacle::Off);
-        for (id, why, ..) in broken {
-            wrong.insert(
-                format!("nas_{id}"),
-                format!("NAS {id} is not served: {why}"),
-            );
-        }
+        wrong.extend(disobedient(&self.status.borrow()));
         wrong
     }
+}
+
+/// NASes that do not obey or are not served, by the names of their alarms. What an operator has paused
+/// or the billing has switched off is meant.
+fn disobedient(status: &Status) -> impl Iterator<Item = (String, String)> {
+    let open = status
+        .nases
+        .iter()
+        .filter(|nas| nas.breaker != "closed" && !nas.paused);
+    let open = open.map(|nas| {
+        let text = format!(
+            "NAS {} {} ({}) does not obey, breaker {}: {}",
+            nas.id, nas.name, nas.ip, nas.breaker, nas.reason
+        );
+        (nas.id, text)
+    });
+    let skipped = status
+        .skipped
+        .iter()
+        .filter(|(_, _, obstacle, _)| *obstacle != Obstacle::Off);
+    let skipped = skipped.map(|(id, why, ..)| (*id, format!("NAS {id} is not served: {why}")));
+    open.chain(skipped)
+        .map(|(id, text)| (format!("nas_{id}"), text))
 }
 
 /// Who waits too long. What an operator has paused or the billing has switched off is meant to wait,
@@ -418,6 +423,30 @@ mod tests {
             told(&[(1, 601), (4, 700)], 601),
             format!("{queued}; {compact}")
         );
+    }
+
+    #[test]
+    fn a_nas_that_is_meant_to_stand_still_does_not_ring() {
+        let nas = |id, breaker: &'static str, paused| NasStatus {
+            id,
+            breaker,
+            paused,
+            name: format!("bras{id}"),
+            ..NasStatus::default()
+        };
+        let skip = |id, obstacle| (id, "because".to_owned(), obstacle, String::new());
+        let status = Status {
+            nases: vec![
+                nas(1, "closed", false),
+                nas(2, "open", false),
+                nas(3, "open", true),
+                nas(4, "parked", false),
+            ],
+            skipped: vec![skip(5, Obstacle::Off), skip(6, Obstacle::Scheme)],
+            ..Status::default()
+        };
+        let ringing: Vec<String> = disobedient(&status).map(|(alarm, _)| alarm).collect();
+        assert_eq!(ringing, ["nas_2", "nas_4", "nas_6"]);
     }
 
     #[test]
