@@ -426,7 +426,7 @@ impl Rows {
         let ids = self.marked.get(mark).into_iter().flatten();
         let row = |id: &str| {
             let values = self.of.get(id)?;
-            let mut row: Row = BTreeMap::from([(".id".to_owned(), id.to_string())]);
+            let mut row: Row = BTreeMap::from([(".id".to_owned(), id.to_owned())]);
             let present = self.props.iter().zip(values).filter(|(_, v)| !v.is_empty());
             row.extend(present.map(|(k, v)| (k.clone(), v.to_string())));
             Some(row)
