@@ -2,7 +2,6 @@
 //! fail and send megabytes; and they make the same bytes of the same words as we do. Install them
 //! with `scripts/install-peers DIR` and point `NED_TEST_PEERS` at DIR.
 #![expect(
-    clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
@@ -150,15 +149,8 @@ fn sentences() -> Vec<Vec<String>> {
     const BORDERS: [usize; 3] = [0x80, 0x4000, 0x20_0000];
     const LETTERS: &[u8] = b"abz019=./!? \t\r\n\0\x1b\"'$[]{}\\;";
     const OTHERS: [&str; 5] = ["\u{e9}", "\u{44e}", "\u{6f22}", "\u{1f4a9}", "\u{202e}"];
-    // Any numbers that are the same in each run (splitmix64).
-    let mut state = 7_u64;
-    let mut roll = |below: usize| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % below as u64).unwrap()
-    };
+    let mut dice = lab::dice::Dice(7);
+    let mut roll = |below: usize| dice.index(below);
     let mut all = Vec::new();
     for _ in 0..2_000 {
         let mut words = vec!["!re".to_owned()];

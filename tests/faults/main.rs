@@ -32,15 +32,15 @@ mod steady;
 mod stops;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lab::daemon::Lab;
 use lab::db::{Foreign, Kind};
+use lab::dice::Dice;
 use lab::journal::{self, Accepted, CMDS, Entry, Rest, check, check_rest, peak, repeated};
-use lab::on_each_store;
 use lab::sim::Router;
+use lab::{from_environment, on_each_store, say};
 use nas_event_daemon::clock;
 use nas_event_daemon::sim::mikrotik::Faults;
 use nas_event_daemon::store::Store;
@@ -61,31 +61,6 @@ const ON_SCRIPT: i64 = 3;
 const BACKLOG: i64 = 200;
 /// Forks of each NAS.
 const FORKS: usize = 6;
-
-/// Random choices that can be repeated (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
-    }
-
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.roll(of.len() as u64)).unwrap()]
-    }
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
-}
-
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
 
 /// Accounts of a producer: (on the router, on the script NAS).
 fn accounts(producer: i64) -> (Vec<i64>, Vec<i64>) {

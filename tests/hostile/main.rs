@@ -24,37 +24,8 @@ mod subscribers;
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
 
-use std::io::Write;
-
-/// Random choices that can be repeated (splitmix64).
-#[derive(Clone)]
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
-    }
-
-    fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.roll(len as u64)).unwrap()
-    }
-
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.index(of.len())]
-    }
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
-}
-
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
+use lab::dice::Dice;
+use lab::{from_environment, say};
 
 /// What has broken something somewhere: syntax of shells, of RouterOS and its API, of SQL, TOML,
 /// JSON and templates; paths; what forges lines, directions and colours; what is empty or long.

@@ -16,6 +16,7 @@
 
 pub mod daemon;
 pub mod db;
+pub mod dice;
 pub mod journal;
 pub mod lossy;
 pub mod queue;
@@ -24,6 +25,16 @@ pub mod sim;
 pub mod sshd;
 pub mod tls;
 pub mod vty;
+
+/// A number that a long run sets.
+pub fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+/// Seeds and counts, for who reads the log.
+pub fn say(text: &str) {
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{text}\n"));
+}
 
 /// Writes each test twice, once per kind of database: `async fn name(kind: Kind)`.
 macro_rules! on_each_store {

@@ -16,12 +16,14 @@
 )]
 
 mod daemon;
+#[path = "../lab/dice.rs"]
 mod dice;
 mod fate;
 mod forks;
 mod isolation;
 mod model;
 mod scene;
+mod trace;
 mod witness;
 mod world;
 

@@ -11,8 +11,9 @@ use nas_event_daemon::store::{Started, Turned};
 
 use super::Planted;
 use super::daemon::{Begun, Daemon, Message, Served, Sizes, Wish, Written};
-use super::dice::{Dice, Trace};
+use super::dice::Dice;
 use super::model::{Model, Row};
+use super::trace::Trace;
 use super::witness::Claims;
 
 /// Steps of disorder; then everything is mended and must end.

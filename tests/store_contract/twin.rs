@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::lab::dice::Dice;
 use nas_event_daemon::event::Waiting;
 
 #[expect(unreachable_pub, reason = "the simulation has it in the open")]
@@ -104,23 +105,6 @@ struct Pair<'a> {
     model: Model,
     /// Two, which take the database from each other.
     owners: Vec<Owner>,
-}
-
-/// Random choices that can be repeated (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
-    }
-
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.roll(of.len() as u64)).unwrap()]
-    }
 }
 
 /// What is the same in both, as text.

@@ -1,4 +1,4 @@
-//! Random choices that can be repeated, and the hash over what followed from them.
+//! Random choices that can be repeated.
 
 /// splitmix64: one number of state, so that a seed is the whole story.
 #[derive(Clone)]
@@ -32,35 +32,5 @@ impl Dice {
     /// Between both, which may come out too.
     pub fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.roll(to - from + 1)
-    }
-}
-
-/// FNV-1a over every step: two runs of one seed must agree in all of them.
-#[derive(Clone)]
-pub struct Trace {
-    pub hash: u64,
-    /// Kept only where a person wants to read it.
-    pub lines: Option<Vec<String>>,
-}
-
-impl Trace {
-    pub fn new(keep: bool) -> Self {
-        Self {
-            hash: 0xcbf2_9ce4_8422_2325,
-            lines: keep.then(Vec::new),
-        }
-    }
-
-    pub fn note(&mut self, what: &'static str, numbers: &[i64]) {
-        let mut eat = |byte: u8| {
-            self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        };
-        what.bytes().for_each(&mut eat);
-        for n in numbers {
-            n.to_le_bytes().into_iter().for_each(&mut eat);
-        }
-        if let Some(lines) = &mut self.lines {
-            lines.push(format!("{what} {numbers:?}"));
-        }
     }
 }
