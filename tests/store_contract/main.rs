@@ -25,6 +25,7 @@ mod lab;
 mod expansion;
 mod keys;
 mod looks;
+mod odd;
 mod pages;
 mod posts;
 mod retries;

@@ -118,10 +118,8 @@ impl Wanted {
         };
         let own: Option<Map<String, Value>> = match &self.own {
             None => None,
-            Some(text) => Some(
-                serde_json::from_str(text)
-                    .map_err(|e| format!("params is not a JSON object: {e}"))?,
-            ),
+            Some(text) => serde_json::from_str(text)
+                .map_err(|e| format!("params is not a JSON object: {e}"))?,
         };
         let account_nas = self.account_nas();
         let mut services = self.services?.into_iter();

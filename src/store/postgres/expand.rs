@@ -8,7 +8,7 @@ use sqlx::{Connection, PgConnection};
 
 use super::compact::interactive;
 use super::decide::{Known, Nases, Ready, Wanted};
-use super::stack::{WAITING, waiting};
+use super::stack::{WAITING, anew_dead, waiting};
 use super::{Postgres, billing, connection, sql, storable};
 use crate::event::{Class, Cmd, EventId, Waiting};
 use crate::store::rows::{CAME, way_in};
@@ -135,8 +135,8 @@ async fn batch(
     let slow: Vec<i64> = picked.into_iter().filter(|id| !gone.contains(id)).collect();
     by_halves(&mut tx, shape, known, slow, &mut out).await?;
     let again: Vec<(i64,)> = sqlx::query_as(
-        "select id from events_stack_compact where error is not null and next_expand_at <= now()
-           and not id = any($1) order by next_expand_at limit $2 for update skip locked",
+        "select id from events_stack_compact where error is not null
+           and (next_expand_at is null or next_expand_at <= now()) and not id = any($1) order by next_expand_at limit $2 for update skip locked",
     )
     .bind(out.failed.iter().map(|f| f.0.0).collect::<Vec<_>>())
     .bind(AGAIN_PER_BATCH)
@@ -175,7 +175,7 @@ async fn idle(conn: &mut PgConnection) -> Result<bool> {
     let (idle,): (bool,) = sqlx::query_as(
         "select not exists (select 1 from events_stack_compact where error is null)
            and not exists (select 1 from events_stack_compact where error is not null
-             and next_expand_at <= now())",
+             and (next_expand_at is null or next_expand_at <= now()))",
     )
     .fetch_one(conn)
     .await
@@ -467,8 +467,9 @@ async fn bury_overtaken(tx: &mut PgConnection, late: &[Ready]) -> Result<()> {
            own_params, params_complete, possible_duplicate, reason)
          select id, cmd, user_id, abonent_id, nas, usluga_id, acct_session_id, all_params::json, class,
            created_at, owner_script, owner_function, source, batch_id, expires_at, error, params,
-           params_complete, {}, 'overtaken' from gone",
-        duplicate("gone")
+           params_complete, {}, 'overtaken' from gone {}",
+        duplicate("gone"),
+        anew_dead()
     );
     sqlx::query(sqlx::AssertSqlSafe(text))
         .bind(late.iter().map(|r| r.id).collect::<Vec<_>>())

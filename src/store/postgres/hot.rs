@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use sqlx::{PgConnection, Row};
 
-use super::stack::{CLAIMED, Columns, SAME, started};
+use super::stack::{CLAIMED, Columns, SAME, anew, started};
 use super::{sql, storable};
 use crate::event::EventId;
 use crate::store::{Error, Result, Settle, SettleTo, Started, Turn};
@@ -91,6 +91,7 @@ fn text() -> &'static str {
              done as (
                insert into events_done ({SAME}, result, code, ms, answer, attempts, scheme_hash, error)
                select {SAME}, result, code, ms, answer, try_count, hash, error from gone
+               {anew}
                returning id),
              started as (
                update events_stack set state = 'running', epoch = $3, try_count = try_count + 1,
@@ -104,7 +105,10 @@ fn text() -> &'static str {
              union all select 1, id, null, null, null, null, null, null, null, null from done
              union all select 2, id, event_type, user_id, abonent_id, usluga_id, params, try_count,
                possible_duplicate, accepted_ms from started",
-            kept = kept.join(", ")
+            kept = kept.join(", "),
+            anew = anew(&format!(
+                "{SAME}, result, code, ms, answer, attempts, scheme_hash, error, finished_at"
+            )),
         )
     })
 }

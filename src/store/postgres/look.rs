@@ -6,7 +6,7 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::{Column, Connection, Executor, PgConnection, Row, SqlSafeStr, TypeInfo, ValueRef};
 
-use super::{Postgres, connection, kept_ms, look_failed, sql, storable};
+use super::{Postgres, connection, kept_ms, look_failed, sql, stack, storable};
 use crate::event::{EventId, Params};
 use crate::store::{
     Backlog, Counts, Error, EventRow, Filter, Result, SqlAnswer, WhereIs, operator, rows,
@@ -268,7 +268,9 @@ pub(super) async fn drop_event(
             .replace("event_date", date);
         let text = format!(
             "with gone as (delete from {table} where id = $1 and {condition} returning *)
-             insert into events_done ({columns}, result, error) select {from}, 'dropped', $2 from gone"
+             insert into events_done ({columns}, result, error) select {from}, 'dropped', $2 from gone
+             {}",
+            stack::anew(&format!("{columns}, result, error, finished_at"))
         );
         let moved = sqlx::query(sqlx::AssertSqlSafe(text))
             .bind(id.0)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
+use super::stack::anew_dead;
 use super::{Postgres, sql, storable};
 use crate::store::sqlite::backup::ID_GAP;
 use crate::store::{After, Error, Owner, Result, Token};
@@ -94,7 +95,7 @@ pub(super) async fn recover(store: &Postgres, epoch: i64, max_deaths: u32) -> Re
         .execute(&mut *tx)
         .await
         .map_err(sql("recover"))?;
-    let buried = sqlx::query(
+    let text = format!(
         "with gone as (
            delete from events_stack where state = 'running' and epoch < $1 and deaths >= $2 returning *)
          insert into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id,
@@ -105,14 +106,16 @@ pub(super) async fn recover(store: &Postgres, epoch: i64, max_deaths: u32) -> Re
            event_date, owner_script, owner_function, source, batch_id, expires_at, try_count, deaths + 1,
            epoch, started_at, true, last_code, last_error, own_params, params_complete,
            'the daemon died ' || (deaths + 1) || ' times while it ran'
-         from gone",
-    )
-    .bind(epoch)
-    .bind(i64::from(max_deaths))
-    .execute(&mut *tx)
-    .await
-    .map_err(sql("bury suspects"))?
-    .rows_affected();
+         from gone {}",
+        anew_dead()
+    );
+    let buried = sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(epoch)
+        .bind(i64::from(max_deaths))
+        .execute(&mut *tx)
+        .await
+        .map_err(sql("bury suspects"))?
+        .rows_affected();
     let returned = sqlx::query(
         "update events_stack set state = 'ready', deaths = deaths + 1, possible_duplicate = true,
            next_try_at = null

@@ -299,6 +299,28 @@ pub(super) const SAME: &str =
     "id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
   event_date, owner_script, owner_function, source, batch_id, possible_duplicate, started_at";
 
+/// Columns of a dead event beside [`SAME`] that its row takes over, and those that begin anew.
+const OF_DEAD: &str = "params, class, expires_at, try_count, deaths, epoch, last_code, last_error,
+  own_params, params_complete, reason, died_at, retried_as, retry_ms";
+
+/// Behind an insert: a number that was given before (others insert rows with numbers of their own)
+/// has its newest story. Refused, it would hold up every turn.
+pub(super) fn anew(columns: &str) -> String {
+    let columns = columns
+        .split(',')
+        .map(str::trim)
+        .filter(|name| *name != "id");
+    let set: Vec<String> = columns
+        .map(|name| format!("{name} = excluded.{name}"))
+        .collect();
+    format!("on conflict (id) do update set {}", set.join(", "))
+}
+
+/// The same for a dead event.
+pub(super) fn anew_dead() -> String {
+    anew(&format!("{SAME}, {OF_DEAD}"))
+}
+
 /// The columns of some settles, as arrays.
 pub(super) struct Columns<'a> {
     pub(super) ids: Vec<i64>,
@@ -363,7 +385,9 @@ async fn settle(tx: &mut PgConnection, turn: &Turn) -> Result<Vec<EventId>> {
                last_code, last_error, own_params, params_complete, reason)
              select {same}, params, class, expires_at, try_count, deaths, epoch, code, error, own_params,
                params_complete, reason from gone
+             {anew}
              returning id",
+            anew = anew_dead(),
             same = SAME.replace("possible_duplicate", "possible_duplicate or dup"),
         );
         let rows: Vec<(i64,)> = sqlx::query_as(sqlx::AssertSqlSafe(text))

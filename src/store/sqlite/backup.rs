@@ -17,6 +17,16 @@ pub(in crate::store) const ID_GAP: i64 = 100_000_000;
 /// Only the owner of the file may read it: it holds credentials.
 const MODE: u32 = 0o600;
 
+/// Makes a database that is not there yet, for its owner alone; SQLite gives the files beside it
+/// the same rights. What goes wrong is told by the opening that follows.
+pub(super) fn make(file: &Path) {
+    if file.is_absolute() || file.components().count() == 1 && !file.to_string_lossy().contains(':')
+    {
+        let mut options = std::fs::OpenOptions::new();
+        let _ = options.write(true).create_new(true).mode(MODE).open(file);
+    }
+}
+
 pub(super) async fn backup(store: &Sqlite, to: &Path) -> Result<()> {
     let options = store.write().await.options.clone();
     let refused = |e: std::io::Error| Error::Refused(format!("{}: {e}", to.display()));

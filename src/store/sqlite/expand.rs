@@ -3,13 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite as Db, Transaction};
+use sqlx::{Sqlite as Db, Transaction};
 
 use super::stack::{WAITING, waiting_from_json};
-use super::{Sqlite, Writer, billing, compact, sql};
-use crate::event::{Class, Cmd, EventId, Params, Waiting, of_class};
+use super::{Sqlite, Writer, billing, compact, decide, sql};
+use crate::event::{Class, Cmd, Waiting, of_class};
 use crate::store::rows::{CAME, way_in};
 use crate::store::{Error, Expansion, Result};
 
@@ -19,12 +17,16 @@ const AGAIN_PER_BATCH: i64 = 50;
 /// Ids that one batch spans at most: what it hands over is found by this range.
 const SPAN: i64 = 4_000;
 
-/// A row that needs no overlay and names its NAS by id or not at all.
-const PLAIN: &str = "c.user_id is not null and c.params is null and c.usluga_id is null
-  and c.params_complete = 0 and c.nas_ip is null";
+/// A row that needs no overlay and names its NAS by id or not at all. SQLite keeps any value in any
+/// column: what is not of its column's type is looked at by itself.
+const PLAIN: &str = "typeof(c.user_id) = 'integer' and c.params is null and c.usluga_id is null
+  and c.params_complete = 0 and c.nas_ip is null and typeof(c.abonent_id) in ('integer', 'null')
+  and (c.expires_at is null or unixepoch(c.expires_at) is not null)
+  and 'blob' not in (typeof(c.owner_script), typeof(c.owner_function), typeof(c.source),
+    typeof(c.batch_id), typeof(c.acct_session_id), typeof(c.created_at))";
 
 /// Whether a compact row `c` retries a dead event that may have been applied.
-const DUPLICATE: &str =
+pub(super) const DUPLICATE: &str =
     "ifnull((select d.possible_duplicate from events_dead d where d.id = c.retried_from), 0)";
 
 pub(super) async fn expand(store: &Sqlite, limit: usize, cmds: &[Cmd]) -> Result<Expansion> {
@@ -71,7 +73,7 @@ async fn some(
     let idle: (bool,) = sqlx::query_as(
         "select not exists (select 1 from events_stack_compact where error is null)
            and not exists (select 1 from events_stack_compact where error is not null
-             and next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now'))",
+             and (next_expand_at is null or next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now')))",
     )
     .fetch_one(&store.readers)
     .await
@@ -99,13 +101,18 @@ async fn some(
 
 /// Errors that a single row can cause, as opposed to a locked, full or broken database.
 pub(in crate::store) fn is_row_trouble(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|e| {
-        // 1 SQLITE_ERROR (a function refused its argument), 18 TOOBIG, 19 CONSTRAINT, 20 MISMATCH;
-        // extended codes carry the primary one in the low byte (sqlite.org, "Result Codes").
-        e.code()
-            .and_then(|c| c.parse::<i64>().ok())
-            .is_some_and(|c| matches!(c & 0xff, 1 | 18 | 19 | 20))
-    })
+    let is_misread = matches!(
+        error,
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)
+    );
+    is_misread
+        || error.as_database_error().is_some_and(|e| {
+            // 1 SQLITE_ERROR (a function refused its argument), 18 TOOBIG, 19 CONSTRAINT, 20 MISMATCH;
+            // extended codes carry the primary one in the low byte (sqlite.org, "Result Codes").
+            e.code()
+                .and_then(|c| c.parse::<i64>().ok())
+                .is_some_and(|c| matches!(c & 0xff, 1 | 18 | 19 | 20))
+        })
 }
 
 async fn batch(
@@ -168,7 +175,8 @@ async fn batch(
 /// expansion itself.
 fn ways_in(these: &str) -> String {
     format!(
-        "select way, cmd, count(*) from (select {CAME} as way, c.cmd from events_stack_compact c
+        "select way, cmd, count(*) from (select {CAME} as way, ifnull(k.cmd, '') as cmd
+           from events_stack_compact c left join catalogue k on k.cmd = c.cmd
            where c.error is null and {these}) where way is not null group by way, cmd"
     )
 }
@@ -226,7 +234,8 @@ async fn one_by_one(
 ) -> Result<Expansion> {
     let again: Vec<(i64,)> = sqlx::query_as(
         "select id from events_stack_compact where error is not null
-           and next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now') order by next_expand_at limit ?1",
+           and (next_expand_at is null or next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now'))
+         order by next_expand_at limit ?1",
     )
     .bind(AGAIN_PER_BATCH)
     .fetch_all(&mut *tx)
@@ -234,7 +243,7 @@ async fn one_by_one(
     .map_err(sql("pick failed compact events"))?;
     slow.extend(again.into_iter().map(|row| row.0));
     for id in slow {
-        one(&mut tx, shape, id, &mut out).await?;
+        decide::one(&mut tx, shape, id, &mut out).await?;
     }
     tx.commit().await.map_err(sql("commit an expansion"))?;
     out.moved.sort_by_key(|w| w.id);
@@ -261,7 +270,8 @@ async fn plain_rows(
            cross join catalogue k on k.cmd = c.cmd
            cross join event_params p on p.user_id = c.user_id
            cross join nas n on n.id = ifnull(c.nas_id, p.nas_id)
-         where c.id between ?1 and ?2 and c.error is null and {PLAIN}"
+         where c.id between ?1 and ?2 and c.error is null and {PLAIN}
+           and typeof(n.id) = 'integer' and typeof(p.abonent_id) in ('integer', 'null')"
     );
     let moved = sqlx::query(sqlx::AssertSqlSafe(text))
         .bind(first)
@@ -294,302 +304,4 @@ async fn plain_rows(
         .await
         .map_err(sql("hand over a batch"))?;
     Ok((moved, waiting_from_json(&rows)?))
-}
-
-/// One row: expands it, or writes why not.
-async fn one(
-    tx: &mut Transaction<'_, Db>,
-    shape: &billing::Shape,
-    id: i64,
-    out: &mut Expansion,
-) -> Result<()> {
-    let row = sqlx::query("select * from events_stack_compact where id = ?1")
-        .bind(id)
-        .fetch_optional(&mut **tx)
-        .await
-        .map_err(sql("read a compact event"))?;
-    let Some(row) = row else { return Ok(()) };
-    let tries: i64 = row
-        .try_get("expand_tries")
-        .map_err(sql("read a compact event"))?;
-    sqlx::query("savepoint one_row")
-        .execute(&mut **tx)
-        .await
-        .map_err(sql("expand one row"))?;
-    let trouble = match moved(tx, shape, &row, tries).await {
-        Ok(Ok(Some(waiting))) => {
-            out.moved.push(waiting);
-            None
-        }
-        Ok(Ok(None)) => {
-            out.overtaken += 1;
-            None
-        }
-        Ok(Err(reason)) => Some(reason),
-        Err(Error::Sql { doing, source }) if is_row_trouble(&source) => {
-            Some(format!("{doing}: {source}"))
-        }
-        Err(other) => return Err(other),
-    };
-    let end = if trouble.is_some() {
-        "rollback to one_row"
-    } else {
-        "release one_row"
-    };
-    sqlx::query(end)
-        .execute(&mut **tx)
-        .await
-        .map_err(sql("expand one row"))?;
-    if let Some(reason) = trouble {
-        sqlx::query(
-            "update events_stack_compact set error = ?2, expand_tries = expand_tries + 1,
-               next_expand_at = strftime('%Y-%m-%d %H:%M:%f', 'now',
-                 '+' || min(60, 1 << min(expand_tries, 6)) || ' seconds')
-             where id = ?1",
-        )
-        .bind(id)
-        .bind(&reason)
-        .execute(&mut **tx)
-        .await
-        .map_err(sql("write why a row cannot be expanded"))?;
-        out.failed.push((EventId(id), reason));
-    }
-    Ok(())
-}
-
-/// `Ok(Some)` = expanded, `Ok(None)` = overtaken and dead, `Err(text)` = cannot be expanded.
-async fn moved(
-    tx: &mut Transaction<'_, Db>,
-    shape: &billing::Shape,
-    row: &SqliteRow,
-    tries: i64,
-) -> Result<std::result::Result<Option<Waiting>, String>> {
-    let field = |name: &'static str| {
-        row.try_get::<Option<i64>, _>(name)
-            .map_err(sql("read a compact event"))
-    };
-    let text = |name: &'static str| {
-        row.try_get::<Option<String>, _>(name)
-            .map_err(sql("read a compact event"))
-    };
-    let id = field("id")?.unwrap_or_default();
-    let name = text("cmd")?.unwrap_or_default();
-    let user = field("user_id")?;
-    let usluga = field("usluga_id")?;
-    let complete = field("params_complete")?.unwrap_or_default() != 0;
-    let known: Option<(i64, Option<f64>)> =
-        sqlx::query_as("select class, ttl_s from catalogue where cmd = ?1")
-            .bind(&name)
-            .fetch_optional(&mut **tx)
-            .await
-            .map_err(sql("look a cmd up"))?;
-    let Some((class, ttl_s)) = known else {
-        let why = Cmd::parse(&name).err().unwrap_or_else(|| {
-            format!(
-                "unknown cmd {name}: it is neither in the catalogue nor defined by a loaded scheme"
-            )
-        });
-        return Ok(Err(why));
-    };
-    let own: Option<Map<String, Value>> = match text("params")? {
-        None => None,
-        Some(t) => match serde_json::from_str(&t) {
-            Ok(map) => Some(map),
-            Err(e) => return Ok(Err(format!("params is not a JSON object: {e}"))),
-        },
-    };
-    let mut account = Map::new();
-    let mut service = None;
-    if let Some(user) = user {
-        let found = object(
-            tx,
-            &shape.params,
-            "event_params p where p.user_id = ?1 limit 2",
-            user,
-            None,
-        )
-        .await?;
-        match found.as_slice() {
-            [one] => account = one.clone(),
-            [] if complete => {}
-            [] => return Ok(Err(format!("user_id {user} has no row in event_params"))),
-            _ => {
-                return Ok(Err(format!(
-                    "user_id {user} has several rows in event_params"
-                )));
-            }
-        }
-        if let Some(usluga) = usluga {
-            let from = "event_usluga s where s.user_id = ?1 and s.usluga_id = ?2 limit 2";
-            let found = object(tx, &shape.usluga, from, user, Some(usluga)).await?;
-            match found.into_iter().next() {
-                Some(one) => service = Some(one),
-                None if complete => {}
-                None => {
-                    return Ok(Err(format!(
-                        "user_id {user} has no row for usluga_id {usluga} in event_usluga"
-                    )));
-                }
-            }
-        }
-    }
-    let account_nas = account.get("nas_id").and_then(Value::as_i64);
-    let account_abonent = account.get("abonent_id").and_then(Value::as_i64);
-    let mut params = match Params::overlaid(account, service, own.as_ref()) {
-        Ok(params) => params,
-        Err(why) => return Ok(Err(why)),
-    };
-    if let Some(session) = text("acct_session_id")? {
-        params
-            .0
-            .insert("acct_session_id".to_owned(), Value::String(session));
-    }
-    if let Some(usluga) = usluga {
-        params.0.insert("usluga_id".to_owned(), Value::from(usluga));
-    }
-    let nas = match choose_nas(tx, field("nas_id")?, text("nas_ip")?, account_nas).await? {
-        Ok(nas) => nas,
-        Err(why) => return Ok(Err(why)),
-    };
-    if tries > 0
-        && class != 0
-        && let Some(user) = user
-    {
-        let (overtaken,): (bool,) = sqlx::query_as(
-            "select exists (select 1 from events_stack where nas_id = ?1 and user_id = ?2 and id > ?3 and class > 0)
-               or exists (select 1 from events_done where user_id = ?2 and nas_id = ?1 and id > ?3
-                 and event_type not in (select cmd from catalogue where class = 0))",
-        )
-        .bind(nas)
-        .bind(user)
-        .bind(id)
-        .fetch_one(&mut **tx)
-        .await
-        .map_err(sql("look for later events of the lane"))?;
-        if overtaken {
-            bury_overtaken(tx, id, nas, class, &params).await?;
-            return Ok(Ok(None));
-        }
-    }
-    let text = format!(
-        "insert into events_stack (id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
-           params, class, event_date, owner_script, owner_function, source, batch_id, expires_at, own_params,
-           params_complete, possible_duplicate)
-         select id, cmd, user_id, ifnull(abonent_id, ?2), ?3, usluga_id, acct_session_id, ?4, ?5, created_at,
-           owner_script, owner_function, source, batch_id,
-           ifnull(expires_at, case when ?6 is not null then
-             strftime('%Y-%m-%d %H:%M:%f', created_at, '+' || ?6 || ' seconds') end),
-           params, params_complete, {DUPLICATE}
-         from events_stack_compact c where id = ?1
-         returning json_array(json_array({WAITING}))"
-    );
-    let (waiting,): (String,) = sqlx::query_as(sqlx::AssertSqlSafe(text))
-        .bind(id)
-        .bind(account_abonent)
-        .bind(nas)
-        .bind(Value::Object(params.0).to_string())
-        .bind(class)
-        .bind(ttl_s)
-        .fetch_one(&mut **tx)
-        .await
-        .map_err(sql("expand one row"))?;
-    take_off(tx, id).await?;
-    Ok(Ok(waiting_from_json(&waiting)?.pop()))
-}
-
-async fn take_off(tx: &mut Transaction<'_, Db>, id: i64) -> Result<()> {
-    sqlx::query("delete from events_stack_compact where id = ?1")
-        .bind(id)
-        .execute(&mut **tx)
-        .await
-        .map_err(sql("take a row off the compact stack"))?;
-    Ok(())
-}
-
-async fn bury_overtaken(
-    tx: &mut Transaction<'_, Db>,
-    id: i64,
-    nas: i64,
-    class: i64,
-    params: &Params,
-) -> Result<()> {
-    let text = format!(
-        "insert into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
-           params, class, event_date, owner_script, owner_function, source, batch_id, expires_at, last_error,
-           own_params, params_complete, possible_duplicate, reason)
-         select id, cmd, user_id, abonent_id, ?2, usluga_id, acct_session_id, ?4, ?3, created_at, owner_script,
-           owner_function, source, batch_id, expires_at, error, params, params_complete, {DUPLICATE}, 'overtaken'
-         from events_stack_compact c where id = ?1"
-    );
-    sqlx::query(sqlx::AssertSqlSafe(text))
-        .bind(id)
-        .bind(nas)
-        .bind(class)
-        .bind(Value::Object(params.0.clone()).to_string())
-        .execute(&mut **tx)
-        .await
-        .map_err(sql("bury an overtaken row"))?;
-    take_off(tx, id).await
-}
-
-/// The event's `nas_id`, else its `nas_ip`, else the account's.
-async fn choose_nas(
-    tx: &mut Transaction<'_, Db>,
-    id: Option<i64>,
-    ip: Option<String>,
-    account: Option<i64>,
-) -> Result<std::result::Result<i64, String>> {
-    if id.is_none()
-        && let Some(ip) = ip.filter(|ip| !ip.trim().is_empty())
-    {
-        let found: Vec<(i64,)> =
-            sqlx::query_as("select id from nas where ip = ?1 order by id limit 2")
-                .bind(ip.trim())
-                .fetch_all(&mut **tx)
-                .await
-                .map_err(sql("look a NAS up by address"))?;
-        return Ok(match found.as_slice() {
-            [(id,)] => Ok(*id),
-            [] => Err(format!("nas_ip {ip} is no NAS's address")),
-            _ => Err(format!(
-                "nas_ip {ip} belongs to several NASes: name the nas_id"
-            )),
-        });
-    }
-    let Some(id) = id.or(account) else {
-        return Ok(Err(
-            "the account has no NAS, and the event names neither nas_id nor nas_ip".to_owned(),
-        ));
-    };
-    let found: Option<(i64,)> = sqlx::query_as("select id from nas where id = ?1")
-        .bind(id)
-        .fetch_optional(&mut **tx)
-        .await
-        .map_err(sql("look a NAS up"))?;
-    Ok(found
-        .map(|(id,)| id)
-        .ok_or_else(|| format!("nas_id {id} is not in table nas")))
-}
-
-/// Canonical rows of a view as maps.
-async fn object(
-    tx: &mut Transaction<'_, Db>,
-    expression: &str,
-    from: &'static str,
-    user: i64,
-    usluga: Option<i64>,
-) -> Result<Vec<Map<String, Value>>> {
-    let text = format!("select {expression} from {from}");
-    let mut query = sqlx::query_as::<_, (String,)>(sqlx::AssertSqlSafe(text)).bind(user);
-    if let Some(usluga) = usluga {
-        query = query.bind(usluga);
-    }
-    let rows = query
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(sql("read the billing's view"))?;
-    Ok(rows
-        .into_iter()
-        .map(|(t,)| serde_json::from_str(&t).unwrap_or_default())
-        .collect())
 }

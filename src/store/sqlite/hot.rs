@@ -73,7 +73,7 @@ pub(super) async fn write(
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let now = clock::utc_text(clock::wall_ms());
     // Values in the order of their places in the text: a named place costs a search of all names.
-    let mut query = sqlx::query_as::<_, (Option<String>,)>(text);
+    let mut query = sqlx::query_as::<_, (Option<Vec<u8>>,)>(text);
     if size > 0 {
         for s in &turn.settles {
             query = query
@@ -129,8 +129,12 @@ pub(super) async fn write(
         }
     };
     let rows = rows.into_iter().next().and_then(|row| row.0);
-    rows.map_or_else(|| Ok(Vec::new()), |rows| started(&rows))
-        .map(Some)
+    // A billing's text may be in any encoding: what is no UTF-8 must not hold up a whole turn.
+    rows.map_or_else(
+        || Ok(Vec::new()),
+        |rows| started(&String::from_utf8_lossy(&rows)),
+    )
+    .map(Some)
 }
 
 /// The statements for up to this many settles, built once, and how many they hold.
@@ -154,7 +158,7 @@ fn build(settles: usize, starts: bool) -> String {
     if settles > 0 {
         text.push_str(&format!(
             "with j(id, try, ms) as (values {})
-             insert into events_done (id, event_type, user_id, abonent_id, nas_id, usluga_id,
+             insert or replace into events_done (id, event_type, user_id, abonent_id, nas_id, usluga_id,
                acct_session_id, event_date, owner_script, owner_function, source, batch_id, result, code,
                ms, attempts, scheme_hash, possible_duplicate, started_at, finished_at)
              select e.id, e.event_type, e.user_id, e.abonent_id, e.nas_id, e.usluga_id, e.acct_session_id,
@@ -210,16 +214,13 @@ fn started(rows: &str) -> Result<Vec<Started>> {
 fn one_started(row: &str) -> Option<Started> {
     let mut fields = row.splitn(9, FIELD);
     let mut field = || fields.next();
-    let number = |text: &str| match text {
-        "" => Some(None),
-        text => text.parse::<i64>().ok().map(Some),
-    };
+    let number = |text: &str| text.parse::<i64>().ok();
     Some(Started {
-        id: EventId(number(field()?)??),
+        id: EventId(number(field()?)?),
         cmd: field()?.to_owned(),
-        user: number(field()?)?.map(UserId),
-        abonent: number(field()?)?,
-        usluga: number(field()?)?,
+        user: number(field()?).map(UserId),
+        abonent: number(field()?),
+        usluga: number(field()?),
         try_count: field()?.parse().ok()?,
         possible_duplicate: field()? != "0",
         accepted_ms: field()?.parse().ok()?,

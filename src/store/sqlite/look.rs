@@ -35,40 +35,44 @@ const DONE: &str = "select id, 'done' as place, result as state, event_type as c
   null as next_ms, cast(round(unixepoch(finished_at, 'subsec') * 1000) as integer) as ended_ms, possible_duplicate as dup,
   code, error, ms, answer, null as params, null as retried_as, scheme_hash as hash from events_done";
 
+/// What a row says, as far as it can be shown: SQLite keeps any value in any column, and one odd
+/// value must not hide the others of a list.
 fn event_row(row: &SqliteRow) -> Result<EventRow> {
-    let read = || -> std::result::Result<EventRow, sqlx::Error> {
-        let place: String = row.try_get("place")?;
-        let params: Option<String> = row.try_get("params")?;
-        Ok(EventRow {
-            id: EventId(row.try_get("id")?),
-            place: match place.as_str() {
-                "compact" => WhereIs::Compact,
-                "stack" => WhereIs::Stack,
-                "dead" => WhereIs::Dead,
-                _ => WhereIs::Done,
-            },
-            state: row.try_get("state")?,
-            cmd: row.try_get("cmd")?,
-            user_id: row.try_get("user_id")?,
-            abonent_id: row.try_get("abonent_id")?,
-            nas_id: row.try_get("nas_id")?,
-            source: row.try_get("source")?,
-            batch_id: row.try_get("batch_id")?,
-            event_date_ms: row.try_get::<Option<i64>, _>("event_ms")?.unwrap_or(0),
-            try_count: row.try_get("tries")?,
-            next_try_ms: row.try_get("next_ms")?,
-            ended_ms: row.try_get("ended_ms")?,
-            possible_duplicate: row.try_get::<i64, _>("dup")? != 0,
-            code: row.try_get("code")?,
-            error: row.try_get("error")?,
-            ms: row.try_get("ms")?,
-            answer: row.try_get("answer")?,
-            params: params.map(|p| Params(serde_json::from_str(&p).unwrap_or_default())),
-            retried_as: row.try_get("retried_as")?,
-            scheme_hash: row.try_get("hash")?,
-        })
+    let id = row.try_get("id").map_err(sql("read an event"))?;
+    let number = |name: &str| row.try_get::<Option<i64>, _>(name).ok().flatten();
+    let text = |name: &str| {
+        let bytes = row.try_get_unchecked::<Option<Vec<u8>>, _>(name);
+        let bytes = bytes.ok().flatten()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
     };
-    read().map_err(sql("read an event"))
+    Ok(EventRow {
+        id: EventId(id),
+        place: match text("place").as_deref() {
+            Some("compact") => WhereIs::Compact,
+            Some("stack") => WhereIs::Stack,
+            Some("dead") => WhereIs::Dead,
+            _ => WhereIs::Done,
+        },
+        state: text("state").unwrap_or_default(),
+        cmd: text("cmd").unwrap_or_default(),
+        user_id: number("user_id"),
+        abonent_id: number("abonent_id"),
+        nas_id: number("nas_id"),
+        source: text("source"),
+        batch_id: text("batch_id"),
+        event_date_ms: number("event_ms").unwrap_or(0),
+        try_count: number("tries").unwrap_or(0),
+        next_try_ms: number("next_ms"),
+        ended_ms: number("ended_ms"),
+        possible_duplicate: number("dup").unwrap_or(0) != 0,
+        code: number("code"),
+        error: text("error"),
+        ms: number("ms"),
+        answer: text("answer"),
+        params: text("params").map(|p| Params(serde_json::from_str(&p).unwrap_or_default())),
+        retried_as: number("retried_as"),
+        scheme_hash: text("hash"),
+    })
 }
 
 pub(super) async fn counts(store: &Sqlite) -> Result<Counts> {
@@ -263,7 +267,7 @@ pub(super) async fn drop_event(
             .replace("event_type", cmd)
             .replace("event_date", date);
         let text = format!(
-            "insert into events_done ({columns}, result, error)
+            "insert or replace into events_done ({columns}, result, error)
              select {from}, 'dropped', ?2 from {table} where id = ?1 and {condition}"
         );
         let moved = sqlx::query(sqlx::AssertSqlSafe(text))

@@ -6,6 +6,7 @@ pub mod backup;
 mod billing;
 mod bound;
 mod compact;
+mod decide;
 mod expand;
 mod guard;
 mod hot;
@@ -131,6 +132,7 @@ impl Sqlite {
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             .statement_cache_capacity(200)
             .disable_statement_logging();
+        backup::make(options.get_filename());
         let mut conn = SqliteConnection::connect_with(&options)
             .await
             .map_err(fail)?;

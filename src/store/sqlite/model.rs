@@ -100,10 +100,13 @@ pub(super) async fn find(store: &Sqlite, query: &Query) -> Result<Vec<Map<String
     };
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
-        let text: String = row.try_get(0).map_err(sql("read an object"))?;
-        found.push(serde_json::from_str(&text).map_err(|e| {
-            Error::Refused(format!("a row of {} is no JSON: {e}", query.model.name()))
-        })?);
+        // A producer's text may be in any encoding.
+        let text: Vec<u8> = row.try_get(0).map_err(sql("read an object"))?;
+        found.push(
+            serde_json::from_str(&String::from_utf8_lossy(&text)).map_err(|e| {
+                Error::Refused(format!("a row of {} is no JSON: {e}", query.model.name()))
+            })?,
+        );
     }
     Ok(found)
 }

@@ -83,7 +83,7 @@ pub(super) async fn recover(store: &Sqlite, epoch: i64, max_deaths: u32) -> Resu
     let mut writer = store.write().await;
     let mut tx = writer.begin().await?;
     let buried = sqlx::query(
-        "insert into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id,
+        "insert or replace into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id,
            acct_session_id, params, class, event_date, owner_script, owner_function, source, batch_id,
            expires_at, try_count, deaths, epoch, started_at, possible_duplicate, last_code, last_error,
            own_params, params_complete, reason)

@@ -174,8 +174,9 @@ type StartValues = (
 
 async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Read>> {
     // One text for all: each row of its own would wake this task once.
-    let (rows,): (String,) = sqlx::query_as(
-        "select json_group_array(json_array(id, event_type, user_id, abonent_id, usluga_id, params, try_count,
+    let (rows,): (Vec<u8>,) = sqlx::query_as(
+        "select json_group_array(json_array(id, event_type, user_id,
+           iif(typeof(abonent_id) = 'integer', abonent_id, null), usluga_id, params, try_count,
            possible_duplicate, state in ('ready', 'deferred'), ifnull(cast(round(unixepoch(event_date, 'subsec') * 1000) as integer), 0)))
          from events_stack where id in (select value from json_each(?1))",
     )
@@ -183,7 +184,7 @@ async fn read_starts(store: &Sqlite, ids: &[EventId]) -> Result<Vec<Read>> {
     .fetch_one(&store.readers)
     .await
     .map_err(sql("read PARAMS"))?;
-    let rows: Vec<StartValues> = serde_json::from_str(&rows)
+    let rows: Vec<StartValues> = serde_json::from_str(&String::from_utf8_lossy(&rows))
         .map_err(|e| sql("read PARAMS")(sqlx::Error::Decode(Box::new(e))))?;
     Ok(rows
         .into_iter()
@@ -268,7 +269,7 @@ async fn settle(tx: &mut Transaction<'_, Db>, turn: &Turn) -> Result<Vec<EventId
     let mut ids = Vec::with_capacity(turn.settles.len());
     if !done.is_empty() {
         let text = format!(
-            "insert into events_done (id, event_type, user_id, abonent_id, nas_id, usluga_id,
+            "insert or replace into events_done (id, event_type, user_id, abonent_id, nas_id, usluga_id,
                acct_session_id, event_date, owner_script, owner_function, source, batch_id, result, code,
                ms, answer, attempts, scheme_hash, error, possible_duplicate, started_at)
              select e.id, e.event_type, e.user_id, e.abonent_id, e.nas_id, e.usluga_id, e.acct_session_id,
@@ -281,7 +282,7 @@ async fn settle(tx: &mut Transaction<'_, Db>, turn: &Turn) -> Result<Vec<EventId
     }
     if !dead.is_empty() {
         let text = format!(
-            "insert into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id,
+            "insert or replace into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id,
                acct_session_id, params, class, event_date, owner_script, owner_function, source, batch_id,
                expires_at, try_count, deaths, epoch, started_at, possible_duplicate, last_code, last_error,
                own_params, params_complete, reason)
