@@ -1,7 +1,7 @@
 //! What the scheduler hears and what follows from it: events handed over, ended attempts, rows
 //! read for lanes, changed settings, time to live, interactive events that cannot be asked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,18 @@ const REFILL_LANES: usize = 200;
 pub(super) const STALE_MS: u64 = 500;
 /// Wait before rows that could not be read are read again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
+
+impl State {
+    /// Rows whose end is not written yet: it must not be written together with a claim.
+    fn without_ended(&self, mut rows: Vec<Waiting>) -> Vec<Waiting> {
+        let ended = self.settles.iter().filter(|(s, _)| s.try_count.is_none());
+        let ended: HashSet<EventId> = ended.map(|(s, _)| s.id).collect();
+        if !ended.is_empty() {
+            rows.retain(|w| !ended.contains(&w.id));
+        }
+        rows
+    }
+}
 
 impl Scheduler {
     pub(super) fn hear(&self, s: &mut State, message: Message) {
@@ -62,6 +74,7 @@ impl Scheduler {
             Message::Finished(finished) => self.finished(s, finished),
             Message::Refilled(lanes, rows) => {
                 s.refilling = false;
+                let rows = rows.map(|rows| s.without_ended(rows));
                 let mut of_lane: HashMap<(NasId, Owner), Vec<Waiting>> = HashMap::new();
                 for w in rows.iter().flatten() {
                     let waiting = self.clamped(w, wall_ms);
@@ -84,6 +97,7 @@ impl Scheduler {
             }
             Message::Loaded(nas, None) => s.lanes.load_failed(nas),
             Message::Loaded(nas, Some((rows, full))) => {
+                let rows = s.without_ended(rows);
                 let rows: Vec<Waiting> = rows.iter().map(|w| self.clamped(w, wall_ms)).collect();
                 s.lanes.loaded(nas, &rows, full, now, wall_ms);
             }

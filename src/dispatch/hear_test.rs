@@ -478,3 +478,14 @@ async fn lanes_are_read_by_one_question_at_a_time() {
     };
     assert!(rows.is_empty());
 }
+
+#[tokio::test]
+async fn rows_whose_end_is_not_written_yet_are_not_taken_up_again() {
+    let mut stand = Stand::new(1).await;
+    let end = unstarted(EventId(1), dead("nobody can be asked".to_owned()));
+    stand.s.settles.push((end, Gone::Finished));
+    let rows = || vec![waiting(1, 1, CUT), waiting(2, 2, CUT)];
+    stand.hear(Message::Loaded(NAS, Some((rows(), false))));
+    assert_eq!(stand.s.lanes.held(), 1);
+    assert_eq!(stand.s.lanes.take(NAS, FRESH).unwrap().id, EventId(2));
+}

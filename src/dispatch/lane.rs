@@ -1,4 +1,5 @@
-//! One lane: an account's waiting events on one NAS, its head, and how a head is woken.
+//! One lane: an account's waiting events on one NAS, its head, and how a head is woken; and what
+//! waits for one NAS, over all lanes.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -28,6 +29,20 @@ pub(super) enum Head {
     Crossed(u64),
     /// Handed out by `take`, not yet settled.
     Out(EventId),
+}
+
+/// What waits for one NAS, over all lanes.
+#[derive(Debug, Default)]
+pub(super) struct NasQueue {
+    pub(super) ready: [BTreeSet<(u64, EventId, Owner)>; 5],
+    pub(super) interactive: BTreeSet<(u64, EventId)>,
+    pub(super) interactive_facts: HashMap<EventId, Item>,
+    pub(super) held: usize,
+    pub(super) overflow: Option<EventId>,
+    pub(super) loading: Option<EventId>,
+    /// The page under way was asked for before the NAS was given up: it is read anew.
+    pub(super) stale: bool,
+    pub(super) dark: bool,
 }
 
 #[derive(Debug)]

@@ -9,7 +9,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use super::lane::{Head, Item, Lane, item, lane_mut, lower, nudge, owner_of};
+use super::lane::{Head, Item, Lane, NasQueue, item, lane_mut, lower, nudge, owner_of};
 use super::leave::Dropped;
 use crate::event::{Class, EventId, UserId, Waiting};
 use crate::nas::NasId;
@@ -32,19 +32,6 @@ pub enum Owner {
     User(UserId),
     /// Events of the NAS as a whole.
     Nas(NasId),
-}
-
-#[derive(Debug, Default)]
-pub(super) struct NasQueue {
-    ready: [BTreeSet<(u64, EventId, Owner)>; 5],
-    pub(super) interactive: BTreeSet<(u64, EventId)>,
-    pub(super) interactive_facts: HashMap<EventId, Item>,
-    held: usize,
-    pub(super) overflow: Option<EventId>,
-    pub(super) loading: Option<EventId>,
-    /// The page under way was asked for before the NAS was given up: it is read anew.
-    pub(super) stale: bool,
-    pub(super) dark: bool,
 }
 
 /// An event that may be started now.
@@ -143,8 +130,12 @@ impl Lanes {
     /// Takes a page of `Wanted::Load`; `full` = there may be more behind it.
     pub fn loaded(&mut self, nas: NasId, page: &[Waiting], full: bool, now: u64, wall_ms: i64) {
         let queue = self.nases.entry(nas).or_default();
-        queue.loading = None;
-        if std::mem::take(&mut queue.stale) {
+        let from = queue.loading.take();
+        // What was left out before this page comes first in its lanes: all is read from there on.
+        let behind = queue
+            .overflow
+            .is_some_and(|left_out| from.is_some_and(|from| left_out < from));
+        if std::mem::take(&mut queue.stale) || behind {
             return;
         }
         if full && let Some(last) = page.last() {
@@ -409,6 +400,13 @@ impl Lanes {
     /// Ids of one NAS in memory that wait.
     pub fn held_of(&self, nas: NasId) -> usize {
         self.nases.get(&nas).map_or(0, |q| q.held)
+    }
+
+    /// Whether one of the NAS's events waits for nothing but a place.
+    pub fn has_ready(&self, nas: NasId) -> bool {
+        let queue = self.nases.get(&nas);
+        queue
+            .is_some_and(|q| !q.interactive.is_empty() || q.ready.iter().any(|set| !set.is_empty()))
     }
 
     /// Whether the NAS has interactive events waiting.

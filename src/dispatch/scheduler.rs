@@ -402,6 +402,10 @@ impl Scheduler {
 
     pub(super) fn settled(&self, s: &mut State, batch: &[(EventId, Gone)], turned: &Turned) {
         for (id, _) in batch {
+            // Read again and claimed while its end waited to be written: `start` gives its place back.
+            if s.out.get(id).is_some_and(|out| !out.finished) {
+                continue;
+            }
             s.out.remove(id);
             if s.alone == Some(*id) {
                 s.alone = None;
@@ -427,7 +431,8 @@ impl Scheduler {
             if let Some(overdue) = pool.ahead.next_overdue() {
                 at = at.min(overdue);
             }
-            if s.lanes.held_of(*nas) > 0
+            // Where all heads wait for their own time, no probe could be made.
+            if s.lanes.has_ready(*nas)
                 && let Some(probe) = pool.breaker().next_probe()
             {
                 at = at.min(probe);

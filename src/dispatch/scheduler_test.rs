@@ -129,6 +129,7 @@ async fn a_suspect_waits_until_nothing_is_claimed_and_then_is_alone() {
         (Some(EventId(2)), true)
     );
     assert!(stand.pick(0).starts.is_empty(), "nothing beside it");
+    stand.s.out.get_mut(&EventId(2)).unwrap().finished = true;
     let turned = Turned {
         settled: vec![EventId(2)],
         started: Vec::new(),
@@ -371,4 +372,24 @@ async fn records_that_take_long_keep_no_fork_and_no_log_waiting() {
         () = ended => {}
     }
     assert_eq!(stand.counts().1, 0, "its fork is free");
+}
+
+#[tokio::test]
+async fn what_is_claimed_while_its_end_is_written_gives_its_place_back() {
+    let mut stand = Stand::new(1).await;
+    stand.add(1, 1, CUT);
+    let turn = stand.pick(FRESH);
+    assert_eq!(turn.starts, [EventId(1)]);
+    // The same turn ends it: the database moves it away and starts nothing.
+    let turned = Turned {
+        settled: vec![EventId(1)],
+        started: Vec::new(),
+    };
+    let (scheduler, s) = (&stand.scheduler, &mut stand.s);
+    scheduler.settled(s, &[(EventId(1), Gone::Finished)], &turned);
+    scheduler.start(s, &turn, turned, FRESH);
+    assert!(stand.s.out.is_empty());
+    assert_eq!(stand.counts(), (0, 0, 0));
+    stand.add(2, 2, CUT);
+    assert_eq!(stand.pick(FRESH).starts, [EventId(2)], "its fork is free");
 }

@@ -169,7 +169,11 @@ impl Scheduler {
                     deferred: p.deferred,
                     dead: p.dead,
                     breaker: breaker.state(),
-                    reason: breaker.reason().to_owned(),
+                    // What is over is no news of the NAS.
+                    reason: match breaker.state() {
+                        "closed" => String::new(),
+                        _ => breaker.reason().to_owned(),
+                    },
                     paused: p.is_paused(wall_ms),
                     observe: p.served.nas.mode == Mode::Observe,
                     p95_ms: p.p95_ms(),

@@ -119,3 +119,38 @@ fn what_still_runs_on_a_nas_that_is_given_up_makes_nobody_wait() {
     lanes.look_again(Owner::User(UserId(7)), 0);
     assert!(lanes.take(NasId(2), 0).is_some_and(|taken| taken.overtakes));
 }
+
+#[test]
+fn a_page_behind_what_was_left_out_is_read_anew() {
+    let nas = NasId(1);
+    let mut lanes = holding(0, 0);
+    assert_eq!(pages(&mut lanes, 1), 1);
+    lanes.loaded(nas, &[waiting(12, 6, CUT)], true, 0, 0);
+    assert_eq!(lanes.wanted(), [Wanted::Load(nas, EventId(13))]);
+    // It is taken up anew while that page is under way: what stands before it is not known.
+    lanes.expect(nas);
+    lanes.loaded(nas, &[waiting(23, 7, CUT)], false, 0, 0);
+    assert_eq!(lanes.held(), 1);
+    assert_eq!(lanes.wanted(), [Wanted::Load(nas, EventId(0))]);
+    let all = [(11, 7), (12, 6), (23, 7)].map(|(id, user)| waiting(id, user, CUT));
+    lanes.loaded(nas, &all, false, 0, 0);
+    let first: Vec<EventId> = (0..2).map(|_| lanes.take(nas, 0).unwrap().id).collect();
+    assert_eq!(first, [EventId(11), EventId(12)]);
+    assert_eq!(
+        lanes.take(nas, 0),
+        None,
+        "an account's events go one by one"
+    );
+}
+
+#[test]
+fn what_waits_for_its_time_is_not_ready() {
+    let nas = NasId(1);
+    let mut lanes = holding(1, 0);
+    assert!(lanes.has_ready(nas) && !lanes.has_ready(NasId(2)));
+    let id = lanes.take(nas, 0).unwrap().id;
+    lanes.settled(id, Gone::Deferred(100), 0);
+    assert!(lanes.held_of(nas) == 1 && !lanes.has_ready(nas));
+    lanes.wake(100);
+    assert!(lanes.has_ready(nas));
+}

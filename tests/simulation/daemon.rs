@@ -248,6 +248,16 @@ impl Daemon {
         self.settles.push((unstarted(id, to), Gone::Finished));
     }
 
+    /// As `hear::State::without_ended`.
+    fn without_ended(&self, mut rows: Vec<Waiting>) -> Vec<Waiting> {
+        let ends = |w: &Waiting| {
+            let mut ends = self.settles.iter();
+            ends.any(|(settle, _)| settle.try_count.is_none() && settle.id == w.id)
+        };
+        rows.retain(|w| !ends(w));
+        rows
+    }
+
     pub fn hear(&mut self, message: Message, now: u64, wall_ms: i64) {
         self.behind = match message {
             Message::Refilled(..) | Message::Loaded(..) => self.inbox.len(),
@@ -271,6 +281,7 @@ impl Daemon {
             }
             Message::Refilled(nas, owner, rows) => {
                 self.expecting = true;
+                let rows = rows.map(|rows| self.without_ended(rows));
                 let rows = rows.map(|r| r.iter().map(|w| clamped(w, wall_ms)).collect::<Vec<_>>());
                 self.lanes
                     .refilled(nas, owner, rows.as_deref(), now, wall_ms);
@@ -283,6 +294,7 @@ impl Daemon {
                 self.lanes.load_failed(nas);
             }
             Message::Loaded(nas, Some((rows, full))) => {
+                let rows = self.without_ended(rows);
                 let rows: Vec<Waiting> = rows.iter().map(|w| clamped(w, wall_ms)).collect();
                 self.highest = rows.iter().map(|w| w.id.0).fold(self.highest, i64::max);
                 self.expecting |= full;
@@ -488,7 +500,7 @@ impl Daemon {
             if let Some(overdue) = pool.ahead.next_overdue() {
                 at = at.min(overdue);
             }
-            if self.lanes.held_of(*nas) > 0
+            if self.lanes.has_ready(*nas)
                 && let Some(probe) = pool.breaker.next_probe()
             {
                 at = at.min(probe);

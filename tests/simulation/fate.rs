@@ -322,7 +322,12 @@ impl World {
         }
         for (lane, id) in last {
             let at = self.device.get(&lane).copied().unwrap_or(0);
-            let later_and_perhaps = at > id && self.facts[&at].perhaps;
+            // Obeyed, and its daemon died before that was written: it ended another way.
+            let unheard = || {
+                let end = self.model.ended.get(&at);
+                self.facts[&at].succeeded && !matches!(end, Some(End::Done(DoneResult::Done)))
+            };
+            let later_and_perhaps = at > id && (self.facts[&at].perhaps || unheard());
             if at != id && !later_and_perhaps && !self.touched.contains(&lane) {
                 wrong.push(format!(
                     "diverged: account {} on NAS {} is as event {at} left it, not as event {id}",

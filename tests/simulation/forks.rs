@@ -154,6 +154,9 @@ impl Daemon {
         let ms = (now - written.began).min(TURN_MOST_MS) as f64;
         self.turn_ms += (ms - self.turn_ms) * TURN_WEIGHT;
         for (id, _) in &written.batch {
+            if self.out.get(id).is_some_and(|out| !out.finished) {
+                continue;
+            }
             self.out.remove(id);
             if self.alone == Some(*id) {
                 self.alone = None;

@@ -484,7 +484,13 @@ impl World {
         let begun = self.live.end_turn(written, turned, self.now, since);
         self.all_begin(epoch, begun);
         let held = self.live.lanes.held();
-        if held > 2 * self.sizes.window + 64 {
+        // A full window leaves each lane three ids.
+        let lanes: usize = self
+            .accounts
+            .iter()
+            .map(|account| account.nases.len())
+            .sum();
+        if held > 2 * self.sizes.window + 3 * lanes + 16 {
             self.wrong(format!("{held} ids are held"));
         }
     }
