@@ -26,6 +26,7 @@ on_each_store!(
     scripts_share_the_sessions_and_their_commands_are_in_the_logs,
     a_token_is_good_for_one_nas_and_one_attempt,
     a_rate_paces_what_scripts_send,
+    scripts_find_the_database_of_their_daemon,
 );
 
 /// The ways in which operators' scripts call the helpers.
@@ -54,6 +55,7 @@ user_edit() {
     send_http_cmd --nas "$nas_id" PUT "/u/$user_id" --json "{\"ip\":\"$ip\"}" || exit $?
     send_http_cmd --nas "$nas_id" GET "/u/$user_id"
 }
+user_test() { sqlexec "select name from nas where id = $nas_id" && event_count.sh; }
 user_info() { send_mikrotik_cmd --nas "$nas_id" $list/print "?comment=crb_$user_id"; }
 "#;
 
@@ -102,6 +104,24 @@ async fn scripts_share_the_sessions_and_their_commands_are_in_the_logs(kind: Kin
     assert_eq!(mode & 0o777, 0o600);
     daemon.stop().await;
     assert!(!socket.exists());
+}
+
+/// The daemon was told its configuration by a flag; nothing of that is in a script's environment.
+async fn scripts_find_the_database_of_their_daemon(kind: Kind) {
+    let (lab, _router) = place(kind).await;
+    let daemon = lab.start().await;
+    let asked = lab.event(5, "user_test").await;
+    let ended = lab.ended(asked).await;
+    assert_eq!(ended.0, "done", "{}", lab.nas_log(7).join("\n"));
+    let answer = lab
+        .rows(&format!(
+            "select answer from events_done where id = {asked}"
+        ))
+        .await;
+    for part in ["# compact stack", "user_test"] {
+        assert!(answer[0][0].contains(part), "{answer:?}");
+    }
+    daemon.stop().await;
 }
 
 async fn a_token_is_good_for_one_nas_and_one_attempt(kind: Kind) {

@@ -16,8 +16,8 @@ use super::{Console, nas};
 use crate::attempt::{Failure, WAIT_MAX};
 use crate::driver::Reply;
 use crate::nas::{Nas, NasId, NasSecret};
-use crate::scheme::ride::SOCKET;
 use crate::scheme::ride::words::{Ask, TIMEOUT_MAX_MS, TOLD_MAX, To, Told, What, failure};
+use crate::scheme::ride::{self, SOCKET};
 
 /// Exit code: another refusal.
 pub const REFUSED: u8 = 1;
@@ -84,6 +84,10 @@ pub fn by_name<A: clap::Parser>(
     args: Vec<OsString>,
     send: impl AsyncFnOnce(A) -> Result<u8, Refusal>,
 ) -> u8 {
+    if let Some(flag) = misplaced(&A::command(), &args) {
+        let text = format!("{flag} stands where the words of -s are expected; put it before -s");
+        return told(Refusal::parameter(text, ""));
+    }
     let args = match A::try_parse_from(args) {
         Ok(args) => args,
         Err(e) => {
@@ -96,6 +100,35 @@ pub fn by_name<A: clap::Parser>(
         Err(failed) => Err(Refusal::settings(failed, "")),
     };
     sent.unwrap_or_else(told)
+}
+
+/// A flag of ours among the words of `-s`: it would be taken for a login, and what follows, the
+/// password, for a part of the command.
+fn misplaced(command: &clap::Command, args: &[OsString]) -> Option<String> {
+    let to = command
+        .get_arguments()
+        .find(|arg| arg.get_short() == Some('s'))?;
+    let words = to.get_num_args()?.max_values();
+    let at = args.iter().position(|word| word == "-s")?;
+    let flags: Vec<&str> = command
+        .get_arguments()
+        .filter_map(clap::Arg::get_long)
+        .collect();
+    let is_ours = |word: &&str| {
+        let name = word
+            .strip_prefix("--")
+            .and_then(|word| word.split('=').next());
+        name.is_some_and(|name| flags.contains(&name))
+    };
+    let words = args
+        .iter()
+        .skip(at + 1)
+        .take(words)
+        .filter_map(|word| word.to_str());
+    let flag = words
+        .filter(is_ours)
+        .map(|word| word.split('=').next().unwrap_or_default());
+    flag.map(str::to_owned).next()
 }
 
 /// Says what went wrong, as the original does; the exit code.
@@ -240,12 +273,7 @@ impl Ride {
 /// Where the socket may be: the helper itself lies in `<run>/bin`, which is on the script's
 /// `PATH`; else as the configuration says.
 fn places(config: Option<PathBuf>) -> Vec<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let near = std::env::split_paths(&path)
-        .filter(|dir| dir.ends_with("bin") && dir.join("send_mikrotik_cmd").is_symlink())
-        .filter_map(|dir| Some(dir.parent()?.join(SOCKET)))
-        .filter(|socket| socket.exists());
-    let mut places: Vec<PathBuf> = near.collect();
+    let mut places: Vec<PathBuf> = near(SOCKET).collect();
     if !places.is_empty() {
         return places;
     }
@@ -257,4 +285,22 @@ fn places(config: Option<PathBuf>) -> Vec<PathBuf> {
         places.push(config.paths.run.join(SOCKET));
     }
     places
+}
+
+/// What has this name in the `run` directory of the daemon whose script this is: its `bin` stands
+/// in front of the script's PATH.
+fn near(name: &str) -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let dirs = dirs.into_iter();
+    let ours =
+        dirs.filter(|dir| dir.ends_with("bin") && dir.join("send_mikrotik_cmd").is_symlink());
+    ours.filter_map(move |dir| Some(dir.parent()?.join(name)))
+        .filter(|found| found.exists())
+}
+
+/// Inside a script of a daemon, that daemon's configuration.
+pub fn configuration() -> Option<PathBuf> {
+    std::env::var_os(ATTEMPT)?;
+    near(ride::CONFIG).next()
 }

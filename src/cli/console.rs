@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
+use super::classic;
 use super::ctl::Ctl;
 use super::exit::{self, Failed, NOT_REACHABLE, USAGE};
 use super::listing::Listing;
@@ -40,7 +41,8 @@ pub const ALONE: &str =
 impl Console {
     /// The effective configuration.
     pub fn config(&self) -> Result<Config, Failed> {
-        Config::load(self.file.as_deref(), std::env::vars())
+        let file = self.file.clone().or_else(classic::configuration);
+        Config::load(file.as_deref(), std::env::vars())
             .map_err(|e| Failed::config(e.to_string()).numbered(e.number()))
     }
 

@@ -32,10 +32,10 @@ const CHECKED_MAX: usize = 1_000;
 /// Builds the native scheme of a directory with `scheme.toml`; the error is the reason.
 pub type Native<'a> = &'a dyn Fn(&Path) -> Result<Arc<dyn Execute>, String>;
 
-/// What executes the events of `nas`, or why nothing can. `oss_path` comes first: a directory
-/// with `bin/session` is a session scheme (a `scheme.toml` beside it says what its exit codes
-/// mean), else one with `scheme.toml` a native one. Then
-/// `script_name`. Relative paths are looked for in `local` and `core` of `paths.oss`, then in
+/// What executes the events of `nas`, or why nothing can. `script_name` comes first: who names an
+/// old-style script means it, also beside a scheme (its directory is then where the script is
+/// looked for). Else a directory with `bin/session` is a session scheme (a `scheme.toml` beside it
+/// says what its exit codes mean), else one with `scheme.toml` a native one. Relative paths are looked for in `local` and `core` of `paths.oss`, then in
 /// the shipped schemes, then in the `oss/core` of a checkout.
 pub fn resolve(nas: &Nas, paths: &Paths, native: Native<'_>) -> Result<Arc<dyn Execute>, String> {
     resolve_riding(nas, paths, native, None)
@@ -55,7 +55,7 @@ pub fn resolve_riding(
         Some(text) => Some(directory(text, &roots)?),
         None => None,
     };
-    if let Some(dir) = &dir {
+    if let (Some(dir), None) = (&dir, script_name) {
         if dir.join("bin/session").is_file() {
             if let Some(error) = syntax_error(&dir.join("bin/session"))? {
                 return Err(format!("bin/session cannot be loaded: {error}"));

@@ -141,6 +141,19 @@ async fn failures_have_the_originals_line_and_code() {
     finished(command(NAME, &["-s", "127.0.0.1", "a"]), "")
         .await
         .failed(249, &["LOGIN"]);
+    // Taken for a login, it would make a word of the command of the password.
+    let misplaced = [
+        "-s",
+        "127.0.0.1",
+        "--port",
+        "1",
+        "login",
+        "pa55word",
+        "/x/print",
+    ];
+    let said = finished(command(NAME, &misplaced), "").await;
+    said.failed(249, &["--port stands where the words of -s are expected"]);
+    assert!(!said.err.contains("pa55word"), "{said:?}");
     finished(
         command(
             NAME,

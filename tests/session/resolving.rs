@@ -108,6 +108,16 @@ fn a_script_name_serves_where_no_scheme_does() {
         place.of(Some("Mine"), Some("events.sh")),
         "script /oss/core/Mine /oss/core/Mine/events.sh"
     );
+    // Who names one means it.
+    place.put("oss/core/Mine/bin/session", "user_add() { :; }\n");
+    assert_eq!(
+        place.of(Some("Mine"), Some("events.sh")),
+        "script /oss/core/Mine /oss/core/Mine/events.sh"
+    );
+    assert_eq!(
+        place.of(Some("Mine"), Some(" ")),
+        "session /oss/core/Mine -"
+    );
 }
 
 #[test]

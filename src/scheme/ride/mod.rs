@@ -501,6 +501,22 @@ pub fn link_helpers(run: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Name of the link to the daemon's configuration in `run`.
+pub const CONFIG: &str = "nas_event_daemon.toml";
+
+/// Says in `run` which configuration its daemon has, so that helpers in a script find the same
+/// database; none = the default one.
+pub fn link_config(run: &Path, file: Option<&Path>) -> io::Result<()> {
+    let link = run.join(CONFIG);
+    match std::fs::remove_file(&link) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Ok(()) | Err(_) => {}
+    }
+    let Some(file) = file else { return Ok(()) };
+    std::fs::create_dir_all(run)?;
+    symlink(std::path::absolute(file)?, link)
+}
+
 #[cfg(test)]
 #[path = "ride_test.rs"]
 mod tests;
