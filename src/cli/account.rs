@@ -53,17 +53,12 @@ pub struct LogArgs {
 pub struct History {
     /// users.id
     user: i64,
-    /// Not before: YYYY-MM-DD or "YYYY-MM-DD HH:MM:SS", UTC
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// Not before: 2h (ago), YYYY-MM-DD or "YYYY-MM-DD HH:MM[:SS]", local as it is shown
+    #[arg(long, value_name = "TIME", value_parser = logs::since)]
     from: Option<i64>,
     /// Before: the same forms
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = logs::since)]
     to: Option<i64>,
-}
-
-fn moment(text: &str) -> Result<i64, String> {
-    crate::intake::compact::time_ms(text)
-        .ok_or_else(|| "expected YYYY-MM-DD or YYYY-MM-DD HH:MM:SS, UTC".to_owned())
 }
 
 impl Verb {

@@ -2,6 +2,8 @@
 //! 1 WARNING, 2 CRITICAL, 3 UNKNOWN), with the numbers behind the bar. The only verb whose codes
 //! are not those of the others.
 
+use std::time::Duration;
+
 use clap::Args;
 use serde_json::Value;
 
@@ -27,6 +29,9 @@ pub struct Check {
     per_account: i64,
 }
 
+/// The plugins' code for what could not be found out.
+pub const UNKNOWN: u8 = 3;
+
 /// Where nobody says otherwise.
 const USUAL: Check = Check {
     warn: 200,
@@ -34,6 +39,9 @@ const USUAL: Check = Check {
     age: 600,
     per_account: 5,
 };
+
+/// A daemon that says nothing for so long hangs; plugins are given 10 s by most monitors.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What the line is made of.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -57,7 +65,13 @@ pub async fn check(console: &Console, args: Check) -> Outcome {
         let config = console.config()?;
         Ctl::new(&config)?.get("/api/v1/status").await
     };
-    match asked.await {
+    let Ok(asked) = tokio::time::timeout(PATIENCE, asked).await else {
+        say(format!(
+            "CRITICAL - the daemon does not answer within {PATIENCE:?}"
+        ));
+        return Ok(2);
+    };
+    match asked {
         Ok(Some(status)) => {
             let (code, text) = judged(&numbers(&status), &args);
             say(one_line(&text));
@@ -68,8 +82,9 @@ pub async fn check(console: &Console, args: Check) -> Outcome {
             Ok(2)
         }
         Err(failed) => {
-            say(format!("UNKNOWN - {}", one_line(&failed.text)));
-            Ok(3)
+            let text = failed.text.lines().next().unwrap_or_default();
+            say(format!("UNKNOWN - {}", one_line(text)));
+            Ok(UNKNOWN)
         }
     }
 }

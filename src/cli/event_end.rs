@@ -15,7 +15,7 @@ use super::exit::{DONE, FAILED, Failed, Outcome, PART_FAILED, REFUSED, USAGE, re
 use super::progress::Progress;
 use super::request::Request;
 use super::table::Table;
-use super::{Console, Reason, logs, who};
+use super::{Console, Reason, given, logs, who};
 use crate::clock;
 use crate::config::{Config, parse_duration};
 use crate::event::EventId;
@@ -500,11 +500,11 @@ fn agreed(rows: &[EventRow]) -> Result<bool, Failed> {
     }
     for row in rows.iter().take(NAMED) {
         remark(format!(
-            "{} {} user={:?} nas={:?} {} {}",
+            "{} {} user={} nas={} {} {}",
             row.id,
             row.cmd,
-            row.user_id,
-            row.nas_id,
+            given(&row.user_id),
+            given(&row.nas_id),
             row.state,
             clock::local_text(row.event_date_ms)
         ));

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::event::time;
 use super::exit::{DONE, Failed, NOT_FOUND, Outcome, PART_FAILED, USAGE, remark, say};
 use super::table::Table;
-use super::{Console, Reason, who};
+use super::{Console, Reason, given, who};
 use crate::clock;
 use crate::config::parse_duration;
 use crate::event::{Cmd, EventId};
@@ -308,10 +308,10 @@ async fn approve(store: &dyn Store, which: Which) -> Outcome {
         }
     }
     let detail = which.reason.of(&format!(
-        "events={} source={:?} cmd={:?} ids={}",
+        "events={} source={} cmd={} ids={}",
         held.len(),
-        which.source,
-        which.cmd,
+        given(&which.source),
+        given(&which.cmd),
         numbers(held.iter().map(|h| h.row.id))
     ));
     store.audit(&who(), "guard approve", &detail).await?;
@@ -344,10 +344,10 @@ async fn deny(console: &Console, store: &dyn Store, which: Which) -> Outcome {
         }
     }
     let detail = which.reason.of(&format!(
-        "events={} source={:?} cmd={:?} ids={}",
+        "events={} source={} cmd={} ids={}",
         gone.len(),
-        which.source,
-        which.cmd,
+        given(&which.source),
+        given(&which.cmd),
         numbers(gone.iter().copied())
     ));
     store.audit(&who(), "guard deny", &detail).await?;
@@ -395,8 +395,10 @@ async fn allow(console: &Console, store: &dyn Store, args: Allow) -> Outcome {
     }
     let id = store.add_guard_order(&order).await?;
     let detail = args.reason.of(&format!(
-        "batch={id} source={:?} cmd={:?} max={}",
-        order.source, order.cmd, order.most
+        "batch={id} source={} cmd={} max={}",
+        given(&order.source),
+        given(&order.cmd),
+        order.most
     ));
     store.audit(&who(), "guard allow", &detail).await?;
     say(id.to_string());

@@ -32,7 +32,11 @@ pub struct Init {
 
 /// Makes what is missing, and prints what to do next.
 pub async fn init(console: &Console, args: Init) -> Outcome {
-    let file = console.file.clone().unwrap_or_else(|| match &args.dir {
+    // What was typed now comes before what the shell still knows.
+    let known = std::env::var_os("NED_CONFIG").map(PathBuf::from);
+    let told = console.file.clone();
+    let told = told.filter(|file| args.dir.is_none() || known.as_ref() != Some(file));
+    let file = told.unwrap_or_else(|| match &args.dir {
         Some(dir) => dir.join("nas_event_daemon.toml"),
         None => DEFAULT_FILE.into(),
     });

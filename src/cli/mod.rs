@@ -234,7 +234,17 @@ fn watched(args: &[OsString]) -> u8 {
         let cli = Cli::parse_from(["nas_event_daemon", "explain", number]);
         return exit::told(dispatch(cli));
     }
-    let cli = Cli::parse_from(args);
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        // A monitor knows no usage: 2 would be critical, and it reads the output only.
+        Err(e) if e.use_stderr() && words.first() == Some(&"check") => {
+            let text = e.to_string();
+            let text = text.lines().next().unwrap_or_default();
+            exit::say(format!("UNKNOWN - {}", table::one_line(text)));
+            return check::UNKNOWN;
+        }
+        Err(e) => e.exit(),
+    };
     let Some(pause) = cli.watch else {
         return exit::told(dispatch(cli));
     };
@@ -474,6 +484,12 @@ impl Reason {
         let why = Some(&self.reason).filter(|why| !why.is_empty());
         ("why", serde_json::json!(why))
     }
+}
+
+/// What somebody gave, for the audit and for people; `-` is nothing.
+pub fn given<T: std::fmt::Debug>(value: &Option<T>) -> String {
+    let shown = value.as_ref().map(|value| format!("{value:?}"));
+    shown.unwrap_or_else(|| "-".to_owned())
 }
 
 /// Who changes something from the command line, for the audit table.

@@ -8,7 +8,7 @@ use super::exit::{DONE, Failed, NOT_FOUND, Outcome, REFUSED, remark};
 use super::logs::{self, Look};
 use super::nas_pause::{self, Drain, Pause, Resume};
 use super::request::Request;
-use super::{Console, Reason, nas_diff, nas_show, nas_test, rekey, resync, who};
+use super::{Console, Reason, given, nas_diff, nas_show, nas_test, rekey, resync, who};
 use crate::config::Config;
 use crate::nas::{BadNas, Forks, Mode, Nas, NasChange, NasId};
 use crate::store::Store;
@@ -184,7 +184,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             nas_pause::reset_breaker(console, &config, store.as_ref(), id, &reason).await
         }
         Verb::Forks { id, forks, reason } => {
-            let detail = reason.of(&format!("nas={id} forks={:?}", forks.0));
+            let detail = reason.of(&format!("nas={id} forks={}", given(&forks.0)));
             let set = NasChange::Forks(forks.0);
             change(
                 console,

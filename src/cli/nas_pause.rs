@@ -12,7 +12,7 @@ use super::exit::{DONE, Failed, NOT_REACHABLE, Outcome, REFUSED, TIMED_OUT, rema
 use super::nas::{change, find};
 use super::nas_show::live_of;
 use super::request::Request;
-use super::{Console, Reason};
+use super::{Console, Reason, given};
 use crate::clock;
 use crate::config::{Config, parse_duration};
 use crate::nas::{NasChange, NasId};
@@ -104,8 +104,9 @@ pub async fn pause(console: &Console, config: &Config, store: &dyn Store, args: 
     });
     for id in &args.ids {
         let detail = format!(
-            "nas={id} at={:?} for={length:?} reason={:?}",
-            at.map(clock::local_text),
+            "nas={id} at={} for={} reason={:?}",
+            at.map_or_else(|| "now".to_owned(), clock::local_text),
+            given(length),
             args.reason
         );
         let paused = NasChange::Pause {

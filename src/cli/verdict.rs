@@ -162,48 +162,76 @@ fn of_the_nas(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
             "correct the row in the billing; it is read again within a minute",
         ));
     }
-    if let Some(reason) = &case.facts.skipped {
-        return Some(if reason.contains("mode=off") {
-            say(
-                "nas_off",
-                format!("NAS {nas} is switched off (mode=off)"),
-                "nas activate makes it send, when it shall work",
-            )
-        } else {
-            say(
-                "scheme_wrong",
-                format!("NAS {nas} is not served: {reason}"),
-                format!("correct nas.oss_path or the scheme: nas show {nas}, scheme lint"),
-            )
-        });
+    // An account that has moved may wait for the NAS that it came from.
+    let first = case.first.as_ref();
+    let elsewhere = first.and_then(|(row, facts)| Some((row.nas_id?, facts)));
+    if let Some((other, facts)) = elsewhere.filter(|(other, _)| *other != nas) {
+        return not_served(other, facts).or_else(|| not_obeying(other, facts));
     }
-    if case.waiting.is_empty() {
-        return None;
-    }
-    if let Some(paused) = &case.facts.paused {
+    not_served(nas, &case.facts).or_else(|| {
+        let waits = !case.waiting.is_empty();
+        waits.then(|| not_obeying(nas, &case.facts)).flatten()
+    })
+}
+
+/// What the daemon says of a NAS that it does not serve.
+fn not_served(nas: i64, facts: &Facts) -> Option<Verdict> {
+    let reason = facts.skipped.as_ref()?;
+    Some(if reason.contains("mode=off") {
+        say(
+            "nas_off",
+            format!("NAS {nas} is switched off (mode=off)"),
+            format!(
+                "when it shall work: set nas.mode of NAS {nas} to active in the billing, then nas reload"
+            ),
+        )
+    } else {
+        say(
+            "scheme_wrong",
+            format!("NAS {nas} is not served: {reason}"),
+            format!(
+                "correct nas.oss_path or the scheme: nas show {nas} names its directory, scheme lint DIRECTORY says what is wrong with it"
+            ),
+        )
+    })
+}
+
+/// Why nothing of what waits for a NAS is sent.
+fn not_obeying(nas: i64, facts: &Facts) -> Option<Verdict> {
+    if let Some(paused) = &facts.paused {
         return Some(say(
             "nas_paused",
             format!("NAS {nas} is {paused}"),
             format!("nas resume {nas}, when what it was paused for is over"),
         ));
     }
-    let (state, reason) = case.facts.breaker.as_ref()?;
+    let (state, reason) = facts.breaker.as_ref()?;
     let lower = reason.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let test = format!("nas test {nas}");
-    Some(if has(&["session limit", "too many", "max sessions"]) {
+    // A line that ends in the middle of a login says nothing of the password.
+    let broke = has(&["broke", "closed", "timed out", "no answer"]);
+    Some(if has(&["host key"]) {
+        say(
+            "host_key",
+            format!("the SSH host key of NAS {nas} is not believed (breaker {state}): {reason}"),
+            format!("nas rekey {nas} shows what it presents, and takes it if that is right"),
+        )
+    } else if has(&["session limit", "too many", "max sessions"]) {
         say(
             "session_limit",
             format!("NAS {nas} takes no further session: {reason}"),
             format!("lower nas.max_sessions or end other programs' sessions; then {test}"),
         )
-    } else if has(&[
-        "password",
-        "login",
-        "denied",
-        "authentication",
-        "not allowed",
-    ]) {
+    } else if !broke
+        && has(&[
+            "password",
+            "login",
+            "denied",
+            "authentication",
+            "not allowed",
+        ])
+    {
         say(
             "login_refused",
             format!("NAS {nas} refuses the login (breaker {state}): {reason}"),
@@ -231,7 +259,10 @@ fn of_the_lane(case: &Case) -> Option<Verdict> {
         return Some(say(
             "held",
             format!("event {} {} is held by the guard", row.id, row.cmd),
-            format!("release it, or event drop {}", row.id),
+            format!(
+                "guard approve {0} lets it run, guard deny {0} drops it; guard list says why",
+                row.id
+            ),
         ));
     }
     if let Some(row) = find("running") {
@@ -314,7 +345,7 @@ fn ended(case: &Case) -> Option<Verdict> {
             format!(
                 "event {id} {cmd} was only observed: its NAS is in the mode observe, nothing is sent"
             ),
-            "nas activate makes it send, when it shall work",
+            activate(done.nas_id),
         )),
         _ => None,
     }
@@ -371,7 +402,7 @@ fn fine(case: &Case) -> Verdict {
         None if case.observed => say(
             "observed",
             "the NAS is in the mode observe: nothing is sent",
-            "nas activate makes it send, when it shall work",
+            activate(case.flags.as_ref().and_then(|flags| flags.nas_id)),
         ),
         None if case.done.is_empty() => say(
             "never_sent",
@@ -386,9 +417,15 @@ fn fine(case: &Case) -> Verdict {
     }
 }
 
+fn activate(nas: Option<i64>) -> String {
+    let nas = nas.map_or_else(|| "ID".to_owned(), |nas| nas.to_string());
+    format!("nas activate {nas} makes it send, when it shall work")
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::event::EventId;
 
     pub(in super::super) fn flags(redirect: bool) -> AccountFlags {
         AccountFlags {
@@ -412,6 +449,63 @@ pub(super) mod tests {
             },
             ..Case::default()
         }
+    }
+
+    fn waiting(nas: i64, facts: Facts) -> Case {
+        let row = EventRow {
+            user_id: Some(7),
+            nas_id: Some(nas),
+            ..EventRow::new(EventId(9), WhereIs::Stack, "ready", "user_edit")
+        };
+        Case {
+            waiting: vec![row.clone()],
+            first: Some((row, facts)),
+            ..well()
+        }
+    }
+
+    #[test]
+    fn who_has_moved_waits_for_where_he_came_from() {
+        let facts = |paused: Option<&str>, breaker: Option<&str>| Facts {
+            daemon: true,
+            paused: paused.map(str::to_owned),
+            breaker: breaker.map(|reason| ("open".to_owned(), reason.to_owned())),
+            ..Facts::default()
+        };
+        for (there, cause) in [
+            (facts(Some("paused until resumed"), None), "nas_paused"),
+            (facts(None, Some("cannot connect: refused")), "nas_down"),
+            (
+                facts(None, Some("invalid user name or password")),
+                "login_refused",
+            ),
+            (
+                facts(None, Some("the connection broke during the login")),
+                "nas_down",
+            ),
+            (facts(None, Some("the host key is not known")), "host_key"),
+            (facts(None, None), "waiting"),
+        ] {
+            let said = verdict(&waiting(6, there));
+            assert_eq!(said.cause, cause, "{said:?}");
+            assert!(
+                cause == "waiting" || said.text.contains("NAS 6"),
+                "{said:?}"
+            );
+        }
+        // What his own NAS suffers from is not what he waits for.
+        let mut case = waiting(6, facts(None, None));
+        case.facts.paused = Some("paused until resumed".to_owned());
+        assert_eq!(verdict(&case).cause, "waiting");
+    }
+
+    #[test]
+    fn what_is_held_can_be_let_go_as_it_says() {
+        let mut case = waiting(5, Facts::default());
+        case.waiting[0].state = "held".to_owned();
+        let said = verdict(&case);
+        assert_eq!(said.cause, "held");
+        assert!(said.next.starts_with("guard approve 9 "), "{said:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::exit::{DONE, Failed, NOT_FOUND, Outcome};
 use super::post::Inbox;
 use super::table::one_line;
 use super::verdict::{Case, Device, verdict};
+use super::waiting::Facts;
 use super::{Console, nas, nas_show, resync, sqlite_file, waiting};
 use crate::clock;
 use crate::config::Config;
@@ -85,19 +86,27 @@ pub async fn why(console: &Console, args: Why) -> Outcome {
     let account = account(store.as_ref(), user).await?;
     let addresses = addresses(&account);
     if args.live && case.flags.is_some() && case.facts.daemon && case.nas_known {
-        let others = others(store.as_ref(), nas_id).await?;
-        case.device = Some(
-            ask(
-                &config,
-                store.clone(),
-                user,
-                nas_id,
-                &others,
-                args.timeout,
+        case.device = Some(match unasked(&case.facts) {
+            // A question to it would only end badly.
+            Some(why) => Device {
+                failed: Some(why),
                 addresses,
-            )
-            .await?,
-        );
+                ..Device::default()
+            },
+            None => {
+                let others = others(store.as_ref(), nas_id, live.as_ref()).await?;
+                ask(
+                    &config,
+                    store.clone(),
+                    user,
+                    nas_id,
+                    &others,
+                    args.timeout,
+                    addresses,
+                )
+                .await?
+            }
+        });
     }
     let abonent = case
         .waiting
@@ -285,10 +294,43 @@ fn addresses(account: &serde_json::Map<String, Value>) -> Vec<String> {
     all
 }
 
-/// Other served NASes.
-async fn others(store: &dyn Store, mine: Option<i64>) -> Result<Vec<(i64, String)>, Failed> {
+/// Why a NAS cannot be asked now.
+fn unasked(facts: &Facts) -> Option<String> {
+    let skipped = facts
+        .skipped
+        .as_ref()
+        .map(|why| format!("it is not served: {why}"));
+    let paused = || facts.paused.as_ref().map(|why| format!("it is {why}"));
+    let broken = || {
+        let (state, reason) = facts.breaker.as_ref()?;
+        Some(format!(
+            "it fails for everybody (breaker {state}): {reason}"
+        ))
+    };
+    skipped.or_else(paused).or_else(broken)
+}
+
+/// Other NASes that can answer now.
+async fn others(
+    store: &dyn Store,
+    mine: Option<i64>,
+    live: Option<&Value>,
+) -> Result<Vec<(i64, String)>, Failed> {
     let rows = store.nases().await?.into_iter().flatten();
-    let others = rows.filter(|nas| nas.mode == Mode::Active && Some(nas.id.0) != mine);
+    let states = store.nas_states().await?;
+    let now = clock::wall_ms();
+    let answers = |id: NasId| {
+        let mut facts = Facts {
+            paused: states
+                .get(&id)
+                .and_then(|state| nas_show::paused_text(state, now)),
+            ..Facts::default()
+        };
+        waiting::of_the_daemon(&mut facts, live, id.0);
+        unasked(&facts).is_none()
+    };
+    let others =
+        rows.filter(|nas| nas.mode == Mode::Active && Some(nas.id.0) != mine && answers(nas.id));
     let shown = others.map(|nas| (nas.id.0, format!("{} {} ({})", nas.id, nas.name, nas.ip)));
     Ok(shown.take(OTHERS_MAX).collect())
 }
@@ -374,9 +416,19 @@ fn last_command(
 ) -> (Option<String>, Option<String>) {
     let path = super::logs::of_account(config, abonent, user);
     let text = super::logs::tail(&path, TAIL).unwrap_or_default();
+    // Questions, our own among them, change nothing.
+    let asks = |line: &str| {
+        let cmd = line
+            .split(" cmd=")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next());
+        let cmd = cmd.and_then(|cmd| Cmd::parse(cmd).ok());
+        cmd.is_some_and(|cmd| cmd.class() == Class::Interactive)
+    };
     let last = |mark: &str| {
         let mut lines = text.lines().rev();
-        let line = lines.find(|line| line.contains(mark) && !line.ends_with(OPENED))?;
+        let line =
+            lines.find(|line| line.contains(mark) && !line.ends_with(OPENED) && !asks(line))?;
         Some(one_line(line))
     };
     (last(" > "), last(" < ").or_else(|| last(" end result=")))

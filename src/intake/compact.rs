@@ -211,6 +211,12 @@ fn params(value: Value) -> Result<Option<Map<String, Value>>, String> {
                 shown(&Value::from(name.as_str()))
             ));
         }
+        if event::refused_name(name) {
+            return Err(format!(
+                ".{name} could hold a secret or an address of a proxy by its name, and is refused: \
+                 what a NAS is told of them stands in nas_secret"
+            ));
+        }
         nul_free(value).map_err(|reason| format!(".{name} {reason}"))?;
     }
     Ok(Some(object))
@@ -247,10 +253,10 @@ fn time(value: Value) -> Result<Option<i64>, String> {
     })
 }
 
-/// Wall time (ms) of the classic forms `%Y-%m-%d %H:%M:%S` and `%Y-%m-%d` (00:00:00), both UTC,
-/// or of RFC 3339.
+/// Wall time (ms) of the classic forms `%Y-%m-%d %H:%M:%S`, also with a fraction, and `%Y-%m-%d`
+/// (00:00:00), both UTC, or of RFC 3339.
 pub fn time_ms(text: &str) -> Option<i64> {
-    let seconds = NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S").ok();
+    let seconds = NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").ok();
     let day = || {
         NaiveDate::parse_from_str(text, "%Y-%m-%d")
             .ok()?

@@ -260,7 +260,13 @@ pub async fn forks(
             Some(number.ok_or_else(wrong)?)
         }
     };
-    let detail = reasoned(format!("forks={forks:?}"), &why);
+    let detail = reasoned(
+        format!(
+            "forks={}",
+            forks.map_or_else(|| "default".to_owned(), |n| n.to_string())
+        ),
+        &why,
+    );
     let change = NasChange::Forks(forks);
     change_nas(desk, caller.who, &id, "nas_forks", detail, change).await
 }
@@ -285,6 +291,18 @@ pub async fn mode(
             ));
         }
     };
+    if mode.is_some() {
+        let rows = desk.doors.store.nases().await.map_err(Refusal::store)?;
+        let is_off = |nas: &Nas| nas.id.to_string() == id && nas.mode == Mode::Off;
+        if rows.iter().flatten().any(is_off) {
+            return Err(Refusal::new(
+                400,
+                "refused",
+                format!("the billing says nas.mode = 'off' for NAS {id}"),
+                "set it to active or observe there first",
+            ));
+        }
+    }
     let detail = format!("mode={}", mode.map_or("default", Mode::as_str));
     let detail = reasoned(detail, &why);
     let change = NasChange::Mode(mode);

@@ -375,7 +375,10 @@ async fn no_such_method(request: Request) -> Response {
     let refusal = Refusal::new(
         405,
         "no_such_method",
-        format!("{} is not possible here", known_method(request.method())),
+        match known_method(request.method()) {
+            "other" => "this method is not possible here".to_owned(),
+            known => format!("{known} is not possible here"),
+        },
         "GET /api/openapi.json lists the methods of each path",
     );
     if path.starts_with(classic::ROOT) {

@@ -242,7 +242,10 @@ pub fn sentence(row: &EventRow, facts: &Facts) -> Option<String> {
             "was running when the daemon ended; the next one runs it again".to_owned()
         }
         (WhereIs::Stack, "held") => {
-            "held by a guard: an operator must release or drop it".to_owned()
+            format!(
+                "held by the guard: guard approve {0} lets it run, guard deny {0} drops it",
+                row.id
+            )
         }
         _ if !facts.daemon => idle.to_owned(),
         (WhereIs::Stack, "deferred") if row.next_try_ms.is_some_and(|t| t > facts.now_ms) => {

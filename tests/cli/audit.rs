@@ -105,7 +105,7 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
                 "tariffs",
             ],
             Some("guard allow"),
-            &["batch=1 source=Some(\"crm\")", "max=9 why=\"tariffs\""],
+            &["batch=1 source=\"crm\"", "max=9 why=\"tariffs\""],
         ),
         (
             &[
@@ -143,7 +143,7 @@ async fn what_the_command_line_changes_is_in_the_audit(kind: Kind) {
         (
             &["nas", "forks", "5", "7", "--reason", "evening"],
             Some("nas_forks"),
-            &["nas=5 forks=Some(7) why=\"evening\""],
+            &["nas=5 forks=7 why=\"evening\""],
         ),
         (
             &["nas", "pause", "5", "--reason", "firmware"],
