@@ -40,6 +40,9 @@ pub struct Config {
     pub alarm: Alarm,
     /// Contracts of the original.
     pub compat: Compat,
+    /// The file that it was read from, if one was named.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// `[database]`
@@ -278,7 +281,10 @@ impl Config {
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let (name, text) = read_file(file)?;
-        Self::of_text(&name, &text, env)
+        Ok(Self {
+            file: file.map(Path::to_owned),
+            ..Self::of_text(&name, &text, env)?
+        })
     }
 
     /// The same of what stands, or is to stand, in the file `name`.

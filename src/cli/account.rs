@@ -54,11 +54,17 @@ pub struct History {
     /// users.id
     user: i64,
     /// Not before: 2h (ago), YYYY-MM-DD or "YYYY-MM-DD HH:MM[:SS]", local as it is shown
-    #[arg(long, value_name = "TIME", value_parser = logs::since)]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     from: Option<i64>,
     /// Before: the same forms
-    #[arg(long, value_name = "TIME", value_parser = logs::since)]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     to: Option<i64>,
+}
+
+/// As everywhere, or with a zone of its own.
+fn moment(text: &str) -> Result<i64, String> {
+    let zoned = || crate::intake::compact::time_ms(text).filter(|_| text.contains('T'));
+    logs::since(text).or_else(|wrong| zoned().ok_or(wrong))
 }
 
 impl Verb {

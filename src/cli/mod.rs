@@ -224,6 +224,19 @@ fn called(args: Vec<OsString>) -> u8 {
     }
 }
 
+/// The verb among the words of a command line that cannot be read.
+fn verb<'a>(words: &[&'a str]) -> Option<&'a str> {
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match *word {
+            "-c" | "--config" | "-o" | "--output" => drop(words.next()),
+            flag if flag.starts_with('-') => {}
+            verb => return Some(verb),
+        }
+    }
+    None
+}
+
 /// Runs a verb, with `--watch` again and again, until it is interrupted or nobody reads any more.
 fn watched(args: &[OsString]) -> u8 {
     // `help NED-0201` is asked as naturally as `help pause`.
@@ -237,7 +250,7 @@ fn watched(args: &[OsString]) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         // A monitor knows no usage: 2 would be critical, and it reads the output only.
-        Err(e) if e.use_stderr() && words.first() == Some(&"check") => {
+        Err(e) if e.use_stderr() && verb(&words) == Some("check") => {
             let text = e.to_string();
             let text = text.lines().next().unwrap_or_default();
             exit::say(format!("UNKNOWN - {}", table::one_line(text)));

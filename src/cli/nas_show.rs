@@ -136,7 +136,9 @@ fn plain_text(nas: &Nas, resolve: &Resolve) -> Option<String> {
 
 /// Name of the scheme's directory or script, and why the NAS cannot be served.
 fn scheme_of(nas: &Nas, resolve: &Resolve) -> (Option<String>, Option<String>) {
-    let named = nas.oss_path.clone().or_else(|| nas.script_name.clone());
+    let script = nas.script_name.clone();
+    let script = script.filter(|name| !name.trim().is_empty());
+    let named = script.or_else(|| nas.oss_path.clone());
     if nas.mode == Mode::Off {
         return (named, Some("mode=off".to_owned()));
     }

@@ -5,7 +5,6 @@ use clap::Args;
 use super::exit::{DONE, Outcome};
 use super::{Console, config, runtime};
 use crate::daemon;
-use crate::scheme::ride;
 
 /// Whether to run at all.
 #[derive(Debug, Args, Default)]
@@ -21,10 +20,6 @@ pub fn run(console: &Console, args: &Run) -> Outcome {
     if args.check_config {
         return runtime.block_on(config::run(console, config::Verb::Check));
     }
-    let config = console.config()?;
-    if let Err(e) = ride::link_config(&config.paths.run, console.file.as_deref()) {
-        tracing::debug!("helpers in scripts will not find this configuration: {e}");
-    }
-    runtime.block_on(daemon::run_with_signals(config))?;
+    runtime.block_on(daemon::run_with_signals(console.config()?))?;
     Ok(DONE)
 }

@@ -138,14 +138,17 @@ fn of_the_nas(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
         return Some(say(
             "not_expandable",
             format!("event {} {} cannot be expanded: {error}", row.id, row.cmd),
-            "correct that in the billing; the event is tried again by itself, or event drop it",
+            format!(
+                "correct that in the billing; the event is tried again by itself, or event drop {}",
+                row.id
+            ),
         ));
     }
     let Some(nas) = flags.nas_id else {
         return Some(say(
             "no_nas",
             "the account has no NAS (users.nas_id is empty)",
-            "set it in the billing; then account resync",
+            format!("set it in the billing; then account resync {}", case.user),
         ));
     };
     if !case.nas_known {

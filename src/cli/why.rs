@@ -219,7 +219,8 @@ async fn of_nas(
             if !case.facts.daemon && nas.mode == Mode::Off {
                 case.facts.skipped = Some("mode=off".to_owned());
             }
-            let scheme = nas.oss_path.or(nas.script_name).unwrap_or_default();
+            let script = nas.script_name.filter(|name| !name.trim().is_empty());
+            let scheme = script.or(nas.oss_path).unwrap_or_default();
             let breaker = case.facts.breaker.as_ref();
             let breaker = breaker.map_or("closed", |(state, _)| state.as_str());
             one_line(&format!(

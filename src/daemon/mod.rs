@@ -159,7 +159,7 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
     std::fs::create_dir_all(&config.paths.run).map_err(run_failed)?;
     let epoch = own(store.as_ref()).await?;
     let ctl = config.paths.run.join("ctl.sock");
-    let (ctl_listener, session_listener, pid) = match local_doors(&config.paths.run, &ctl) {
+    let (ctl_listener, session_listener, pid) = match local_doors(&config, &ctl) {
         Ok(doors) => doors,
         Err(error) => {
             given_up(store.as_ref(), epoch).await;
@@ -413,7 +413,7 @@ impl Running {
 
 /// The control socket, the scripts' socket with their helpers, and the pid file; all or none.
 fn local_doors(
-    run: &Path,
+    config: &Config,
     ctl: &Path,
 ) -> std::io::Result<(
     tokio::net::UnixListener,
@@ -421,8 +421,10 @@ fn local_doors(
     process::PidFile,
 )> {
     let listener = serve::bind_ctl(ctl)?;
+    let run = &config.paths.run;
     let others = || {
         ride::link_helpers(run)?;
+        ride::link_config(run, config.file.as_deref())?;
         let session = ride::bind(run)?;
         Ok((session, process::PidFile::write(run)?))
     };

@@ -33,14 +33,14 @@ pub(super) const STALE_MS: u64 = 500;
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
 impl State {
-    /// Rows whose end is not written yet: it must not be written together with a claim.
-    fn without_ended(&self, mut rows: Vec<Waiting>) -> Vec<Waiting> {
+    /// Leaves out rows whose end is not written yet: it should not be written together with a claim.
+    /// Not where as many were asked for: their number says whether there are more.
+    fn without_ended(&self, rows: &mut Vec<Waiting>, asked: usize) {
         let ended = self.settles.iter().filter(|(s, _)| s.try_count.is_none());
         let ended: HashSet<EventId> = ended.map(|(s, _)| s.id).collect();
-        if !ended.is_empty() {
+        if !ended.is_empty() && rows.len() < asked {
             rows.retain(|w| !ended.contains(&w.id));
         }
-        rows
     }
 }
 
@@ -74,7 +74,6 @@ impl Scheduler {
             Message::Finished(finished) => self.finished(s, finished),
             Message::Refilled(lanes, rows) => {
                 s.refilling = false;
-                let rows = rows.map(|rows| s.without_ended(rows));
                 let mut of_lane: HashMap<(NasId, Owner), Vec<Waiting>> = HashMap::new();
                 for w in rows.iter().flatten() {
                     let waiting = self.clamped(w, wall_ms);
@@ -82,7 +81,8 @@ impl Scheduler {
                     lane.push(waiting);
                 }
                 for lane in lanes {
-                    let kept = of_lane.remove(&lane).unwrap_or_default();
+                    let mut kept = of_lane.remove(&lane).unwrap_or_default();
+                    s.without_ended(&mut kept, REFILL_ROWS);
                     let kept = match s.pools.get(&lane.0) {
                         Some(pool) if !pool.stopping => rows.is_some().then_some(kept.as_slice()),
                         // It stopped meanwhile: its events stay in the store.
@@ -96,8 +96,8 @@ impl Scheduler {
                 s.lanes.loaded(nas, &[], false, now, wall_ms);
             }
             Message::Loaded(nas, None) => s.lanes.load_failed(nas),
-            Message::Loaded(nas, Some((rows, full))) => {
-                let rows = s.without_ended(rows);
+            Message::Loaded(nas, Some((mut rows, full))) => {
+                s.without_ended(&mut rows, if full { 0 } else { usize::MAX });
                 let rows: Vec<Waiting> = rows.iter().map(|w| self.clamped(w, wall_ms)).collect();
                 s.lanes.loaded(nas, &rows, full, now, wall_ms);
             }

@@ -419,7 +419,7 @@ impl Scheduler {
     }
 
     fn wait_ms(&self, s: &State) -> u64 {
-        let now = clock::tick_ms();
+        let (now, wall_ms) = (clock::tick_ms(), clock::wall_ms());
         let mut at = now + IDLE_MS;
         if s.unpublished {
             at = at.min(s.status_at + STATUS_MS);
@@ -431,10 +431,14 @@ impl Scheduler {
             if let Some(overdue) = pool.ahead.next_overdue() {
                 at = at.min(overdue);
             }
-            // Where all heads wait for their own time, no probe could be made.
-            if s.lanes.has_ready(*nas)
-                && let Some(probe) = pool.breaker().next_probe()
-            {
+            // Only a probe that could be made now is waited for.
+            let may_probe = s.lanes.has_ready(*nas)
+                && !pool.stopping
+                && !pool.is_paused(wall_ms)
+                && pool.free() > 0
+                && s.alone.is_none()
+                && s.quiet.is_none();
+            if may_probe && let Some(probe) = pool.breaker().next_probe() {
                 at = at.min(probe);
             }
         }

@@ -293,7 +293,7 @@ pub async fn mode(
     };
     if mode.is_some() {
         let rows = desk.doors.store.nases().await.map_err(Refusal::store)?;
-        let is_off = |nas: &Nas| nas.id.to_string() == id && nas.mode == Mode::Off;
+        let is_off = |nas: &Nas| id.parse() == Ok(nas.id.0) && nas.mode == Mode::Off;
         if rows.iter().flatten().any(is_off) {
             return Err(Refusal::new(
                 400,

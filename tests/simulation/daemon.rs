@@ -8,7 +8,7 @@ use std::time::Duration;
 use nas_event_daemon::attempt::{DoneResult, Report};
 use nas_event_daemon::dispatch::ahead::Ahead;
 use nas_event_daemon::dispatch::breaker::{Breaker, Change, Start, Ticket};
-use nas_event_daemon::dispatch::lanes::{Gone, Lanes, Next, Owner, Taken, Wanted};
+use nas_event_daemon::dispatch::lanes::{Gone, Lanes, Next, Owner, REFILL_ROWS, Taken, Wanted};
 use nas_event_daemon::dispatch::plan::{Step, plan};
 use nas_event_daemon::event::{Class, EventId, UserId, Waiting};
 use nas_event_daemon::nas::NasId;
@@ -249,7 +249,10 @@ impl Daemon {
     }
 
     /// As `hear::State::without_ended`.
-    fn without_ended(&self, mut rows: Vec<Waiting>) -> Vec<Waiting> {
+    fn without_ended(&self, mut rows: Vec<Waiting>, asked: usize) -> Vec<Waiting> {
+        if rows.len() >= asked {
+            return rows;
+        }
         let ends = |w: &Waiting| {
             let mut ends = self.settles.iter();
             ends.any(|(settle, _)| settle.try_count.is_none() && settle.id == w.id)
@@ -281,7 +284,7 @@ impl Daemon {
             }
             Message::Refilled(nas, owner, rows) => {
                 self.expecting = true;
-                let rows = rows.map(|rows| self.without_ended(rows));
+                let rows = rows.map(|rows| self.without_ended(rows, REFILL_ROWS));
                 let rows = rows.map(|r| r.iter().map(|w| clamped(w, wall_ms)).collect::<Vec<_>>());
                 self.lanes
                     .refilled(nas, owner, rows.as_deref(), now, wall_ms);
@@ -294,7 +297,7 @@ impl Daemon {
                 self.lanes.load_failed(nas);
             }
             Message::Loaded(nas, Some((rows, full))) => {
-                let rows = self.without_ended(rows);
+                let rows = self.without_ended(rows, if full { 0 } else { usize::MAX });
                 let rows: Vec<Waiting> = rows.iter().map(|w| clamped(w, wall_ms)).collect();
                 self.highest = rows.iter().map(|w| w.id.0).fold(self.highest, i64::max);
                 self.expecting |= full;
@@ -500,7 +503,11 @@ impl Daemon {
             if let Some(overdue) = pool.ahead.next_overdue() {
                 at = at.min(overdue);
             }
+            let free = !pool.paused && !pool.stopping && pool.taken < pool.forks;
+            let alone = self.alone.is_some() || self.quiet.is_some();
             if self.lanes.has_ready(*nas)
+                && free
+                && !alone
                 && let Some(probe) = pool.breaker.next_probe()
             {
                 at = at.min(probe);

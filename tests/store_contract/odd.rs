@@ -66,7 +66,6 @@ const ODD: &[(&str, &str)] = &[
         "",
     ),
     ("(cmd, user_id, params) values ('user_edit', 2, 'null')", ""),
-    ("(cmd, user_id, error) values ('user_edit', 2, '')", ""),
     (
         "(cmd, user_id, expand_tries) values ('user_edit', 2, 'x')",
         "",

@@ -120,7 +120,10 @@ async fn busybox_with_a_bare_shell() {
 async fn a_pager_is_paged_to_its_end() {
     let (port, _kept) = own_port();
     let at = format!("127.0.0.1:{port}");
-    let _server = Group::start(&["busybox", "telnetd", "-F", "-b", &at, "-l", "/bin/sh"]);
+    // A pager on a terminal that it takes for a printer asks with other words.
+    let by = ["env", "TERM=vt100", "busybox", "telnetd"];
+    let server = [&by[..], &["-F", "-b", &at, "-l", "/bin/sh"]].concat();
+    let _server = Group::start(&server);
     up(port).await;
     let dir = tempfile::tempdir().unwrap();
     let shown = dir.path().join("shown");

@@ -508,13 +508,20 @@ pub const CONFIG: &str = "nas_event_daemon.toml";
 /// database; none = the default one.
 pub fn link_config(run: &Path, file: Option<&Path>) -> io::Result<()> {
     let link = run.join(CONFIG);
-    match std::fs::remove_file(&link) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        Ok(()) | Err(_) => {}
+    let Some(file) = file else {
+        return gone(&link);
+    };
+    let fresh = run.join(format!(".{CONFIG}"));
+    gone(&fresh)?;
+    symlink(std::path::absolute(file)?, &fresh)?;
+    std::fs::rename(fresh, link)
+}
+
+fn gone(file: &Path) -> io::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        Ok(()) | Err(_) => Ok(()),
     }
-    let Some(file) = file else { return Ok(()) };
-    std::fs::create_dir_all(run)?;
-    symlink(std::path::absolute(file)?, link)
 }
 
 #[cfg(test)]

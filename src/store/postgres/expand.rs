@@ -136,7 +136,7 @@ async fn batch(
     by_halves(&mut tx, shape, known, slow, &mut out).await?;
     let again: Vec<(i64,)> = sqlx::query_as(
         "select id from events_stack_compact where error is not null
-           and (next_expand_at is null or next_expand_at <= now()) and not id = any($1) order by next_expand_at limit $2 for update skip locked",
+           and next_expand_at <= now() and not id = any($1) order by next_expand_at limit $2 for update skip locked",
     )
     .bind(out.failed.iter().map(|f| f.0.0).collect::<Vec<_>>())
     .bind(AGAIN_PER_BATCH)
@@ -175,7 +175,7 @@ async fn idle(conn: &mut PgConnection) -> Result<bool> {
     let (idle,): (bool,) = sqlx::query_as(
         "select not exists (select 1 from events_stack_compact where error is null)
            and not exists (select 1 from events_stack_compact where error is not null
-             and (next_expand_at is null or next_expand_at <= now()))",
+             and next_expand_at <= now())",
     )
     .fetch_one(conn)
     .await

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use sqlx::{PgConnection, Row};
 
-use super::stack::{CLAIMED, Columns, SAME, anew, started};
+use super::stack::{CLAIMED, Columns, SAME, anew_done, started};
 use super::{sql, storable};
 use crate::event::EventId;
 use crate::store::{Error, Result, Settle, SettleTo, Started, Turn};
@@ -106,9 +106,7 @@ fn text() -> &'static str {
              union all select 2, id, event_type, user_id, abonent_id, usluga_id, params, try_count,
                possible_duplicate, accepted_ms from started",
             kept = kept.join(", "),
-            anew = anew(&format!(
-                "{SAME}, result, code, ms, answer, attempts, scheme_hash, error, finished_at"
-            )),
+            anew = anew_done(),
         )
     })
 }

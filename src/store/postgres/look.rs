@@ -270,7 +270,7 @@ pub(super) async fn drop_event(
             "with gone as (delete from {table} where id = $1 and {condition} returning *)
              insert into events_done ({columns}, result, error) select {from}, 'dropped', $2 from gone
              {}",
-            stack::anew(&format!("{columns}, result, error, finished_at"))
+            stack::anew_done()
         );
         let moved = sqlx::query(sqlx::AssertSqlSafe(text))
             .bind(id.0)

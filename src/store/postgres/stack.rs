@@ -305,7 +305,7 @@ const OF_DEAD: &str = "params, class, expires_at, try_count, deaths, epoch, last
 
 /// Behind an insert: a number that was given before (others insert rows with numbers of their own)
 /// has its newest story. Refused, it would hold up every turn.
-pub(super) fn anew(columns: &str) -> String {
+fn anew(columns: &str) -> String {
     let columns = columns
         .split(',')
         .map(str::trim)
@@ -314,6 +314,13 @@ pub(super) fn anew(columns: &str) -> String {
         .map(|name| format!("{name} = excluded.{name}"))
         .collect();
     format!("on conflict (id) do update set {}", set.join(", "))
+}
+
+/// The same for an event that is done.
+pub(super) fn anew_done() -> String {
+    anew(&format!(
+        "{SAME}, result, code, ms, answer, attempts, scheme_hash, error, finished_at"
+    ))
 }
 
 /// The same for a dead event.

@@ -20,8 +20,9 @@ const MODE: u32 = 0o600;
 /// Makes a database that is not there yet, for its owner alone; SQLite gives the files beside it
 /// the same rights. What goes wrong is told by the opening that follows.
 pub(super) fn make(file: &Path) {
-    if file.is_absolute() || file.components().count() == 1 && !file.to_string_lossy().contains(':')
-    {
+    let name = file.to_string_lossy();
+    // Not what is no file: `:memory:`, and sqlx's own name for it.
+    if !name.starts_with(':') && !name.starts_with("file:") {
         let mut options = std::fs::OpenOptions::new();
         let _ = options.write(true).create_new(true).mode(MODE).open(file);
     }

@@ -145,8 +145,8 @@ async fn moved(
             }
         }
     }
-    let account_nas = account.get("nas_id").and_then(Value::as_i64);
-    let account_abonent = account.get("abonent_id").and_then(Value::as_i64);
+    let account_nas = account.get("nas_id").and_then(whole);
+    let account_abonent = account.get("abonent_id").and_then(whole);
     let mut params = match Params::overlaid(account, service, own.as_ref()) {
         Ok(params) => params,
         Err(why) => return Ok(Err(why)),
@@ -191,7 +191,7 @@ async fn moved(
            owner_script, owner_function, source, batch_id,
            ifnull(nullif(trim(expires_at), ''), case when ?6 is not null then
              strftime('%Y-%m-%d %H:%M:%f', created_at, '+' || ?6 || ' seconds') end),
-           params, ?9, {DUPLICATE}
+           nullif(nullif(trim(params), ''), 'null'), ?9, {DUPLICATE}
          from events_stack_compact c where id = ?1
          returning json_array(json_array({WAITING}))"
     );
@@ -280,6 +280,12 @@ impl Values {
     }
 }
 
+/// A whole number, which a billing may keep as a text.
+fn whole(value: &Value) -> Option<i64> {
+    let text = || value.as_str()?.trim().parse().ok();
+    value.as_i64().or_else(text)
+}
+
 async fn take_off(tx: &mut Transaction<'_, Db>, id: i64) -> Result<()> {
     sqlx::query("delete from events_stack_compact where id = ?1")
         .bind(id)
@@ -300,8 +306,9 @@ async fn bury_overtaken(
         "insert or replace into events_dead (id, event_type, user_id, abonent_id, nas_id, usluga_id, acct_session_id,
            params, class, event_date, owner_script, owner_function, source, batch_id, expires_at, last_error,
            own_params, params_complete, possible_duplicate, reason)
-         select id, cmd, user_id, abonent_id, ?2, usluga_id, acct_session_id, ?4, ?3, created_at, owner_script,
-           owner_function, source, batch_id, expires_at, error, params, params_complete, {DUPLICATE}, 'overtaken'
+         select id, cmd, nullif(user_id, ''), nullif(abonent_id, ''), ?2, nullif(usluga_id, ''), acct_session_id,
+           ?4, ?3, created_at, owner_script, owner_function, source, batch_id, expires_at, error,
+           nullif(nullif(trim(params), ''), 'null'), ifnull(nullif(params_complete, ''), 0), {DUPLICATE}, 'overtaken'
          from events_stack_compact c where id = ?1"
     );
     sqlx::query(sqlx::AssertSqlSafe(text))
@@ -344,7 +351,7 @@ async fn choose_nas(
             "the account has no NAS, and the event names neither nas_id nor nas_ip".to_owned(),
         ));
     };
-    let found: Option<(i64,)> = sqlx::query_as("select id from nas where id = ?1")
+    let found: Option<(i64,)> = sqlx::query_as("select cast(id as integer) from nas where id = ?1")
         .bind(id)
         .fetch_optional(&mut **tx)
         .await

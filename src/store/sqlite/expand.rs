@@ -73,7 +73,7 @@ async fn some(
     let idle: (bool,) = sqlx::query_as(
         "select not exists (select 1 from events_stack_compact where error is null)
            and not exists (select 1 from events_stack_compact where error is not null
-             and (next_expand_at is null or next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now')))",
+             and next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now'))",
     )
     .fetch_one(&store.readers)
     .await
@@ -234,7 +234,7 @@ async fn one_by_one(
 ) -> Result<Expansion> {
     let again: Vec<(i64,)> = sqlx::query_as(
         "select id from events_stack_compact where error is not null
-           and (next_expand_at is null or next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now'))
+           and next_expand_at <= strftime('%Y-%m-%d %H:%M:%f', 'now')
          order by next_expand_at limit ?1",
     )
     .bind(AGAIN_PER_BATCH)
@@ -271,7 +271,8 @@ async fn plain_rows(
            cross join event_params p on p.user_id = c.user_id
            cross join nas n on n.id = ifnull(c.nas_id, p.nas_id)
          where c.id between ?1 and ?2 and c.error is null and {PLAIN}
-           and typeof(n.id) = 'integer' and typeof(p.abonent_id) in ('integer', 'null')"
+           and cast(n.id as integer) || '' = n.id || ''
+           and (p.abonent_id is null or cast(p.abonent_id as integer) || '' = p.abonent_id || '')"
     );
     let moved = sqlx::query(sqlx::AssertSqlSafe(text))
         .bind(first)
