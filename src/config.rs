@@ -449,13 +449,8 @@ fn from_toml(name: &str, text: &str, error: &toml::de::Error) -> ConfigError {
     let (line, column) = error.span().map_or((1, 1), |span| {
         let before = text.get(..span.start).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
-        let column = before
-            .rsplit('\n')
-            .next()
-            .unwrap_or_default()
-            .chars()
-            .count()
-            + 1;
+        let last = before.rsplit('\n').next().unwrap_or_default();
+        let column = last.chars().count() + 1;
         (line, column)
     });
     let reason = error.message().trim().replace('\n', " ");
