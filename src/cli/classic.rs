@@ -109,11 +109,11 @@ fn misplaced(command: &clap::Command, args: &[OsString]) -> Option<String> {
         .get_arguments()
         .find(|arg| arg.get_short() == Some('s'))?;
     let words = to.get_num_args()?.max_values();
+    let at = args.iter().position(|word| word == "-s")?;
     // Where the address comes from the database, it is a word of the command.
-    let at = args
-        .iter()
-        .position(|word| word == "-s" || word == "--nas")?;
-    let at = args.get(at).filter(|word| *word == "-s").map(|_| at)?;
+    if args.iter().take(at).any(|word| word == "--nas") {
+        return None;
+    }
     let flags: Vec<&str> = command
         .get_arguments()
         .filter_map(clap::Arg::get_long)

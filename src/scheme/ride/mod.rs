@@ -473,10 +473,7 @@ fn is_ours(stream: &UnixStream) -> bool {
 /// while nobody else can be serving from this directory.
 pub fn bind(run: &Path) -> io::Result<UnixListener> {
     let path = run.join(SOCKET);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        Ok(()) | Err(_) => {}
-    }
+    gone(&path)?;
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(MODE))?;
     Ok(listener)
@@ -492,10 +489,7 @@ pub fn link_helpers(run: &Path) -> io::Result<()> {
         if std::fs::read_link(&link).is_ok_and(|to| to == binary) {
             continue;
         }
-        match std::fs::remove_file(&link) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            Ok(()) | Err(_) => {}
-        }
+        gone(&link)?;
         symlink(&binary, &link)?;
     }
     Ok(())
