@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::event::{Class, Cmd, EventId, Params, UserId};
-use crate::nas::{Nas, NasSecret};
+use crate::nas::{self, Nas, NasSecret};
 
 /// Everything that an executor needs; a satellite can run it unchanged.
 #[derive(Debug, Clone)]
@@ -341,7 +341,7 @@ impl Transcript {
     pub fn redacted(&self, mut text: String) -> String {
         for secret in &self.secrets {
             if text.contains(secret.as_str()) {
-                text = text.replace(secret.as_str(), "***");
+                text = nas::without(&text, secret);
             }
         }
         text

@@ -381,9 +381,55 @@ fn safe_part(text: &str) -> (String, bool) {
     (safe, changed)
 }
 
+/// Names of ours that a text may hold although a secret is a part of them: `secret` is one.
+const NAMES: [&str; 3] = ["coa_secret", "nas_secret", "enable_password"];
+
+/// `text` with `***` for each `secret`. Inside one of our own names it says nothing of the secret,
+/// and a hint without the name helps nobody.
+pub fn without(text: &str, secret: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(secret).filter(|_| !secret.is_empty()) {
+        let (before, from) = rest.split_at(at);
+        let (found, after) = from.split_at(secret.len());
+        out.push_str(before);
+        let in_a_name = NAMES.iter().any(|name| {
+            let mut starts = name.match_indices(secret).map(|(start, _)| start);
+            name.len() > secret.len()
+                && starts.any(|start| {
+                    let (head, tail) = name.split_at(start);
+                    let tail = tail.get(secret.len()..).unwrap_or_default();
+                    out.ends_with(head) && after.starts_with(tail)
+                })
+        });
+        out.push_str(if in_a_name { found } else { "***" });
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_is_masked_and_our_own_names_stay() {
+        let of = |text| without(text, "secret");
+        assert_eq!(of("-psecret secretsecret"), "-p*** ******");
+        assert_eq!(
+            of("check coa_secret, nas_secret.coa_secret: secret"),
+            "check coa_secret, nas_secret.coa_secret: ***"
+        );
+        assert_eq!(of("coa_secre secret_"), "coa_secre ***_");
+        assert_eq!(of("moa_secret"), "moa_***");
+        assert_eq!(without("coa_secret", "coa_secret"), "***");
+        assert_eq!(
+            without("enable_password=password", "password"),
+            "enable_password=***"
+        );
+        assert_eq!(without("любой", ""), "любой");
+    }
 
     #[test]
     fn plain_names_stay_and_others_become_distinct() {

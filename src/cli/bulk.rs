@@ -191,7 +191,7 @@ async fn planned(console: &Console, ctl: &Ctl, body: &str) -> Outcome {
         .flatten()
         .filter_map(Value::as_str)
         .collect();
-    console.record(&[
+    let record = [
         ("events", field("events")),
         ("rejected", field("rejected_total")),
         ("unknown_accounts", field("unknown_accounts")),
@@ -199,7 +199,7 @@ async fn planned(console: &Console, ctl: &Ctl, body: &str) -> Outcome {
         ("seconds", field("seconds")),
         ("above_high_water", field("above_high_water")),
         ("guard", json!(says.join("; "))),
-    ]);
+    ];
     let mut table = Table::new(PLAN);
     for nas in plan
         .get("nas")
@@ -212,7 +212,7 @@ async fn planned(console: &Console, ctl: &Ctl, body: &str) -> Outcome {
             .map(|name| nas.get(*name).cloned().unwrap_or_default());
         table.push(cells.collect());
     }
-    console.list(&table);
+    console.record_with(&record, &[("nas", &table)]);
     remark("plan: nothing was posted");
     Ok(DONE)
 }
@@ -274,16 +274,15 @@ pub async fn bulk(console: &Console, args: Bulk) -> Outcome {
         bar.at((before + part.len()) as u64);
     }
     bar.end();
-    console.record(&[
-        ("batch_id", json!(batch)),
-        ("accepted", json!(accepted)),
-        ("rejected", json!(rejected)),
-    ]);
-    if rejected > 0 {
-        console.list(&table);
-        return Ok(PART_FAILED);
-    }
-    Ok(DONE)
+    console.record_with(
+        &[
+            ("batch_id", json!(batch)),
+            ("accepted", json!(accepted)),
+            ("rejected", json!(rejected)),
+        ],
+        &[("rejected_lines", &table)],
+    );
+    Ok(if rejected > 0 { PART_FAILED } else { DONE })
 }
 
 /// How fast lines are sent.

@@ -14,9 +14,10 @@ use serde_json::Value;
 use super::config::shown;
 use super::exit::{FAILED, Failed, REFUSED};
 use super::logs::tail;
-use super::nas_show;
 use super::table::{Format, one_line};
+use super::{given, nas_show};
 use crate::config::Config;
+use crate::nas;
 use crate::store::query::{Model, Query};
 use crate::store::{Filter, Store};
 
@@ -70,6 +71,7 @@ pub async fn text(
         );
         section("dead events", &dead(store, &mut mask).await?);
         for row in store.nases().await?.into_iter().flatten() {
+            mask.nas(&row.name);
             let secret = store.secret(row.id).await?;
             mask.secret(&secret.login);
             for text in secret.texts() {
@@ -137,8 +139,13 @@ async fn dead(store: &dyn Store, mask: &mut Mask) -> Result<String, Failed> {
     let lines = rows.iter().map(|row| {
         let error = row.error.as_deref().unwrap_or_default();
         one_line(&format!(
-            "event={} cmd={} nas={:?} user={:?} try={} code={:?} error={error:?}",
-            row.id, row.cmd, row.nas_id, row.user_id, row.try_count, row.code
+            "event={} cmd={} nas={} user={} try={} code={} error={error:?}",
+            row.id,
+            row.cmd,
+            given(&row.nas_id),
+            given(&row.user_id),
+            row.try_count,
+            given(&row.code)
         )) + "\n"
     });
     Ok(lines.collect())
@@ -189,6 +196,7 @@ fn password(url: &str) -> &str {
 struct Mask {
     secrets: BTreeSet<String>,
     persons: BTreeSet<String>,
+    nases: BTreeSet<String>,
 }
 
 impl Mask {
@@ -204,16 +212,28 @@ impl Mask {
         }
     }
 
+    fn nas(&mut self, name: &str) {
+        if name.len() >= SECRET_MIN {
+            self.nases.insert(name.to_owned());
+        }
+    }
+
     fn masked(&self, text: &str) -> String {
         let mut text = text.to_owned();
         // The longest first: one may be a part of another.
         let mut secrets: Vec<&String> = self.secrets.iter().collect();
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         for secret in secrets {
-            text = text.replace(secret.as_str(), "***");
+            text = nas::without(&text, secret);
         }
         for (n, name) in self.persons.iter().enumerate() {
             text = text.replace(name.as_str(), &format!("person-{}", n + 1));
+        }
+        // The longest first: BRAS-1 is a part of BRAS-10.
+        let mut nases: Vec<(usize, &String)> = self.nases.iter().enumerate().collect();
+        nases.sort_by_key(|(_, name)| std::cmp::Reverse(name.len()));
+        for (n, name) in nases {
+            text = text.replace(name.as_str(), &format!("nas-{}", n + 1));
         }
         let text = numbered(
             &text,

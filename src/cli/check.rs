@@ -5,12 +5,13 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Console;
 use super::ctl::Ctl;
-use super::exit::{Outcome, say};
+use super::exit::{Failed, Outcome, say};
 use super::table::one_line;
+use crate::daemon::process;
 
 /// Levels; the defaults are the norms of the original's documentation.
 #[derive(Debug, Args)]
@@ -55,6 +56,8 @@ struct Numbers {
     nases: usize,
     open: Vec<String>,
     skipped: usize,
+    /// A file system without room.
+    full_disk: Option<String>,
     /// None: the billing does not say.
     accounts: Option<i64>,
 }
@@ -63,29 +66,76 @@ struct Numbers {
 pub async fn check(console: &Console, args: Check) -> Outcome {
     let asked = async {
         let config = console.config()?;
-        Ctl::new(&config)?.get("/api/v1/status").await
+        let status = Ctl::new(&config)?.get("/api/v1/status").await?;
+        Ok::<_, Failed>(status.map(|status| (status, process::full_disk(&config))))
     };
-    let Ok(asked) = tokio::time::timeout(PATIENCE, asked).await else {
-        say(format!(
-            "CRITICAL - the daemon does not answer within {PATIENCE:?}"
-        ));
-        return Ok(2);
-    };
-    match asked {
-        Ok(Some(status)) => {
-            let (code, text) = judged(&numbers(&status), &args);
-            say(one_line(&text));
-            Ok(code)
+    let (state, said) = match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(Ok(Some((status, full_disk)))) => {
+            let n = Numbers {
+                full_disk,
+                ..numbers(&status)
+            };
+            let (state, said) = judged(&n, &args);
+            if console.wants_data() {
+                console.record(&n.record(state, &said));
+            } else {
+                let text = format!("{} - {said} | {}", state.word(), n.behind_the_bar(&args));
+                say(one_line(&text));
+            }
+            return Ok(state.code());
         }
-        Ok(None) => {
-            say("CRITICAL - no daemon is running");
-            Ok(2)
-        }
-        Err(failed) => {
+        Ok(Ok(None)) => (State::Critical, "no daemon is running".to_owned()),
+        Ok(Err(failed)) => {
             let text = failed.text.lines().next().unwrap_or_default();
-            say(format!("UNKNOWN - {}", one_line(text)));
-            Ok(UNKNOWN)
+            (State::Unknown, one_line(text))
         }
+        Err(_) => {
+            let text = format!("the daemon does not answer within {PATIENCE:?}");
+            (State::Critical, text)
+        }
+    };
+    if console.wants_data() {
+        console.record(&state.record(&said));
+    } else {
+        say(format!("{} - {said}", state.word()));
+    }
+    Ok(state.code())
+}
+
+/// The plugins' four answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ok,
+    Warning,
+    Critical,
+    Unknown,
+}
+
+impl State {
+    fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Warning => 1,
+            Self::Critical => 2,
+            Self::Unknown => UNKNOWN,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Warning => "WARNING",
+            Self::Critical => "CRITICAL",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+
+    fn record(self, said: &str) -> Vec<(&'static str, Value)> {
+        vec![
+            ("state", json!(self.word())),
+            ("code", json!(self.code())),
+            ("said", json!(said)),
+        ]
     }
 }
 
@@ -138,6 +188,7 @@ fn numbers(status: &Value) -> Numbers {
             .collect(),
         skipped: list("skipped").iter().filter(|nas| !is_off(nas)).count(),
         accounts: status.get("accounts").and_then(Value::as_i64),
+        full_disk: None,
     }
 }
 
@@ -167,6 +218,39 @@ impl Numbers {
     fn sentence(&self) -> String {
         format!("{} NASes, {} events wait", self.nases, self.waiting)
     }
+
+    fn record(&self, state: State, said: &str) -> Vec<(&'static str, Value)> {
+        let mut all = state.record(said);
+        all.extend([
+            ("waiting", json!(self.waiting)),
+            ("oldest_s", json!(self.oldest_s)),
+            ("dead", json!(self.dead)),
+            ("held", json!(self.held)),
+            ("unexpandable", json!(self.unexpandable)),
+            ("not_obeying", json!(self.open.len())),
+            ("not_served", json!(self.skipped)),
+            ("accounts", json!(self.accounts)),
+        ]);
+        all
+    }
+
+    /// The plugins' performance data.
+    fn behind_the_bar(&self, levels: &Check) -> String {
+        format!(
+            "waiting={};{};{};0 oldest={}s;;{};0 dead={};;;0 not_obeying={};;1;0 not_served={};1;;0 accounts={}",
+            self.waiting,
+            levels.warn,
+            levels.crit,
+            self.oldest_s,
+            levels.age,
+            self.dead,
+            self.open.len(),
+            self.skipped,
+            // `U`: not known.
+            self.accounts
+                .map_or_else(|| "U".to_owned(), |n| format!("{n};;;0")),
+        )
+    }
 }
 
 /// What is critical, and what is only a warning.
@@ -185,6 +269,9 @@ fn found(n: &Numbers, levels: &Check) -> (Vec<String>, Vec<String>) {
         critical.push(format!("{} events wait", n.waiting));
     } else if n.waiting >= levels.warn {
         warning.push(format!("{} events wait", n.waiting));
+    }
+    if let Some(full) = &n.full_disk {
+        critical.push(format!("there is no room left on {full}"));
     }
     if n.oldest_s >= levels.age {
         critical.push(format!("the oldest waits for {} s", n.oldest_s));
@@ -207,43 +294,34 @@ fn found(n: &Numbers, levels: &Check) -> (Vec<String>, Vec<String>) {
     (critical, warning)
 }
 
-fn judged(n: &Numbers, levels: &Check) -> (u8, String) {
+fn judged(n: &Numbers, levels: &Check) -> (State, String) {
     let (critical, warning) = found(n, levels);
-    let (code, word) = match (critical.is_empty(), warning.is_empty()) {
-        (false, _) => (2, "CRITICAL"),
-        (true, false) => (1, "WARNING"),
-        (true, true) => (0, "OK"),
+    let state = match (critical.is_empty(), warning.is_empty()) {
+        (false, _) => State::Critical,
+        (true, false) => State::Warning,
+        (true, true) => State::Ok,
     };
     let mut said: Vec<String> = critical.into_iter().chain(warning).collect();
     if said.is_empty() {
         said.push(n.sentence());
     }
     // A bar would begin the numbers.
-    let said = said.join("; ").replace('|', "/");
-    let text = format!(
-        "{word} - {said} | waiting={};{};{};0 oldest={}s;;{};0 dead={};;;0 not_obeying={};;1;0 not_served={};1;;0 accounts={}",
-        n.waiting,
-        levels.warn,
-        levels.crit,
-        n.oldest_s,
-        levels.age,
-        n.dead,
-        n.open.len(),
-        n.skipped,
-        // `U`: not known.
-        n.accounts
-            .map_or_else(|| "U".to_owned(), |n| format!("{n};;;0")),
-    );
-    (code, text)
+    (state, said.join("; ").replace('|', "/"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn line(n: &Numbers) -> (u8, String) {
+        let (state, said) = judged(n, &USUAL);
+        let bar = n.behind_the_bar(&USUAL);
+        (state.code(), format!("{} - {said} | {bar}", state.word()))
+    }
+
     #[test]
     fn each_level_has_its_word() {
-        let of = |n: Numbers| judged(&n, &USUAL);
+        let of = |n: Numbers| line(&n);
         let (code, text) = of(Numbers::default());
         assert_eq!(code, 0);
         assert!(text.starts_with("OK - 0 NASes"), "{text}");
@@ -279,6 +357,15 @@ mod tests {
             ..Numbers::default()
         };
         assert_eq!(of(limited).0, 2);
+        let full = Numbers {
+            full_disk: Some("/var/lib (7 bytes are free)".to_owned()),
+            ..Numbers::default()
+        };
+        let (code, text) = of(full);
+        assert!(
+            code == 2 && text.contains("no room left on /var/lib"),
+            "{text}"
+        );
         let held = Numbers {
             held: 3,
             ..Numbers::default()
@@ -308,7 +395,7 @@ mod tests {
 
     #[test]
     fn an_old_event_and_a_nas_that_does_not_obey_are_critical() {
-        let of = |status: Value| judged(&numbers(&status), &USUAL);
+        let of = |status: Value| line(&numbers(&status));
         assert_eq!(of(serde_json::json!({ "oldest_s": 599 })).0, 0);
         let (code, text) = of(serde_json::json!({ "oldest_s": 600 }));
         assert_eq!(code, 2);
@@ -339,7 +426,7 @@ mod tests {
                     "skipped": [[6, "it is so", obstacle, "b"]],
                 },
             });
-            judged(&numbers(&status), &USUAL)
+            line(&numbers(&status))
         };
         let (code, text) = of(true, "off");
         assert_eq!(code, 0, "{text}");

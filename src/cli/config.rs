@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::exit::{BAD_CONFIG, DONE, Failed, NOT_REACHABLE, Outcome, remark, say, say_all};
-use super::table::{Table, one_line};
+use super::table::{Format, Table, one_line};
 use super::{Console, reference, sqlite_file};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::daemon;
@@ -47,10 +47,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     let config = console.config()?;
     match verb {
         Verb::Show { origin: true } => origins(console, &config),
-        Verb::Show { origin: false } => {
-            say_all(&shown(&config)?);
-            Ok(DONE)
-        }
+        Verb::Show { origin: false } => in_force(console, &config),
         Verb::Check => check(console, &config).await,
         Verb::Default | Verb::Reference => Ok(DONE),
     }
@@ -67,6 +64,19 @@ pub(super) fn shown(config: &Config) -> Result<String, Failed> {
             format!("the configuration is no TOML: {e}"),
         )
     })
+}
+
+/// As TOML, or as the document or the rows that a program asked for.
+fn in_force(console: &Console, config: &Config) -> Outcome {
+    let text = shown(config)?;
+    let document: toml::Table = toml::from_str(&text).unwrap_or_default();
+    match console.output {
+        Some(Format::Json) => say(serde_json::to_string_pretty(&document).unwrap_or_default()),
+        Some(Format::Jsonl) => say(json!(document).to_string()),
+        Some(Format::Csv) => return origins(console, config),
+        Some(Format::Table | Format::Plain) | None => say_all(&text),
+    }
+    Ok(DONE)
 }
 
 /// Prints every key, its value, and who set it.
@@ -103,13 +113,62 @@ fn origins(console: &Console, config: &Config) -> Outcome {
     Ok(DONE)
 }
 
+/// What the check found: a line at once for people, rows at the end for programs.
+struct Found<'c> {
+    console: &'c Console,
+    table: Table,
+    wrong: usize,
+}
+
+impl<'c> Found<'c> {
+    fn new(console: &'c Console) -> Self {
+        Self {
+            console,
+            table: Table::new(&["what", "ok", "said"]),
+            wrong: 0,
+        }
+    }
+
+    fn ok(&mut self, what: &str, said: &str) {
+        self.row(what, true, said);
+    }
+
+    fn skipped(&mut self, what: &str, reason: &str) {
+        self.wrong += 1;
+        self.row(what, false, &format!("skipped: {reason}"));
+    }
+
+    fn row(&mut self, what: &str, ok: bool, said: &str) {
+        if self.console.wants_data() {
+            self.table.push(vec![json!(what), json!(ok), json!(said)]);
+        } else {
+            say(one_line(&format!("{what}: {said}")));
+        }
+    }
+
+    fn end(self) -> Outcome {
+        if self.console.wants_data() {
+            self.console.list(&self.table);
+        }
+        if self.wrong > 0 {
+            let wrong = self.wrong;
+            remark(format!(
+                "{wrong} NASes would be skipped; the daemon serves the others"
+            ));
+            return Ok(BAD_CONFIG);
+        }
+        Ok(DONE)
+    }
+}
+
 async fn check(console: &Console, config: &Config) -> Outcome {
     let file = match &console.file {
         Some(file) => file.display().to_string(),
         None if Path::new(DEFAULT_FILE).exists() => DEFAULT_FILE.to_owned(),
         None => "built-in defaults".to_owned(),
     };
-    say(format!("{file}: ok"));
+    let mut found = Found::new(console);
+    found.ok(&file, "ok");
     let url = shown_url(&config.database.url);
     if let Some(path) = sqlite_file(&config.database.url)
         && !path.exists()
@@ -124,19 +183,16 @@ async fn check(console: &Console, config: &Config) -> Outcome {
             )
             .numbered(201));
         }
-        say(format!(
-            "{url}: not there yet, the daemon makes it when it starts"
-        ));
-        return Ok(DONE);
+        found.ok(&url, "not there yet, the daemon makes it when it starts");
+        return found.end();
     }
     let store = store::connect(&config.database.url).await?;
     let missing = store.check_billing().await?;
     if !missing.is_empty() {
         return Err(Error::Billing(missing.join("; ")).into());
     }
-    say(format!("{url}: ok"));
+    found.ok(&url, "ok");
     let resolve = daemon::resolver(config, std::sync::Arc::default());
-    let mut wrong = 0;
     for row in store.nases().await? {
         let (id, ip, reason) = match &row {
             Err(BadNas { id, ip, reason }) => (*id, ip.as_str(), Some(reason.clone())),
@@ -144,20 +200,11 @@ async fn check(console: &Console, config: &Config) -> Outcome {
             Ok(nas) => (nas.id, nas.ip.as_str(), resolve(nas).err()),
         };
         match reason {
-            None => say(format!("NAS {id} {ip}: ok")),
-            Some(reason) => {
-                wrong += 1;
-                say(one_line(&format!("NAS {id} {ip}: skipped: {reason}")));
-            }
+            None => found.ok(&format!("NAS {id} {ip}"), "ok"),
+            Some(reason) => found.skipped(&format!("NAS {id} {ip}"), &reason),
         }
     }
-    if wrong > 0 {
-        remark(format!(
-            "{wrong} NASes would be skipped; the daemon serves the others"
-        ));
-        return Ok(BAD_CONFIG);
-    }
-    Ok(DONE)
+    found.end()
 }
 
 #[cfg(test)]

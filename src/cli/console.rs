@@ -1,7 +1,7 @@
 //! What every verb of the command line is given: where its settings are, how it prints, which
 //! database it works on.
 
-use std::io::IsTerminal;
+use std::io::{BufRead as _, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::classic;
 use super::ctl::Ctl;
-use super::exit::{self, Failed, NOT_REACHABLE, USAGE};
+use super::exit::{self, FAILED, Failed, NOT_REACHABLE, USAGE};
 use super::listing::Listing;
 use super::table::{self, Format};
 use crate::config::Config;
@@ -25,6 +25,8 @@ pub struct Console {
     pub output: Option<Format>,
     /// `--dry-run`.
     pub dry_run: bool,
+    /// `--yes`.
+    pub yes: bool,
     /// Which part of a list is printed, and how.
     pub listing: Listing,
     /// A verb that looks only: where no daemon runs, that is said.
@@ -55,6 +57,62 @@ impl Console {
                 Format::Plain
             }
         })
+    }
+
+    /// Whether a program reads it: what is a sentence for people is a record then.
+    pub fn wants_data(&self) -> bool {
+        matches!(
+            self.output,
+            Some(Format::Json | Format::Jsonl | Format::Csv)
+        )
+    }
+
+    /// Whether somebody wants it: `danger` is why it is asked, and the text where nobody can be.
+    pub fn agreed(&self, danger: &str, question: &str) -> Result<bool, Failed> {
+        if !self.yes && !std::io::stdin().is_terminal() {
+            let text = format!("{danger}, and nobody can be asked here\nhint: say -y");
+            return Err(Failed::new(USAGE, text).numbered(3));
+        }
+        self.not_refused(question)
+    }
+
+    /// The same for what programs do, too: only who sits at a terminal is asked.
+    pub fn not_refused(&self, question: &str) -> Result<bool, Failed> {
+        let stdin = std::io::stdin();
+        if self.yes || !stdin.is_terminal() {
+            return Ok(true);
+        }
+        exit::remark(format!("{question} [y/N]"));
+        let mut line = String::new();
+        let read = stdin.lock().read_line(&mut line);
+        read.map_err(|e| Failed::new(FAILED, format!("cannot read the answer: {e}")))?;
+        Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+    }
+
+    /// Prints one thing and lists that belong to it: for a program one document.
+    pub fn record_with(
+        &self,
+        properties: &[(&'static str, Value)],
+        lists: &[(&str, &table::Table)],
+    ) {
+        let format = self.format();
+        if matches!(format, Format::Json | Format::Jsonl) {
+            let mut all: serde_json::Map<String, Value> = properties
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone()))
+                .collect();
+            for (name, list) in lists {
+                let rows = serde_json::from_str(&list.text(Format::Json)).unwrap_or_default();
+                all.insert((*name).to_owned(), rows);
+            }
+            exit::say(Value::Object(all).to_string());
+            return;
+        }
+        self.record(properties);
+        for (_, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
+            exit::say("");
+            self.list(list);
+        }
     }
 
     /// How many rows of a list are read: what was asked for, within what one look may be.

@@ -3,14 +3,13 @@
 //! A copy holds what was done by then; nothing of that is done twice after a restore. What waited
 //! then may have been done since: it is run again, marked `possible_duplicate`, as after a crash.
 
-use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::ctl::Ctl;
-use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, REFUSED, USAGE, remark};
+use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, REFUSED, remark};
 use super::progress::Progress;
 use super::{Console, sqlexec, sqlite_file, who};
 use crate::clock;
@@ -34,11 +33,7 @@ pub enum Verb {
     /// Put a copy in place of the database (SQLite); no daemon may run.
     Restore(Restore),
     /// Tell a database that was restored by other means (pg_restore) that it was.
-    Restored {
-        /// Do not ask
-        #[arg(short, long)]
-        yes: bool,
-    },
+    Restored,
 }
 
 /// Which copy.
@@ -46,9 +41,6 @@ pub enum Verb {
 pub struct Restore {
     /// Made by db backup
     file: PathBuf,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
 }
 
 /// Runs one verb.
@@ -58,7 +50,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Sql(args) => sqlexec::run(console, args).await,
         Verb::Backup { file } => copy(console, &file).await,
         Verb::Restore(args) => restore(console, &args).await,
-        Verb::Restored { yes } => {
+        Verb::Restored => {
             let config = console.config()?;
             let store = console.store(&config).await?;
             idle(&config, Some(store.as_ref())).await?;
@@ -66,7 +58,10 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
                 remark("dry run: what waits would be marked as possibly done already");
                 return Ok(DONE);
             }
-            agreed(yes, "mark everything that waits as possibly done already?")?;
+            agreed(
+                console,
+                "mark everything that waits as possibly done already?",
+            )?;
             let waiting = store.restored().await?;
             store.audit(&who(), "db_restored", "").await?;
             console.record(&[("waiting", json!(waiting))]);
@@ -177,7 +172,7 @@ async fn restore(console: &Console, args: &Restore) -> Outcome {
         return Ok(DONE);
     }
     agreed(
-        args.yes,
+        console,
         &format!(
             "put {} in place of {}?",
             args.file.display(),
@@ -246,19 +241,8 @@ async fn idle(config: &Config, store: Option<&dyn Store>) -> Result<(), Failed> 
 }
 
 /// Asks, if there is a terminal to ask at.
-fn agreed(yes: bool, question: &str) -> Result<(), Failed> {
-    if yes {
-        return Ok(());
-    }
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Failed::new(USAGE, "nobody can be asked here\nhint: say -y").numbered(3));
-    }
-    remark(format!("{question} [y/N]"));
-    let mut line = String::new();
-    let read = stdin.lock().read_line(&mut line);
-    read.map_err(|e| Failed::new(FAILED, format!("cannot read the answer: {e}")))?;
-    if matches!(line.trim(), "y" | "Y" | "yes") {
+fn agreed(console: &Console, question: &str) -> Result<(), Failed> {
+    if console.agreed("this cannot be taken back", question)? {
         Ok(())
     } else {
         Err(Failed::new(REFUSED, "nothing was changed"))

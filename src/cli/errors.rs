@@ -3,9 +3,12 @@
 //! 03 NAS, 04 daemon, 05 what is named, 06 to 09 the exit code alone.
 
 use clap::Args;
+use serde_json::{Value, json};
 
+use super::Console;
 use super::exit::{BAD_CONFIG, BUG, DONE, Failed, NOT_FOUND, NOT_REACHABLE, Outcome, PART_FAILED};
 use super::exit::{REFUSED, TIMED_OUT, UNHEALTHY, USAGE, say_all};
+use super::table::Table;
 use crate::intake::refusals;
 
 /// Which one.
@@ -328,9 +331,18 @@ pub fn number(text: &str) -> Result<u16, String> {
 }
 
 /// Prints a page, or all.
-pub fn explain(args: &Explain) -> Outcome {
+pub fn explain(console: &Console, args: &Explain) -> Outcome {
     let Some(number) = args.number else {
-        say_all(&document());
+        if console.wants_data() {
+            let mut table = Table::new(&["number", "title", "exit", "what", "remedy", "words"]);
+            for page in PAGES {
+                let cells = properties(page).into_iter().map(|(_, value)| value);
+                table.push(cells.collect());
+            }
+            console.list(&table);
+        } else {
+            say_all(&document());
+        }
         return Ok(DONE);
     };
     let page = PAGES
@@ -340,8 +352,24 @@ pub fn explain(args: &Explain) -> Outcome {
             let text = format!("there is no error {}", shown(number));
             Failed::new(NOT_FOUND, format!("{text}\nhint: explain prints all"))
         })?;
-    say_all(&text(page));
+    if console.wants_data() {
+        console.record(&properties(page));
+    } else {
+        say_all(&text(page));
+    }
     Ok(DONE)
+}
+
+fn properties(page: &Page) -> [(&'static str, Value); 6] {
+    let words: Vec<&str> = refusals::of(page.number).collect();
+    [
+        ("number", json!(shown(page.number))),
+        ("title", json!(page.title)),
+        ("exit", json!(page.exit)),
+        ("what", json!(page.what)),
+        ("remedy", json!(page.remedy)),
+        ("words", json!(words)),
+    ]
 }
 
 fn text(page: &Page) -> String {

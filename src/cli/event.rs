@@ -185,7 +185,7 @@ async fn post(console: &Console, args: Post) -> Outcome {
             "the event was taken, but its id is not known",
         ));
     };
-    follow::tell_id(console, id);
+    follow::tell_id(console, id, args.follow);
     if args.follow {
         return follow::follow(console, store.as_ref(), id, args.timeout).await;
     }
@@ -225,8 +225,20 @@ fn compact(args: &Post) -> Result<Value, Failed> {
 }
 
 const LIST: &[&str] = &[
-    "id", "state", "cmd", "user", "nas", "tries", "accepted", "next_try", "ended", "code", "ms",
-    "batch", "error",
+    "id",
+    "state",
+    "cmd",
+    "user",
+    "nas",
+    "tries",
+    "accepted",
+    "next_try",
+    "ended",
+    "code",
+    "ms",
+    "batch",
+    "error",
+    "retried_as",
 ];
 
 /// Prints events, newest first.
@@ -253,6 +265,7 @@ pub async fn list(console: &Console, args: List) -> Outcome {
             json!(row.ms),
             json!(row.batch_id),
             json!(row.error),
+            json!(row.retried_as),
         ]);
     }
     console.list(&table);

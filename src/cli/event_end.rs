@@ -1,7 +1,7 @@
 //! `event retry` and `event drop`: posts anew what died, gives up what shall not run; by number, or
 //! all that match, counted first with `--dry-run`, a retry also spread over time.
 
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::ctl::{Ctl, refusal};
 use super::event::{BRIEF, brief, find, time};
-use super::exit::{DONE, FAILED, Failed, Outcome, PART_FAILED, REFUSED, USAGE, remark};
+use super::exit::{DONE, Failed, Outcome, PART_FAILED, REFUSED, USAGE, remark};
 use super::progress::Progress;
 use super::request::Request;
 use super::table::Table;
@@ -215,9 +215,6 @@ pub struct Give {
     state: Option<String>,
     #[command(flatten)]
     which: Which,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
     /// Why; kept with the event
     #[arg(long, default_value = "", value_name = "TEXT")]
     reason: String,
@@ -401,7 +398,7 @@ pub async fn give_up(console: &Console, args: Give) -> Outcome {
         remark("no event matches");
         return Ok(DONE);
     }
-    if !args.yes && !agreed(&rows)? {
+    if !agreed(console, &rows)? {
         remark("nothing was dropped");
         return Ok(REFUSED);
     }
@@ -489,36 +486,25 @@ async fn dropped(ctl: &Ctl, store: &dyn Store, id: EventId, args: &Give) -> Resu
     Ok(gone)
 }
 
-fn agreed(rows: &[EventRow]) -> Result<bool, Failed> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Failed::new(
-            USAGE,
-            "dropping is for good, and nobody can be asked here\nhint: say -y",
-        )
-        .numbered(3));
+fn agreed(console: &Console, rows: &[EventRow]) -> Result<bool, Failed> {
+    if !console.yes && std::io::stdin().is_terminal() {
+        for row in rows.iter().take(NAMED) {
+            remark(format!(
+                "{} {} user={} nas={} {} {}",
+                row.id,
+                row.cmd,
+                given(&row.user_id),
+                given(&row.nas_id),
+                row.state,
+                clock::local_text(row.event_date_ms)
+            ));
+        }
+        if rows.len() > NAMED {
+            remark(format!("… and {} more", rows.len() - NAMED));
+        }
     }
-    for row in rows.iter().take(NAMED) {
-        remark(format!(
-            "{} {} user={} nas={} {} {}",
-            row.id,
-            row.cmd,
-            given(&row.user_id),
-            given(&row.nas_id),
-            row.state,
-            clock::local_text(row.event_date_ms)
-        ));
-    }
-    if rows.len() > NAMED {
-        remark(format!("… and {} more", rows.len() - NAMED));
-    }
-    remark(format!("drop {} events for good? [y/N]", rows.len()));
-    let mut line = String::new();
-    stdin
-        .lock()
-        .read_line(&mut line)
-        .map_err(|e| Failed::new(FAILED, format!("cannot read the answer: {e}")))?;
-    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+    let question = format!("drop {} events for good?", rows.len());
+    console.agreed("dropping is for good", &question)
 }
 
 #[cfg(test)]

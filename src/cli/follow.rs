@@ -19,7 +19,12 @@ const LOOK_FIRST: Duration = Duration::from_millis(10);
 const LOOK_LONGEST: Duration = Duration::from_millis(250);
 
 /// Prints the id of a new event, before anything else is said of it.
-pub fn tell_id(console: &Console, id: EventId) {
+pub fn tell_id(console: &Console, id: EventId, follows: bool) {
+    if follows && console.wants_data() {
+        // The end is one document, with the number in it.
+        remark(format!("event {id}"));
+        return;
+    }
     match console.format() {
         Format::Table | Format::Plain => say(id.to_string()),
         Format::Json | Format::Jsonl => say(json!({ "id": id }).to_string()),

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::event::time;
-use super::exit::{DONE, Failed, NOT_FOUND, Outcome, PART_FAILED, USAGE, remark, say};
+use super::exit::{DONE, Failed, NOT_FOUND, Outcome, PART_FAILED, REFUSED, USAGE, remark, say};
 use super::table::Table;
 use super::{Console, Reason, given, who};
 use crate::clock;
@@ -325,6 +325,11 @@ async fn approve(store: &dyn Store, which: Which) -> Outcome {
 
 async fn deny(console: &Console, store: &dyn Store, which: Which) -> Outcome {
     let (held, missing) = chosen(store, &which).await?;
+    let question = format!("give {} held events up for good?", held.len());
+    if !held.is_empty() && !console.not_refused(&question)? {
+        remark("nothing was changed");
+        return Ok(REFUSED);
+    }
     let mut table = Table::new(&["id", "result"]);
     let mut gone = Vec::new();
     let colon = if which.reason.reason.is_empty() {

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::ctl::Ctl;
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, UNHEALTHY, remark, say};
-use super::table::{Format, Table, one_line};
-use super::{ALONE, Console, check, event, nas_show, why};
+use super::table::{Table, one_line};
+use super::{ALONE, Console, check, event, nas_show};
 use crate::clock;
 use crate::config::Config;
+use crate::daemon::process;
 use crate::store::{self, Filter, Store};
 
 /// For one look; a daemon whose loops turn answers in milliseconds.
@@ -51,7 +52,7 @@ pub async fn health(console: &Console, stage: Stage) -> Outcome {
     let config = console.config()?;
     let ctl = Ctl::new(&config)?;
     if stage == Stage::Deep {
-        return deep(&config, &ctl).await;
+        return deep(console, &config, &ctl).await;
     }
     let (from, answer) = match ctl.raw(Method::GET, stage.path(), None).await? {
         Some(answer) => (ctl.socket(), answer),
@@ -66,14 +67,23 @@ pub async fn health(console: &Console, stage: Stage) -> Outcome {
     let (status, body) = answer;
     let body = one_line(body.trim());
     if status.is_success() {
-        say(format!("ok {body}"));
+        judged(console, true, &body);
         return Ok(DONE);
     }
-    say(format!("unhealthy {body}"));
+    judged(console, false, &body);
     remark(format!(
         "{from} answered {status}; the daemon log says more"
     ));
     Ok(UNHEALTHY)
+}
+
+fn judged(console: &Console, well: bool, said: &str) {
+    if console.wants_data() {
+        console.record(&[("well", json!(well)), ("said", json!(said))]);
+    } else {
+        let word = if well { "ok" } else { "unhealthy" };
+        say(format!("{word} {said}"));
+    }
 }
 
 fn nobody(places: &str) -> Failed {
@@ -86,11 +96,11 @@ fn nobody(places: &str) -> Failed {
 
 /// What needs no restart and yet somebody's eyes; over the control socket alone, as the numbers of
 /// the stacks are not for everybody.
-async fn deep(config: &Config, ctl: &Ctl) -> Outcome {
+async fn deep(console: &Console, config: &Config, ctl: &Ctl) -> Outcome {
     let status = ctl.get(Stage::Deep.path()).await?;
     let status = status.ok_or_else(|| nobody(&ctl.socket()))?;
     let (mut wrong, sentence) = check::complaints(&status);
-    wrong.extend(why::full_disk(config).map(|disk| format!("there is no room left on {disk}")));
+    wrong.extend(process::full_disk(config).map(|disk| format!("there is no room left on {disk}")));
     match ctl
         .get(&format!("/api/v1/events?state=dead&limit={DEAD_MOST}"))
         .await
@@ -110,10 +120,10 @@ async fn deep(config: &Config, ctl: &Ctl) -> Outcome {
         )),
     }
     if wrong.is_empty() {
-        say(format!("ok {}", one_line(&sentence)));
+        judged(console, true, &one_line(&sentence));
         return Ok(DONE);
     }
-    say(format!("unhealthy {}", one_line(&wrong.join("; "))));
+    judged(console, false, &one_line(&wrong.join("; ")));
     remark("doctor says what to do");
     Ok(UNHEALTHY)
 }
@@ -229,6 +239,7 @@ pub async fn status(console: &Console) -> Outcome {
         ("ready", json!(of_state("ready"))),
         ("running", json!(of_state("running"))),
         ("deferred", json!(of_state("deferred"))),
+        ("held", json!(of_state("held"))),
         ("dead", json!(counts.dead)),
         ("oldest_s", json!(counts.oldest_s)),
     ];
@@ -240,30 +251,7 @@ pub async fn status(console: &Console) -> Outcome {
     }
     let nases = nas_show::listed(&config, store.as_ref(), live.as_ref()).await?;
     let problems = problems(store.as_ref(), of_state("deferred") > 0).await?;
-    match console.format() {
-        Format::Json | Format::Jsonl => {
-            // One document, so that a program reads it at once.
-            let rows = |table: &Table| {
-                serde_json::from_str::<Value>(&table.text(Format::Json)).unwrap_or_default()
-            };
-            let mut all: serde_json::Map<String, Value> = numbers
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect();
-            all.insert("nas".to_owned(), rows(&nases));
-            all.insert("problems".to_owned(), rows(&problems));
-            say(Value::Object(all).to_string());
-        }
-        Format::Table | Format::Plain | Format::Csv => {
-            console.record(&numbers);
-            say("");
-            console.list(&nases);
-            if !problems.is_empty() {
-                say("");
-                console.list(&problems);
-            }
-        }
-    }
+    console.record_with(&numbers, &[("nas", &nases), ("problems", &problems)]);
     Ok(DONE)
 }
 

@@ -13,7 +13,7 @@ use regex::Regex;
 use serde_json::json;
 
 use super::exit::{
-    DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, USAGE, remark, say, say_all,
+    DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, REFUSED, USAGE, remark, say, say_all,
 };
 use super::request::Request;
 use super::table::{Format, one_line};
@@ -399,6 +399,14 @@ impl<'a> Followed<'a> {
 
 async fn prune(console: &Console, config: &Config, older_than: Duration) -> Outcome {
     let dir = &config.paths.log;
+    let question = format!(
+        "remove what was not written to for {older_than:?} below {}?",
+        dir.display()
+    );
+    if !console.dry_run && !console.not_refused(&question)? {
+        remark("nothing was removed");
+        return Ok(REFUSED);
+    }
     let pruned = logs::prune(dir, older_than, console.dry_run).map_err(|e| {
         Failed::new(
             FAILED,

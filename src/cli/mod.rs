@@ -107,6 +107,9 @@ pub struct Cli {
     /// Say what would be done, and change nothing
     #[arg(long, global = true)]
     dry_run: bool,
+    /// Do not ask
+    #[arg(short, long, global = true)]
+    yes: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -395,6 +398,7 @@ fn dispatch(cli: Cli) -> Outcome {
         file: cli.config,
         output: cli.output,
         dry_run: cli.dry_run,
+        yes: cli.yes,
         listing: cli.listing,
         looks: cli.verb.as_ref().is_some_and(Verb::looks_at_events),
         ..Console::default()
@@ -449,7 +453,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Sim(verb) => runtime()?.block_on(sim::run(verb)),
         Verb::Demo(args) => demo::demo(&args),
         Verb::Completions(args) => manual::completions(&args),
-        Verb::Explain(args) => errors::explain(&args),
+        Verb::Explain(args) => errors::explain(&console, &args),
         Verb::Man(args) => manual::man(&args),
         Verb::Openapi => {
             let document = crate::intake::openapi::document();
@@ -458,13 +462,10 @@ fn dispatch(cli: Cli) -> Outcome {
         }
         Verb::Version => {
             let version = Value::from(env!("CARGO_PKG_VERSION"));
-            match console.output {
-                Some(Format::Json | Format::Jsonl | Format::Csv) => {
-                    console.record(&[("version", version)]);
-                }
-                Some(Format::Table | Format::Plain) | None => {
-                    exit::say(concat!("nas_event_daemon ", env!("CARGO_PKG_VERSION")));
-                }
+            if console.wants_data() {
+                console.record(&[("version", version)]);
+            } else {
+                exit::say(concat!("nas_event_daemon ", env!("CARGO_PKG_VERSION")));
             }
             Ok(DONE)
         }

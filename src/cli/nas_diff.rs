@@ -127,6 +127,8 @@ struct Found {
     failed: usize,
     unasked: usize,
     last: Option<Failure>,
+    /// Rows of accounts that are none of this NAS's.
+    strangers: usize,
 }
 
 impl Default for Found {
@@ -143,6 +145,7 @@ impl Default for Found {
             failed: 0,
             unasked: 0,
             last: None,
+            strangers: 0,
         }
     }
 }
@@ -187,6 +190,7 @@ impl Found {
     }
 
     fn orphans(&mut self, orphans: Orphans) {
+        self.strangers += orphans.rows.len();
         for (user, difference) in &orphans.rows {
             self.push(*user, difference);
         }
@@ -236,7 +240,15 @@ impl Found {
         if self.differences == 0 {
             return Ok(DONE);
         }
-        remark(format!("nas resync {id} posts what sets accounts right"));
+        if self.strangers < self.differences {
+            remark(format!("nas resync {id} posts what sets accounts right"));
+        }
+        if self.strangers > 0 {
+            remark(format!(
+                "{} rows are of accounts that are not on this NAS, which a resync leaves alone: event post --cmd user_del --user ID --nas {id} takes them away, if the billing knows the account; else remove them on the NAS",
+                self.strangers
+            ));
+        }
         Ok(UNHEALTHY)
     }
 }

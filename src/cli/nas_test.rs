@@ -92,6 +92,20 @@ pub async fn test(console: &Console, config: &Config, store: &dyn Store, id: Nas
         ..Told::default()
     };
     let outcome = run(config, store, id, &told).await;
+    if console.wants_data() {
+        let said: Vec<String> = told.take().into_iter().map(|(_, text)| text).collect();
+        let (code, error) = match &outcome {
+            Ok(code) => (*code, None),
+            Err(failed) => (failed.code, Some(&failed.text)),
+        };
+        console.record(&[
+            ("nas_id", json!(id.0)),
+            ("well", json!(code == DONE)),
+            ("said", json!(said)),
+            ("error", json!(error)),
+        ]);
+        return outcome;
+    }
     for (says, text) in told.take() {
         if says {
             say(text);

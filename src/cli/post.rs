@@ -20,6 +20,8 @@ pub struct Inbox {
     config: Config,
     /// Set once no daemon was found: commands that the NASes' schemes define.
     direct: Option<Vec<Cmd>>,
+    /// That no daemon runs was said.
+    said: bool,
 }
 
 impl Inbox {
@@ -30,6 +32,7 @@ impl Inbox {
             store,
             config: config.clone(),
             direct: None,
+            said: false,
         })
     }
 
@@ -45,14 +48,17 @@ impl Inbox {
                     Failed::new(FAILED, "the daemon's answer holds no ids; is it newer?")
                 });
             }
-            remark(format!(
-                "no daemon listens on {}: written to the database, it will be tried when one runs",
-                self.ctl.socket()
-            ));
             self.direct = Some(scheme::own_cmds(&self.config, self.store.as_ref()).await?);
         }
         let cmds = self.direct.as_deref().unwrap_or_default();
         let events = checked(events, cmds)?;
+        if !self.said {
+            self.said = true;
+            remark(format!(
+                "no daemon listens on {}: written to the database, it will be tried when one runs",
+                self.ctl.socket()
+            ));
+        }
         let who = who();
         let post = Post {
             events: &events,

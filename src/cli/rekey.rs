@@ -1,11 +1,9 @@
 //! `nas rekey ID`: the SSH host key of a NAS was changed on purpose. Shows the believed and the
 //! presented key, and, for a NAS whose key was learned, takes the new one after a confirmation.
 
-use std::io::{BufRead, IsTerminal, Write};
-
 use clap::Args;
 
-use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, USAGE, remark, say};
+use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, REFUSED, remark, say};
 use super::nas::{find, poke};
 use super::{Console, Reason, who};
 use crate::attempt::{Failure, FailureClass};
@@ -21,9 +19,6 @@ use crate::store::Store;
 pub struct Rekey {
     /// nas.id
     pub id: i64,
-    /// Take the presented key without asking
-    #[arg(short, long)]
-    pub yes: bool,
     /// Why.
     #[command(flatten)]
     pub reason: Reason,
@@ -78,7 +73,8 @@ pub async fn rekey(console: &Console, config: &Config, store: &dyn Store, args: 
         remark("dry run: the presented key would be believed; nothing was changed");
         return Ok(DONE);
     }
-    if !args.yes && !agreed()? {
+    let danger = "a wrong key lets somebody stand in between: compare both with the NAS first";
+    if !console.agreed(danger, "believe the presented key?")? {
         remark("nothing was changed");
         return Ok(REFUSED);
     }
@@ -114,22 +110,4 @@ fn not_seen(id: NasId, failure: &Failure) -> Failed {
         ),
     )
     .numbered(number)
-}
-
-fn agreed() -> Result<bool, Failed> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Failed::new(
-            USAGE,
-            "a wrong key lets somebody stand in between, and nobody can be asked here\nhint: compare both with the NAS, then say -y",
-        )
-        .numbered(3));
-    }
-    let _ = write!(std::io::stderr(), "believe the presented key? [y/N] ");
-    let mut line = String::new();
-    stdin
-        .lock()
-        .read_line(&mut line)
-        .map_err(|e| Failed::new(FAILED, format!("cannot read the answer: {e}")))?;
-    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }

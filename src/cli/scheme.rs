@@ -59,7 +59,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
             Ok(DONE)
         }
         Verb::Show { name } => show(console, &config, &name),
-        Verb::Lint { paths } => lint(&config, &paths),
+        Verb::Lint { paths } => lint(console, &config, &paths),
         Verb::Run(args) => scheme_run::run(console, &config, args).await,
         Verb::Test { name } => scheme_test::run(&config, &name).await,
         Verb::New(args) => scheme_new::run(console, &config, &args),
@@ -173,7 +173,8 @@ pub fn unusable(findings: &[Finding]) -> Failed {
     Failed::config(format!("the scheme cannot be used\n{}", lines.join("\n")))
 }
 
-fn lint(config: &Config, names: &[String]) -> Outcome {
+fn lint(console: &Console, config: &Config, names: &[String]) -> Outcome {
+    let mut table = Table::new(&["file", "line", "severity", "text", "hint"]);
     let mut errors = 0;
     let mut warnings = 0;
     for name in names {
@@ -186,15 +187,28 @@ fn lint(config: &Config, names: &[String]) -> Outcome {
             _ => session_findings(&dir, &config.paths),
         };
         for finding in &found {
-            say(one_line(&finding.to_string()));
+            if console.wants_data() {
+                table.push(vec![
+                    json!(finding.file.display().to_string()),
+                    json!(finding.line),
+                    json!(finding.severity.as_str()),
+                    json!(finding.text),
+                    json!(finding.hint),
+                ]);
+            } else {
+                say(one_line(&finding.to_string()));
+            }
             match finding.severity {
                 Severity::Error => errors += 1,
                 Severity::Warning => warnings += 1,
             }
         }
-        if found.is_empty() {
+        if found.is_empty() && !console.wants_data() {
             say(format!("{}: ok", dir.display()));
         }
+    }
+    if console.wants_data() {
+        console.list(&table);
     }
     if errors + warnings > 0 {
         remark(format!("{errors} errors, {warnings} warnings"));

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Console;
 use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, USAGE, remark, say};
 use super::scheme::{directory, stand_in, unusable};
-use super::table::one_line;
+use super::table::{Table, one_line};
 use crate::attempt::Job;
 use crate::config::Config;
 use crate::event::{Cmd, CompactEvent, EventId, Params, UserId};
@@ -70,16 +70,34 @@ pub async fn run(console: &Console, config: &Config, args: Run) -> Outcome {
     let Some(scheme) = scheme else {
         let vars = environ::environ(&job, &dir.display().to_string(), "dry-run");
         let vars = vars.map_err(|failure| Failed::new(FAILED, failure.to_string()))?;
+        let mut table = Table::new(&["name", "value"]);
         for (name, value) in vars.iter().filter(|(name, _)| *name != "NED_ATTEMPT") {
-            say(one_line(&format!("{name}={value}")));
+            if console.wants_data() {
+                table.push(vec![json!(name), json!(value)]);
+            } else {
+                say(one_line(&format!("{name}={value}")));
+            }
+        }
+        if console.wants_data() {
+            console.list(&table);
         }
         remark("a script cannot be asked what it would send: above are its variables");
         return Ok(DONE);
     };
     let rendered = scheme.render_dry(&job).await;
-    match rendered.map_err(|failure| Failed::new(FAILED, failure.to_string()))? {
+    let rendered = rendered.map_err(|failure| Failed::new(FAILED, failure.to_string()))?;
+    if console.wants_data() {
+        let mut table = Table::new(&["command"]);
+        for line in rendered.iter().flatten() {
+            table.push(vec![json!(line)]);
+        }
+        console.list(&table);
+    }
+    match rendered {
         Some(lines) => {
-            lines.iter().for_each(|line| say(one_line(line)));
+            if !console.wants_data() {
+                lines.iter().for_each(|line| say(one_line(line)));
+            }
             remark("dry run: nothing was sent; what a NAS holds already was taken as empty");
         }
         None => remark(format!(

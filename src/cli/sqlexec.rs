@@ -121,6 +121,12 @@ fn refused(error: Error, write: bool) -> Failed {
         "--write lets statements change things"
     };
     match error {
+        Error::Refused(text) if text.contains("nas_secret") => Failed::new(
+            FAILED,
+            format!(
+                "{text}\nhint: passwords are read and changed in the billing, or at the database's own prompt"
+            ),
+        ),
         Error::Refused(text) => Failed::new(FAILED, format!("{text}\nhint: {hint}")),
         other => other.into(),
     }

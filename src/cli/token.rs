@@ -85,7 +85,15 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
     store.add_token(&token).await?;
     let detail = reason.of(&format!("name={name} scope={}", scope.as_str()));
     store.audit(&who(), "token_create", &detail).await?;
-    say(format!("token {name} ({}): {secret}", scope.as_str()));
+    if console.wants_data() {
+        console.record(&[
+            ("name", json!(name)),
+            ("scope", json!(scope.as_str())),
+            ("token", json!(secret)),
+        ]);
+    } else {
+        say(format!("token {name} ({}): {secret}", scope.as_str()));
+    }
     Ok(DONE)
 }
 

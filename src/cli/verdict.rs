@@ -37,6 +37,8 @@ pub struct Case {
     pub foreign_owner: Option<String>,
     /// A file system of the daemon has no room, and which.
     pub full_disk: Option<String>,
+    /// Above `http.high_water`: only who paid is expanded.
+    pub limited: bool,
     /// Waiting and running events, oldest first.
     pub waiting: Vec<EventRow>,
     /// The one of them that counts, the first on the account's NAS, and what it waits for.
@@ -246,6 +248,17 @@ fn not_obeying(nas: i64, facts: &Facts) -> Option<Verdict> {
             format!("NAS {nas} answers with another RADIUS secret (breaker {state}): {reason}"),
             format!("correct nas_secret.coa_secret in the billing; then {test}"),
         )
+    } else if has(&["coa_secret"]) {
+        // RFC 5176 section 3.5: what does not fit the secret is dropped without a word.
+        say(
+            "radius_silent",
+            format!(
+                "NAS {nas} does not answer RADIUS (breaker {state}): it is down, it does not take CoA from this host, or nas_secret.coa_secret is another than its own, for which a NAS keeps silent: {reason}"
+            ),
+            format!(
+                "ping it; if it lives, compare nas_secret.coa_secret, nas.coa_port and the clients that it allows; then {test}"
+            ),
+        )
     } else {
         say(
             "nas_down",
@@ -293,6 +306,16 @@ fn of_the_lane(case: &Case) -> Option<Verdict> {
         ));
     }
     let (first, facts) = case.first.as_ref()?;
+    if case.limited && first.place == WhereIs::Compact {
+        return Some(say(
+            "queue_full",
+            format!(
+                "event {} {} waits to be expanded: more events wait than http.high_water, and those of subscribers who paid go first",
+                first.id, first.cmd
+            ),
+            "status names the NAS that is behind (nas list --sort -waiting); the event goes on by itself when it has caught up",
+        ));
+    }
     let text = waiting::sentence(first, facts).unwrap_or_default();
     let text = format!("event {} {}: {text}", first.id, first.cmd);
     Some(if let Some((earlier, ..)) = &facts.crossed {
@@ -409,7 +432,7 @@ fn fine(case: &Case) -> Verdict {
         ),
         None if case.done.is_empty() => say(
             "never_sent",
-            "nothing was ever posted for this account, as far as history is kept",
+            "no command that changes something was ever posted for this account, as far as history is kept",
             format!("account resync {} posts what its flags call for", case.user),
         ),
         None => say(
@@ -487,6 +510,13 @@ pub(super) mod tests {
                 "nas_down",
             ),
             (facts(None, Some("the host key is not known")), "host_key"),
+            (
+                facts(
+                    None,
+                    Some("no answer to 5 copies; check coa_port, coa_secret"),
+                ),
+                "radius_silent",
+            ),
             (facts(None, None), "waiting"),
         ] {
             let said = verdict(&waiting(6, there));
@@ -499,6 +529,23 @@ pub(super) mod tests {
         // What his own NAS suffers from is not what he waits for.
         let mut case = waiting(6, facts(None, None));
         case.facts.paused = Some("paused until resumed".to_owned());
+        assert_eq!(verdict(&case).cause, "waiting");
+    }
+
+    #[test]
+    fn a_full_queue_is_named() {
+        let mut case = waiting(5, Facts::default());
+        case.limited = true;
+        assert_eq!(verdict(&case).cause, "waiting", "it is expanded");
+        for row in case
+            .waiting
+            .iter_mut()
+            .chain(case.first.as_mut().map(|(row, _)| row))
+        {
+            row.place = WhereIs::Compact;
+        }
+        assert_eq!(verdict(&case).cause, "queue_full");
+        case.limited = false;
         assert_eq!(verdict(&case).cause, "waiting");
     }
 

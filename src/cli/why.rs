@@ -13,7 +13,7 @@ use super::post::Inbox;
 use super::table::one_line;
 use super::verdict::{Case, Device, verdict};
 use super::waiting::Facts;
-use super::{Console, nas, nas_show, resync, sqlite_file, waiting};
+use super::{Console, nas, nas_show, resync, waiting};
 use crate::clock;
 use crate::config::Config;
 use crate::daemon::process;
@@ -25,8 +25,6 @@ use crate::store::{EventRow, Filter, Store, WhereIs};
 
 /// Events of each kind that are looked at: the cause is among the newest.
 const ROWS: usize = 500;
-/// Free bytes below which a file system counts as full; a day of logs of a middling daemon.
-const ROOM_MIN: u64 = 16 * 1024 * 1024;
 /// End of a log that is searched for the last command, bytes.
 const TAIL: u64 = 256 * 1024;
 /// Other NASes that `--live` asks for a session of this account.
@@ -70,9 +68,11 @@ pub async fn why(console: &Console, args: Why) -> Outcome {
     events(&mut case, store.as_ref()).await?;
     let live = Ctl::new(&config)?.get("/api/v1/status").await?;
     case.facts.daemon = live.is_some();
+    let limited = live.as_ref().and_then(|l| l.pointer("/intake/limited"));
+    case.limited = limited.and_then(Value::as_bool) == Some(true);
     case.facts.now_ms = clock::wall_ms();
     case.foreign_owner = foreign_owner(&config, store.as_ref(), live.is_some()).await?;
-    case.full_disk = full_disk(&config);
+    case.full_disk = process::full_disk(&config);
     let nas_id = case.flags.as_ref().and_then(|f| f.nas_id);
     let nas_text = match nas_id {
         Some(id) => of_nas(&mut case, store.as_ref(), live.as_ref(), id).await?,
@@ -253,21 +253,6 @@ async fn foreign_owner(
     let mine = pid.map(|pid| format!(" pid={} ", pid.trim()));
     let is_mine = ours_runs && mine.is_ok_and(|mine| owner.holder.contains(&mine));
     Ok((!is_mine).then(|| one_line(process::shown(&owner.holder))))
-}
-
-/// A file system that the daemon writes to and that has no room.
-pub(super) fn full_disk(config: &Config) -> Option<String> {
-    let database = sqlite_file(&config.database.url).and_then(|path| path.parent());
-    let places = [Some(config.paths.log.as_path()), database];
-    for place in places.into_iter().flatten() {
-        if let Ok(stat) = nix::sys::statvfs::statvfs(place) {
-            let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-            if free < ROOM_MIN {
-                return Some(format!("{} ({free} bytes are free)", place.display()));
-            }
-        }
-    }
-    None
 }
 
 async fn account(store: &dyn Store, user: i64) -> Result<serde_json::Map<String, Value>, Failed> {

@@ -334,6 +334,10 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
             let mode = config.dispatch.guard;
             Arc::new(move |asks, accounts, orders| doors::foreseen(asks, accounts, orders, mode))
         }),
+        full: Some({
+            let config = config.clone();
+            Arc::new(move || process::full_database(&config))
+        }),
         dispatch: Some({
             let status = status.clone();
             Arc::new(move || doors::with_sessions(&status.borrow(), &sessions))

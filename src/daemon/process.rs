@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::cli::sqlite_file;
+use crate::config::Config;
 use crate::store::Owner;
 
 /// Who this process is, for the `owner` table: host, pid, and what tells a live process from
@@ -35,6 +37,36 @@ pub fn is_dead(holder: &str) -> bool {
         return true;
     }
     pid.parse::<u32>().is_ok_and(|pid| start_time(pid) != start)
+}
+
+/// Free bytes below which a file system counts as full; a day of logs of a middling daemon.
+const ROOM_MIN: u64 = 16 * 1024 * 1024;
+/// Free bytes below which an SQLite file may not take the next event: its journal grows by pages.
+const ROOM_LAST: u64 = 1024 * 1024;
+
+/// A file system that the daemon writes to and that has no room.
+pub fn full_disk(config: &Config) -> Option<String> {
+    let places = [Some(config.paths.log.as_path()), database_dir(config)];
+    places
+        .into_iter()
+        .flatten()
+        .find_map(|place| full(place, ROOM_MIN))
+}
+
+/// The same of the database alone, once nothing more can be stored there. A full disk of the logs
+/// stops nothing.
+pub fn full_database(config: &Config) -> Option<String> {
+    full(database_dir(config)?, ROOM_LAST)
+}
+
+fn database_dir(config: &Config) -> Option<&Path> {
+    sqlite_file(&config.database.url)?.parent()
+}
+
+fn full(place: &Path, least: u64) -> Option<String> {
+    let stat = nix::sys::statvfs::statvfs(place).ok()?;
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    (free < least).then(|| format!("{} ({free} bytes are free)", place.display()))
 }
 
 /// A holder that gave no sign of life for so long is taken over, and is no daemon any more, ms.

@@ -324,8 +324,13 @@ fn csv_object(columns: &[String], line: &str) -> Result<Value, String> {
     }
     let mut object = Map::new();
     for (name, cell) in columns.iter().zip(cells) {
-        // An empty account would turn the event into one of the whole NAS.
-        if cell.is_empty() && name != "user_id" && name != "cmd" {
+        if cell.is_empty() && name == "user_id" {
+            return Err(
+                "user_id is empty: that would be an event of the whole NAS; post such ones in a file without the column user_id, or as JSON"
+                    .to_owned(),
+            );
+        }
+        if cell.is_empty() && name != "cmd" {
             continue;
         }
         object.insert(name.clone(), Value::from(cell));

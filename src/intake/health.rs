@@ -285,8 +285,12 @@ pub fn live_limit_ms(settings_interval: Duration) -> u64 {
         .saturating_add(LIVE_SLACK_MS)
 }
 
-/// `GET /readyz`: 200 while the database answers.
+/// `GET /readyz`: 200 while the database answers and has room.
 pub async fn ready(State(desk): State<Desk>) -> Response {
+    let full = desk.doors.full.as_ref().and_then(|full| full());
+    if let Some(full) = full {
+        return Refusal::unavailable(format!("there is no room left on {full}")).into_response();
+    }
     match counts(&desk, Freshness::Second).await {
         Ok(_) => axum::Json(json!({ "status": "ready" })).into_response(),
         Err(refusal) => Refusal {

@@ -98,6 +98,8 @@ pub struct Doors {
     pub tester: Option<Arc<Tester>>,
     /// What the intent guard would say of a plan; none = nothing.
     pub foresee: Option<Arc<Foresee>>,
+    /// Where the database has no room; none = nobody looks.
+    pub full: Option<Arc<dyn Fn() -> Option<String> + Send + Sync>>,
     /// What the dispatcher says of itself, for `/api/v1/status`; none = left out.
     pub dispatch: Option<Arc<dyn Fn() -> Value + Send + Sync>>,
 }
@@ -196,7 +198,11 @@ impl Refusal {
             | store::Error::Sql { .. } => {
                 tracing::warn!(%error, source = ?std::error::Error::source(&error).map(ToString::to_string),
                     "a request failed at the database");
-                Self::unavailable(format!("the database does not answer: {error}"))
+                Self::unavailable(if error.is_full() {
+                    format!("the database has no room on its disk: {error}")
+                } else {
+                    format!("the database does not answer: {error}")
+                })
             }
         }
     }
@@ -206,7 +212,8 @@ impl Refusal {
         Self::unavailable("the daemon is stopping".to_owned())
     }
 
-    fn unavailable(message: String) -> Self {
+    /// Nothing can be stored now.
+    pub fn unavailable(message: String) -> Self {
         Self {
             retry_after: Some(RETRY_AFTER_S),
             ..Self::new(

@@ -43,9 +43,8 @@ async fn a_file_is_planned_then_posted_once(kind: Kind) {
         (served["nases"].as_array()?.len() == 2).then_some(())
     })
     .await;
-    let plan = bulk(&["--plan"]).await.fine();
-    let mut parts = serde_json::Deserializer::from_str(&plan).into_iter::<Value>();
-    let all = parts.next().unwrap().unwrap();
+    let plan = bulk(&["--plan"]).await.json();
+    let all = &plan;
     assert_eq!(
         (&all["events"], &all["unknown_accounts"], &all["seconds"]),
         (&json!(60), &json!(0), &json!(9)),
@@ -58,7 +57,7 @@ async fn a_file_is_planned_then_posted_once(kind: Kind) {
             .contains("60 accounts within a minute"),
         "{plan}"
     );
-    let nases = parts.next().unwrap().unwrap();
+    let nases = &plan["nas"];
     assert_eq!(
         (&nases[0]["nas_id"], &nases[0]["events"]),
         (&json!(5), &json!(60)),

@@ -73,8 +73,7 @@ async fn an_event_is_posted_followed_and_shown(kind: Kind) {
     let more = ["--cmd", "user_add", "--param", "ip=10.1.2.3", "--follow"];
     let said = ned(&lab, &[&json[..], &more].concat()).await;
     assert!(said.err.is_empty() || said.err.contains("state") || !said.err.contains("error"));
-    let last = said.out.split_once('\n').unwrap().1.to_owned();
-    let end: Value = serde_json::from_str(&last).unwrap();
+    let end = said.json();
     assert_eq!(
         (end["result"].as_str(), end["code"].as_i64()),
         (Some("done"), Some(0))

@@ -31,6 +31,7 @@ mod mikrotik;
 mod monitoring;
 mod nases;
 mod operators;
+mod programs;
 mod schemes;
 mod shown;
 mod tools;

@@ -141,7 +141,7 @@ async fn many_events_come_from_a_pipe(kind: Kind) {
     let said = named(&lab, "nas_event_daemon", &args, &ids).await;
     assert_eq!(
         said.json(),
-        json!({"batch_id": "night", "accepted": 40, "rejected": 0})
+        json!({"batch_id": "night", "accepted": 40, "rejected": 0, "rejected_lines": []})
     );
     lab.drained().await;
     let done = lab

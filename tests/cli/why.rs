@@ -15,6 +15,7 @@ on_each_store!(
     the_cause_of_each_seeded_fault_is_named,
     the_device_is_asked_and_believed,
     without_a_daemon_the_database_says_why,
+    a_full_queue_is_named,
 );
 
 /// Fails for good, fails for now, works, hangs.
@@ -299,7 +300,7 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     cause(&lab, 160, "timed_out", &[]).await;
     cause(&lab, 990, "nas_unknown", &[]).await;
     cause(&lab, 170, "wrong_secret", &[]).await;
-    let said = cause(&lab, 180, "nas_down", &[]).await;
+    let said = cause(&lab, 180, "radius_silent", &[]).await;
     assert!(
         said["verdict"].as_str().unwrap().contains("coa_secret"),
         "{said}"
@@ -386,6 +387,38 @@ async fn on_a_full_disk(lab: &Lab, user: i64, disk: &std::path::Path) -> Value {
         .stderr(std::process::Stdio::piped())
         .kill_on_drop(true);
     finished(command, "").await.json()
+}
+
+async fn a_full_queue_is_named(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.configure("high_water = 4", "");
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.nas(6, RECORD, 2, &[]).await;
+    lab.accounts(5, 1..=8).await;
+    lab.accounts(6, [9]).await;
+    lab.sql("insert into nas_state (nas_id, paused_until) values (5, '2999-01-01 00:00:00')")
+        .await;
+    let daemon = lab.start().await;
+    for user in 1..=6 {
+        post(&lab, "user_edit", user).await;
+    }
+    lab.until("the mark is passed", async || {
+        let status: Value = serde_json::from_str(&lab.get("/api/v1/status").await).ok()?;
+        (status["intake"]["limited"] == true).then_some(())
+    })
+    .await;
+    post(&lab, "user_edit", 9).await;
+    let said = cause(&lab, 9, "queue_full", &[]).await;
+    assert!(
+        said["verdict"]
+            .as_str()
+            .unwrap()
+            .contains("http.high_water"),
+        "{said}"
+    );
+    ned(&lab, &["nas", "resume", "5"]).await.fine();
+    cause(&lab, 9, "confirmed", &[]).await;
+    daemon.stop().await;
 }
 
 async fn the_device_is_asked_and_believed(kind: Kind) {

@@ -329,14 +329,21 @@ impl Full {
         }
     }
 
-    async fn fill_and_free(&mut self, ballast: &Path) {
+    /// Gives what `/readyz` says meanwhile.
+    async fn fill_and_free(&mut self, ballast: &Path) -> String {
         let free = || std::fs::remove_file(ballast).unwrap();
-        self.break_and_mend(|| fill(ballast), free).await;
+        let (refused, ready) = self.break_and_mend(|| fill(ballast), free).await;
+        assert!(refused.contains("no room on its disk"), "{refused}");
+        ready
     }
 
     /// Makes the disk take nothing, sees what holds meanwhile, makes it take everything, and sees that
-    /// all are done, the first in time.
-    async fn break_and_mend(&mut self, shut: impl FnOnce(), mend: impl FnOnce()) {
+    /// all are done, the first in time. Gives what a refused producer was told, and whoever asked whether it is ready.
+    async fn break_and_mend(
+        &mut self,
+        shut: impl FnOnce(),
+        mend: impl FnOnce(),
+    ) -> (String, String) {
         let lab = &self.lab;
         shut();
         let_through(&self.gate, "all");
@@ -360,6 +367,7 @@ impl Full {
             .await;
         assert_eq!(refused.0, 503, "{}", refused.1);
         assert!(lab.is_up().await, "it lives");
+        let ready = lab.get("/readyz").await;
         assert_eq!(starts(&journal::read_script(&self.journal)).len(), 4);
         mend();
         let freed = clock::tick_ms();
@@ -377,6 +385,7 @@ impl Full {
         let took = first.unwrap();
         say(&format!("the first is done {took} ms after there was room"));
         assert!(took <= RECOVERY_MS, "{took} ms");
+        (refused.1.to_string(), ready)
     }
 }
 
@@ -388,7 +397,8 @@ async fn a_full_database_disk_loses_nothing_and_repeats_nothing() {
     let text = dir.to_string_lossy().into_owned();
     let mut full = Full::new(db, &on_small_disk("24m", &text)).await;
     let pid = full.daemon.pid;
-    full.fill_and_free(&inside(pid, &dir.join("ballast"))).await;
+    let ready = full.fill_and_free(&inside(pid, &dir.join("ballast"))).await;
+    assert!(ready.contains("no room left on"), "{ready}");
     // The disk ends with the daemon: what it holds is looked at in a copy, log and all.
     let kept = tempfile::tempdir().unwrap();
     for name in ["ned.db", "ned.db-wal"] {

@@ -167,7 +167,7 @@ impl Trouble {
         | Self::Unfit(text)) = &mut self;
         for secret in [&known.password, &known.enable_password] {
             if !secret.is_empty() && text.contains(secret.as_str()) {
-                *text = text.replace(secret.as_str(), "***");
+                *text = crate::nas::without(text, secret);
             }
         }
         self

@@ -32,6 +32,7 @@ use crate::clock;
 use crate::driver::tls::{self, Trust};
 use crate::driver::waits::Waits;
 use crate::driver::{Counted, Reply};
+use crate::nas;
 
 pub use allow::Allow;
 use fresh::Fresh;
@@ -262,7 +263,7 @@ impl Ready {
     /// Without our credentials: `Basic` ones are encoded, so that nobody else would know them.
     fn redacted(&self, text: String) -> String {
         match &self.secret {
-            Some(secret) if text.contains(secret.as_str()) => text.replace(secret.as_str(), "***"),
+            Some(secret) if text.contains(secret.as_str()) => nas::without(&text, secret),
             Some(_) | None => text,
         }
     }

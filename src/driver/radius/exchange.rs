@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use super::packet::{Authenticator, Avp, Code, Dressing, Packet, build};
+use super::recent::Recent;
 
 /// Identifiers of a socket (RFC 2865 section 3: one byte).
 pub const IDS: usize = 256;
@@ -76,6 +77,9 @@ impl Ignored {
     }
 }
 
+/// Identifier, packet, its authenticator.
+type Dressed = (u8, Vec<u8>, Authenticator);
+
 struct Waiting<W> {
     code: Code,
     bytes: Vec<u8>,
@@ -104,6 +108,7 @@ pub struct Silence<W> {
 /// The outstanding requests of one socket; `W` is who waits for the answer.
 pub struct Exchange<W> {
     slots: Vec<Option<Waiting<W>>>,
+    recent: Recent,
     next: u8,
     open: usize,
     manner: Manner,
@@ -115,6 +120,7 @@ impl<W> Exchange<W> {
     pub fn new(manner: Manner, first: u8) -> Self {
         Self {
             slots: std::iter::repeat_with(|| None).take(IDS).collect(),
+            recent: Recent::default(),
             next: first,
             open: 0,
             manner,
@@ -132,8 +138,9 @@ impl<W> Exchange<W> {
         self.ignored
     }
 
-    /// Takes an identifier, the one that was free for the longest time, and gives the bytes to
-    /// send. `now` and `until` are ms of the monotonic clock, `wall_s` seconds since 1970.
+    /// Takes an identifier, the one that was free for the longest time and under which the device
+    /// does not know these very bytes, and gives the bytes to send. `now` and `until` are ms of the
+    /// monotonic clock, `wall_s` seconds since 1970.
     pub fn begin(
         &mut self,
         request: &Request,
@@ -143,32 +150,12 @@ impl<W> Exchange<W> {
         wall_s: u32,
         dice: u32,
     ) -> Result<&[u8], (W, String)> {
-        let free = (0..IDS)
-            .map(|n| usize::from(self.next).wrapping_add(n) % IDS)
-            .find(|id| self.slots.get(*id).is_some_and(Option::is_none))
-            .and_then(|id| u8::try_from(id).ok());
-        let Some(id) = free else {
-            return Err((waiter, "all 256 identifiers of the socket wait".to_owned()));
-        };
-        let dressing = Dressing {
-            message_authenticator: self.manner.message_authenticator,
-            event_timestamp: self.manner.event_timestamp.then_some(wall_s),
-        };
-        let built = build(
-            request.code,
-            id,
-            [0; 16],
-            &request.attributes,
-            dressing,
-            &self.manner.secret,
-        );
-        let bytes = match built {
-            Ok(bytes) => bytes,
+        self.recent.forget(now);
+        let (id, bytes, authenticator) = match self.dressed(request, wall_s) {
+            Ok(dressed) => dressed,
             Err(reason) => return Err((waiter, reason)),
         };
-        let authenticator = Packet::parse(&bytes)
-            .map(|p| p.authenticator())
-            .unwrap_or_default();
+        self.recent.sent(&authenticator, now);
         self.next = id.wrapping_add(1);
         self.open += 1;
         let budget = Duration::from_millis(until.saturating_sub(now)).min(PATIENCE);
@@ -187,6 +174,31 @@ impl<W> Exchange<W> {
         };
         let slot = self.slots.get_mut(usize::from(id));
         Ok(slot.map_or(&[], |slot| &slot.insert(waiting).bytes))
+    }
+
+    fn dressed(&self, request: &Request, wall_s: u32) -> Result<Dressed, String> {
+        let dressing = Dressing {
+            message_authenticator: self.manner.message_authenticator,
+            event_timestamp: self.manner.event_timestamp.then_some(wall_s),
+        };
+        let mut reason = "all 256 identifiers of the socket wait";
+        let ids = (0..=u8::MAX).map(|n| self.next.wrapping_add(n));
+        for id in ids {
+            if !self.slots.get(usize::from(id)).is_some_and(Option::is_none) {
+                continue;
+            }
+            let secret = &self.manner.secret;
+            let (code, attributes) = (request.code, &request.attributes);
+            let bytes = build(code, id, [0; 16], attributes, dressing, secret)?;
+            let parsed = Packet::parse(&bytes).map(|p| p.authenticator());
+            let authenticator = parsed.unwrap_or_default();
+            if !self.recent.knows(&authenticator) {
+                return Ok((id, bytes, authenticator));
+            }
+            reason = "this very request was sent under every free identifier of the socket within \
+                      the last 35 s: the device would take it for a copy and not do it again";
+        }
+        Err(reason.to_owned())
     }
 
     /// When [`Self::tick`] has something to do.
@@ -442,12 +454,8 @@ mod tests {
         let mut exchange = Exchange::new(manner(), 200);
         let mut sent = Vec::new();
         for n in 0..IDS {
-            sent.push(
-                exchange
-                    .begin(&request(), n, 0, 9_000, 1, 0)
-                    .unwrap()
-                    .to_vec(),
-            );
+            let begun = exchange.begin(&request(), n, 0, 9_000, 1, 0);
+            sent.push(begun.unwrap().to_vec());
         }
         let mut ids: Vec<u8> = sent.iter().map(|b| b[1]).collect();
         assert_eq!(ids[..2], [200, 201]);
@@ -459,8 +467,46 @@ mod tests {
         exchange
             .receive(&reply(Code::CoaAck, &sent[7], SECRET))
             .unwrap();
-        let again = exchange.begin(&request(), 1_000, 0, 9_000, 1, 0).unwrap();
+        let again = exchange.begin(&request(), 1_000, 0, 9_000, 2, 0).unwrap();
         assert_eq!(again[1], sent[7][1]);
+    }
+
+    #[test]
+    fn the_same_request_is_no_copy_of_an_earlier_one() {
+        let mut exchange = Exchange::new(manner(), 0);
+        let mut asked = |now, wall_s, attributes: &[u8]| {
+            let request = Request {
+                attributes: attributes.to_vec(),
+                ..request()
+            };
+            let bytes = exchange
+                .begin(&request, (), now, 9_000, wall_s, 0)
+                .map(<[u8]>::to_vec);
+            let bytes = bytes.map_err(|((), reason)| reason)?;
+            let answer = reply(Code::CoaAck, &bytes, SECRET);
+            assert!(exchange.receive(&answer).is_some());
+            Ok::<_, String>(bytes)
+        };
+        let open = [1, 3, b'u'];
+        let other = [1, 3, b'v'];
+        let first = asked(0, 1, &open).unwrap();
+        for _ in 1..IDS {
+            asked(0, 1, &other).unwrap();
+        }
+        // Identifier 0 is next; the device may still know these bytes under it.
+        let second = asked(900, 1, &open).unwrap();
+        assert_eq!((first[1], second[1]), (0, 1));
+        assert_eq!(asked(950, 1, &other).unwrap()[1], 0);
+        // Nor is it one when another has had the identifier in between.
+        assert_eq!(asked(960, 1, &open).unwrap()[1], 2);
+        // Of another second it is a request of its own.
+        assert_eq!(asked(999, 2, &open).unwrap()[1], 3);
+        for _ in 0..IDS {
+            asked(2_000, 3, &open).unwrap();
+        }
+        let refused = asked(2_000, 3, &open).unwrap_err();
+        assert!(refused.contains("copy"), "{refused}");
+        assert!(asked(36_999, 3, &open).is_err() && asked(37_000, 3, &open).is_ok());
     }
 
     #[test]

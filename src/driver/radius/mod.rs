@@ -9,6 +9,7 @@ pub mod cause;
 pub mod dictionary;
 pub mod exchange;
 pub mod packet;
+mod recent;
 mod request;
 pub mod settings;
 mod socket;

@@ -30,6 +30,8 @@ pub use sessions::Session;
 
 /// Answers kept for copies of a request (RFC 5080 section 2.2.2).
 const KEPT_MAX: usize = 10_000;
+/// How long it knows a request again, ms: the longest useful `cleanup_delay` of FreeRADIUS.
+const KEPT_MS: u64 = 30_000;
 /// Delayed answers at once.
 const DELAYED_MAX: usize = 1_000;
 
@@ -178,6 +180,7 @@ type Key = (SocketAddr, u8, Authenticator);
 /// What became of a request.
 #[derive(Default)]
 struct Known {
+    first_at: u64,
     copies: u32,
     answer: Option<Vec<u8>>,
     answers: u32,
@@ -201,7 +204,14 @@ async fn serve(state: Arc<State>, socket: Arc<UdpSocket>) {
             known.clear();
         }
         let faults = state.faults.borrow().clone();
+        let now = clock::tick_ms();
         let entry = known.entry(key).or_default();
+        if now.saturating_sub(entry.first_at) > KEPT_MS {
+            *entry = Known {
+                first_at: now,
+                ..Known::default()
+            };
+        }
         let first = entry.copies == 0;
         entry.copies += 1;
         state.see(|seen| {

@@ -190,7 +190,14 @@ fn session(map: &Map<String, Value>) -> Result<Session, String> {
         match name.as_str() {
             SERVICES => session.services = list.into_iter().collect(),
             AUTHORIZED => session.authorizations = value.as_u64().unwrap_or_default(),
-            _ => drop(session.attributes.insert(name.clone(), list)),
+            _ => {
+                // What no packet can carry, no session has (RFC 2865 section 5).
+                if let Some(long) = list.iter().find(|text| text.len() > value::VALUE_MAX) {
+                    let (len, max) = (long.len(), value::VALUE_MAX);
+                    return Err(format!("{name} is {len} bytes long, RADIUS carries {max}"));
+                }
+                session.attributes.insert(name.clone(), list);
+            }
         }
     }
     Ok(session)
@@ -398,6 +405,10 @@ mod tests {
             s.load(&json!({"sessions": [{"answers": {"x": []}}]}))
                 .is_err()
         );
+        let mut named = |name: &str| s.load(&json!({"sessions": [{"User-Name": name}]}));
+        assert!(named(&"x".repeat(253)).is_ok());
+        let why = named(&"x".repeat(254)).unwrap_err();
+        assert!(why.contains("session 0: User-Name is 254 bytes"), "{why}");
     }
 
     #[test]

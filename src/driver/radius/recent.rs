@@ -1,0 +1,69 @@
+//! What a device may still know: the packets that were sent a moment ago. A CoA-Request's
+//! authenticator is a digest of its content (RFC 5176 section 2.3), so the same request under the
+//! same identifier has the same bytes, and a device takes it for a copy: it repeats its old answer
+//! instead of doing again what was undone in between (RFC 5080 section 2.2.2).
+
+use std::collections::{HashSet, VecDeque};
+
+use super::packet::Authenticator;
+
+/// FreeRADIUS keeps an answer for 5 s, at most for 30 (radiusd.conf, `cleanup_delay`); a little
+/// more than that, as the device's time begins later than ours. Milliseconds.
+pub(super) const REMEMBERED_MS: u64 = 35_000;
+
+/// The authenticators of one socket's last requests, by their first half.
+#[derive(Default)]
+pub(super) struct Recent {
+    known: HashSet<u64>,
+    order: VecDeque<(u64, u64)>,
+}
+
+impl Recent {
+    /// Whether the device may know it.
+    pub(super) fn knows(&self, authenticator: &Authenticator) -> bool {
+        self.known.contains(&half(authenticator))
+    }
+
+    /// It is sent at `now`, ms of the monotonic clock.
+    pub(super) fn sent(&mut self, authenticator: &Authenticator, now: u64) {
+        let half = half(authenticator);
+        if self.known.insert(half) {
+            self.order.push_back((now, half));
+        }
+    }
+
+    /// Forgets what is old enough.
+    pub(super) fn forget(&mut self, now: u64) {
+        while let Some((at, half)) = self.order.front()
+            && now.saturating_sub(*at) >= REMEMBERED_MS
+        {
+            self.known.remove(half);
+            self.order.pop_front();
+        }
+    }
+}
+
+fn half(authenticator: &Authenticator) -> u64 {
+    authenticator
+        .first_chunk()
+        .map_or(0, |first| u64::from_be_bytes(*first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_is_known_for_its_time() {
+        let mut recent = Recent::default();
+        let (one, two) = ([1; 16], [2; 16]);
+        recent.sent(&one, 1_000);
+        recent.sent(&two, 2_000);
+        recent.forget(1_000 + REMEMBERED_MS - 1);
+        assert!(recent.knows(&one) && recent.knows(&two) && !recent.knows(&[3; 16]));
+        recent.forget(1_000 + REMEMBERED_MS);
+        assert!(!recent.knows(&one) && recent.knows(&two));
+        recent.forget(2_000 + REMEMBERED_MS);
+        assert!(recent.known.is_empty() && recent.order.is_empty());
+    }
+}
