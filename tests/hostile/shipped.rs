@@ -441,6 +441,10 @@ fn check_pasted(pasted: &[Pasted]) {
         if found.len() != twin.len() {
             one_spelling(&mut twin);
         }
+        // What could have many forms is compared by us, and the router is asked for all.
+        if !found.iter().any(|word| word.starts_with("?address=")) {
+            twin.retain(|word| !word.starts_with("?address="));
+        }
         assert_eq!(found.len(), twin.len(), "{what}: {found:?}");
         for (n, (twin, found)) in twin.iter().zip(found).enumerate() {
             if pasted.inner == Some(n) {

@@ -365,7 +365,7 @@ async fn bulk_lines_wrong_ones_hurt_no_other() {
     assert_eq!(answer["accepted"], 1, "{answer}");
     assert_eq!(
         answer["rejected"][0]["error"],
-        "user_id is \"\", expected a whole number"
+        "user_id is empty: that would be an event of the whole NAS; post such ones in a file without the column user_id, or as JSON"
     );
     assert_eq!(
         answer["rejected"][1]["error"],

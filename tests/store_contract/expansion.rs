@@ -171,6 +171,12 @@ pub(super) async fn the_nas_is_chosen_by_id_then_address_then_account(db: Db) {
         ..event("user_add", 4444)
     };
     let ids = posted(&db.store, &[by_id, by_ip, twice, unknown, whole, stranger]).await;
+    // The same by SQL, as the contract writes it.
+    db.sql(
+        "insert into events_stack_compact (id, cmd, user_id, nas_id, params, params_complete)
+         values (900, 'user_add', 5555, 2, '{}', 1)",
+    )
+    .await;
     let out = db.store.expand(100, &[]).await.unwrap();
     let went: Vec<_> = out
         .moved
@@ -183,7 +189,8 @@ pub(super) async fn the_nas_is_chosen_by_id_then_address_then_account(db: Db) {
             (ids[0], 2, Some(1)),
             (ids[1], 1, Some(2)),
             (ids[4], 3, None),
-            (ids[5], 2, Some(4444))
+            (ids[5], 2, Some(4444)),
+            (EventId(900), 2, Some(5555))
         ]
     );
     assert!(

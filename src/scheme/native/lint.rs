@@ -15,6 +15,9 @@ use super::{Finding, NativeScheme, VarValue};
 use crate::driver::radius::value;
 use crate::event::{CATALOGUE, Class};
 
+/// What only a saved answer has.
+const OF_AN_ANSWER: [&str; 7] = ["ok", "class", "code", "text", "lines", "rows", "all"];
+
 /// Levels of `run` inside `run`.
 const DEPTH_MAX: usize = 3;
 
@@ -389,6 +392,14 @@ impl Lint<'_, '_> {
                     line,
                     format!("`{name}` is used before a step saves it"),
                     "move the step with its `save` before this one",
+                );
+            } else if let Some(attribute) = used.attribute.as_deref()
+                && OF_AN_ANSWER.contains(&attribute)
+            {
+                self.notes.error(
+                    line,
+                    format!("`{name}.{attribute}` is of an answer, and no step saves `{name}`"),
+                    "write save = \"…\" at the step whose answer is meant",
                 );
             } else if !used.optional {
                 self.notes.warning(

@@ -108,6 +108,9 @@ run = "one"
 disconnect = { Reply-Message = "x" }
 [[on.user_edit]]
 answer = "{{ nas.id }"
+[[on.user_edit]]
+when = "nobody.ok"
+read = "/ppp/active"
 "#;
     let findings = parse(text).unwrap_err();
     for (line, part) in [
@@ -142,6 +145,7 @@ answer = "{{ nas.id }"
         "write [[on.user_del]]",
         "`run` goes in a circle",
         "names no session",
+        "`nobody.ok` is of an answer, and no step saves `nobody`",
         "is not a template",
     ] {
         assert!(

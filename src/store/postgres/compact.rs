@@ -143,7 +143,7 @@ async fn insert(tx: &mut PgConnection, rows: Vec<&Value>) -> Result<Vec<EventId>
            acct_session_id, params, params_complete, owner_script, owner_function, source, batch_id,
            expires_at, idempotency_key, retried_from)
          select cmd, user_id, abonent_id, nas_id, nas_ip, usluga_id, acct_session_id, params,
-           params_complete, owner_script, owner_function, source, batch_id,
+           params_complete::int, owner_script, owner_function, source, batch_id,
            to_timestamp(expires_ms / 1000.0), idempotency_key, retried_from
          from rows from (json_to_recordset($1::json) as (cmd text, user_id bigint, abonent_id bigint,
            nas_id bigint, nas_ip text, usluga_id bigint, acct_session_id text, params json,

@@ -310,7 +310,7 @@ async fn plain_rows(
              cross join lateral (select * from event_params where user_id = {user} offset 0) p
              cross join lateral (select id::bigint as id from nas where id = {nas} offset 0) n
            where known.at is not null and b.user_id is not null and b.params is null and b.usluga_id is null
-             and not b.params_complete and b.nas_ip is null {session}
+             and b.params_complete = 0 and b.nas_ip is null {session}
            returning {WAITING}),
          taken as (delete from events_stack_compact c using moved where c.id = moved.id)
          select * from moved",
@@ -379,7 +379,7 @@ async fn group(
 ) -> Result<Expansion> {
     let text = format!(
         "select c.id, c.cmd, c.user_id, c.nas_id, c.nas_ip, c.usluga_id, c.acct_session_id,
-           c.params::text as own, c.params_complete, c.expand_tries, a.found as accounts, g.found as services
+           c.params::text as own, c.params_complete <> 0 as params_complete, c.expand_tries, a.found as accounts, g.found as services
          from events_stack_compact c
            cross join lateral (select json_agg(o.v)::text as found
              from (select {} as v from event_params p where p.user_id = {} limit 2) o) a
@@ -467,7 +467,7 @@ async fn bury_overtaken(tx: &mut PgConnection, late: &[Ready]) -> Result<()> {
            own_params, params_complete, possible_duplicate, reason)
          select id, cmd, user_id, abonent_id, nas, usluga_id, acct_session_id, all_params::json, class,
            created_at, owner_script, owner_function, source, batch_id, expires_at, error, params,
-           params_complete, {}, 'overtaken' from gone {}",
+           params_complete <> 0, {}, 'overtaken' from gone {}",
         duplicate("gone"),
         anew_dead()
     );
@@ -497,7 +497,7 @@ async fn take(tx: &mut PgConnection, ready: &[Ready]) -> Result<Vec<Waiting>> {
            params_complete, possible_duplicate)
          select id, cmd, user_id, coalesce(abonent_id, abonent), nas, usluga_id, acct_session_id,
            all_params::json, class, created_at, owner_script, owner_function, source, batch_id,
-           coalesce(expires_at, created_at + ttl_ms * interval '1 millisecond'), params, params_complete,
+           coalesce(expires_at, created_at + ttl_ms * interval '1 millisecond'), params, params_complete <> 0,
            {duplicate}
          from gone order by id returning {WAITING}",
         duplicate = duplicate("gone"),

@@ -277,6 +277,11 @@ fn migrator() -> Migrator {
             "spread",
             include_str!("../../../migrations/postgres/0012_spread.sql"),
         ),
+        (
+            13,
+            "flag_of_producers",
+            include_str!("../../../migrations/postgres/0013_flag_of_producers.sql"),
+        ),
     ])
 }
 

@@ -130,7 +130,7 @@ pub(super) async fn rewrite(store: &Postgres, id: EventId, event: &CompactEvent)
     let params = event.params.clone().map(|p| Value::Object(p).to_string());
     let done = sqlx::query(
         "update events_stack_compact set cmd = $2, user_id = $3, abonent_id = $4, nas_id = $5, nas_ip = $6,
-           usluga_id = $7, acct_session_id = $8, params = $9::text::json, params_complete = $10, owner_script = $11,
+           usluga_id = $7, acct_session_id = $8, params = $9::text::json, params_complete = $10::boolean::int, owner_script = $11,
            owner_function = $12, source = $13, batch_id = $14, expires_at = to_timestamp($15::bigint / 1000.0),
            error = null, expand_tries = 0, next_expand_at = null
          where id = $1",
