@@ -331,47 +331,43 @@ impl NasSecret {
     }
 }
 
-/// Longest name part of a log file; file systems allow 255 bytes for the whole name.
+/// Longest name part of a log file, bytes; file systems allow 255 for the whole name.
 const LOG_NAME_MAX: usize = 120;
 
-/// `<name>_<ip>.log` for each NAS: only `A-Z a-z 0-9 . _ -`, never hidden, never two alike
-/// (also where letter case does not count). What had to be changed ends in `_id<id>`.
+/// `<name>_<ip>.log` for each NAS: letters, digits and `. _ - :` stay, anything else becomes `_`;
+/// never hidden, never two alike (also where letter case does not count): of those the ones whose
+/// name was changed, then the later ones, end in `_id<id>`.
 pub fn log_file_names<'a>(
     nases: impl Iterator<Item = (NasId, &'a str, &'a str)>,
 ) -> BTreeMap<NasId, String> {
-    let mut rows: Vec<_> = nases.collect();
-    rows.sort_by_key(|row| row.0);
+    let mut rows: Vec<_> = nases
+        .map(|(id, name, ip)| {
+            let (name, name_changed) = safe_part(name);
+            let (ip, ip_changed) = safe_part(ip);
+            (name_changed || ip_changed, id, format!("{name}_{ip}"))
+        })
+        .collect();
+    rows.sort();
     let mut taken = BTreeSet::new();
     let mut names = BTreeMap::new();
-    for (id, name, ip) in rows {
-        let (name_part, name_changed) = safe_part(name);
-        let (ip_part, ip_changed) = safe_part(ip);
-        let plain = format!("{name_part}_{ip_part}");
-        let alike = taken.contains(&plain.to_ascii_lowercase());
-        let file = if name_changed || ip_changed || alike {
-            format!("{plain}_id{id}")
-        } else {
-            plain
-        };
-        taken.insert(file.to_ascii_lowercase());
+    for (_, id, mut file) in rows {
+        while taken.contains(&file.to_lowercase()) {
+            file.push_str(&format!("_id{id}"));
+        }
+        taken.insert(file.to_lowercase());
         names.insert(id, format!("{file}.log"));
     }
     names
 }
 
 fn safe_part(text: &str) -> (String, bool) {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | ':');
     let mut safe: String = text
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
-                c
-            } else {
-                '_'
-            }
-        })
-        .take(LOG_NAME_MAX)
+        .map(|c| if plain(c) { c } else { '_' })
         .collect();
-    if safe.starts_with('.') || safe.starts_with('-') {
+    safe.truncate(safe.floor_char_boundary(LOG_NAME_MAX));
+    if safe.starts_with(['.', '-']) {
         safe.replace_range(0..1, "_");
     }
     if safe.is_empty() {
@@ -440,13 +436,18 @@ mod tests {
             (NasId(4), "a/b", "10.0.0.9"),
             (NasId(5), "a b", "10.0.0.9"),
             (NasId(6), "", "fe80::1"),
+            (NasId(7), "a_b", "10.0.0.9"),
+            (NasId(8), "Узел 8", "10.0.0.8"),
         ];
         let names = log_file_names(rows.into_iter());
         assert_eq!(names[&NasId(1)], "Test_NAS_10.90.185.2.log");
-        assert_eq!(names[&NasId(2)], "_._.._etc_passwd_10.0.0.1_id2.log");
+        assert_eq!(names[&NasId(2)], "_._.._etc_passwd_10.0.0.1.log");
         assert_eq!(names[&NasId(3)], "test_nas_10.90.185.2_id3.log");
         assert_eq!(names[&NasId(4)], "a_b_10.0.0.9_id4.log");
         assert_eq!(names[&NasId(5)], "a_b_10.0.0.9_id5.log");
+        assert_eq!(names[&NasId(6)], "nas_fe80::1.log");
+        assert_eq!(names[&NasId(7)], "a_b_10.0.0.9.log");
+        assert_eq!(names[&NasId(8)], "Узел_8_10.0.0.8.log");
         let distinct: BTreeSet<_> = names.values().collect();
         assert_eq!(distinct.len(), names.len());
         assert!(

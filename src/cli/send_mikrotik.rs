@@ -42,6 +42,8 @@ const ON_ROWS: &[&str] = &["remove", "set", "enable", "disable", "unset"];
 /// What a row is recognised by in `set`, where other words are new values; the first that is
 /// given counts.
 const MARKS: &[&str] = &["comment", "name"];
+/// By what RouterOS tells that it has such a row already; the first of which all are given counts.
+const ALIKE: &[&[&str]] = &[&["list", "address"], &["name"], &["comment"]];
 
 /// Sends one command to a MikroTik over the RouterOS API.
 #[derive(Debug, Parser)]
@@ -137,7 +139,33 @@ async fn send(args: Args) -> Result<(), Refusal> {
         reply.map_err(|failure| refusal(&failure, command))
     };
     let Some(found) = lookup(&command)? else {
-        print(&talk(&command).await?);
+        let refused = match talk(&command).await {
+            Ok(reply) => {
+                print(&reply);
+                return Ok(());
+            }
+            Err(refusal) => refusal,
+        };
+        // Who adds wants it to be there, as given: a script that is run again ends well.
+        let is_there = refused.message.contains("already have");
+        let Some((look, values)) = is_there.then(|| alike(&command)).flatten() else {
+            return Err(refused);
+        };
+        let rows = talk(&look).await?.rows;
+        let mut ids = rows.iter().filter_map(|row| row.get(".id"));
+        let (Some(id), None) = (ids.next(), ids.next()) else {
+            return Err(refused);
+        };
+        if !values.is_empty() {
+            let menu = command.path.strip_suffix("add").unwrap_or_default();
+            let mut set = Command {
+                path: format!("{menu}set"),
+                args: vec![(".id".to_owned(), id.clone())],
+                ..Command::default()
+            };
+            set.args.extend(values);
+            talk(&set).await?;
+        }
         return Ok(());
     };
     let rows = talk(&found.look).await?.rows;
@@ -278,6 +306,31 @@ fn parse(words: &[String]) -> Result<Command, Refusal> {
 
 fn verb(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
+}
+
+/// How the row is found that is in the way of an `add`, and what it shall hold.
+fn alike(command: &Command) -> Option<(Command, Vec<(String, String)>)> {
+    let menu = command.path.strip_suffix("/add")?;
+    let given = |mark: &&str| {
+        let mut args = command.args.iter();
+        args.any(|(name, value)| name == mark && !value.is_empty())
+    };
+    let marks = ALIKE.iter().find(|marks| marks.iter().all(given))?;
+    let (marks, values): (Vec<_>, Vec<_>) = command
+        .args
+        .iter()
+        .cloned()
+        .partition(|(name, _)| marks.contains(&name.as_str()));
+    let look = Command {
+        path: format!("{menu}/print"),
+        args: Vec::new(),
+        queries: marks
+            .iter()
+            .map(|(name, value)| format!("?{name}={value}"))
+            .collect(),
+        proplist: vec![".id".to_owned()],
+    };
+    Some((look, values))
 }
 
 /// How the rows of a command without `.id` are found.

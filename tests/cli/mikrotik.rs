@@ -61,6 +61,34 @@ async fn the_documented_call_removes_what_it_names() {
 }
 
 #[tokio::test]
+async fn who_adds_what_is_there_gets_it_as_given() {
+    let (_dir, router) = router(Faults::default());
+    let add = |more: &'static str| {
+        let words = ["/queue/simple/add", "name=c", "target=10.0.0.9/32", more];
+        let router = &router;
+        async move { send(router, PASSWORD, &words).await }
+    };
+    assert_eq!(add("comment=crb_7").await.fine(), "");
+    assert_eq!(names(&router), ["a", "b", "c"]);
+    let row = &router.sim.rows("/queue/simple")[2];
+    assert_eq!(
+        (&*row["target"], &*row["comment"]),
+        ("10.0.0.9/32", "crb_7")
+    );
+    let list = |address: &'static str| {
+        let path = "/ip/firewall/address-list/add";
+        let words = [path, "list=negbal", address, "comment=crb_8"];
+        let router = &router;
+        async move { send(router, PASSWORD, &words).await }
+    };
+    assert!(list("address=10.0.0.8").await.fine().starts_with("ret=*"));
+    assert_eq!(list("address=10.0.0.8").await.fine(), "");
+    assert_eq!(router.sim.rows("/ip/firewall/address-list").len(), 1);
+    // What is wrong with the words stays an error.
+    add("max-limit=much").await.failed(249, &["exit code: 249"]);
+}
+
+#[tokio::test]
 async fn rows_are_printed_added_and_set() {
     let (_dir, router) = router(Faults::default());
     let add = [
@@ -131,8 +159,8 @@ async fn failures_have_the_originals_line_and_code() {
     send(&router, PASSWORD, &["/no/such/print"])
         .await
         .failed(249, &["exit code: 249"]);
-    let again = ["/queue/simple/add", "name=a", "target=10.0.0.9/32"];
-    send(&router, PASSWORD, &again)
+    let gone = ["/queue/simple/set", ".id=*FFFF", "target=10.0.0.9/32"];
+    send(&router, PASSWORD, &gone)
         .await
         .failed(1, &["ERROR: Trap message: '", "exit code: 1"]);
     let said = send(&router, "not-this-one", &["/system/identity/print"]).await;

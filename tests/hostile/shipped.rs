@@ -442,8 +442,13 @@ fn check_pasted(pasted: &[Pasted]) {
             one_spelling(&mut twin);
         }
         // What could have many forms is compared by us, and the router is asked for all.
-        if !found.iter().any(|word| word.starts_with("?address=")) {
-            twin.retain(|word| !word.starts_with("?address="));
+        if found.len() != twin.len() {
+            twin.retain(|word| match word.split_once('=') {
+                Some((key, _)) if key.starts_with('?') => found
+                    .iter()
+                    .any(|f| f.split_once('=').is_some_and(|(k, _)| k == key)),
+                Some(_) | None => true,
+            });
         }
         assert_eq!(found.len(), twin.len(), "{what}: {found:?}");
         for (n, (twin, found)) in twin.iter().zip(found).enumerate() {
