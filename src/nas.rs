@@ -334,24 +334,21 @@ impl NasSecret {
 /// Longest name part of a log file, bytes; file systems allow 255 for the whole name.
 const LOG_NAME_MAX: usize = 120;
 
-/// `<name>_<ip>.log` for each NAS: letters, digits and `. _ - :` stay, anything else becomes `_`;
-/// never hidden, never two alike (also where letter case does not count): of those the ones whose
-/// name was changed, then the later ones, end in `_id<id>`.
+/// `<name>_<ip>.log` for each NAS: letters of any alphabet, digits, blanks inside and `. _ - + :` stay;
+/// never hidden, never two alike (also where letter case does not count). What had to be changed
+/// ends in `_id<id>`, and keeps its name whoever comes later.
 pub fn log_file_names<'a>(
     nases: impl Iterator<Item = (NasId, &'a str, &'a str)>,
 ) -> BTreeMap<NasId, String> {
-    let mut rows: Vec<_> = nases
-        .map(|(id, name, ip)| {
-            let (name, name_changed) = safe_part(name);
-            let (ip, ip_changed) = safe_part(ip);
-            (name_changed || ip_changed, id, format!("{name}_{ip}"))
-        })
-        .collect();
-    rows.sort();
+    let mut rows: Vec<_> = nases.collect();
+    rows.sort_by_key(|row| row.0);
     let mut taken = BTreeSet::new();
     let mut names = BTreeMap::new();
-    for (_, id, mut file) in rows {
-        while taken.contains(&file.to_lowercase()) {
+    for (id, name, ip) in rows {
+        let (name, name_changed) = safe_part(name);
+        let (ip, ip_changed) = safe_part(ip);
+        let mut file = format!("{name}_{ip}");
+        if name_changed || ip_changed || taken.contains(&file.to_lowercase()) {
             file.push_str(&format!("_id{id}"));
         }
         taken.insert(file.to_lowercase());
@@ -360,9 +357,11 @@ pub fn log_file_names<'a>(
     names
 }
 
-fn safe_part(text: &str) -> (String, bool) {
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | ':');
+/// A name as a part of a file's name, and whether it had to be changed.
+pub fn safe_part(text: &str) -> (String, bool) {
+    let plain = |c: char| c.is_alphanumeric() || " ._-+:".contains(c);
     let mut safe: String = text
+        .trim()
         .chars()
         .map(|c| if plain(c) { c } else { '_' })
         .collect();
@@ -378,7 +377,14 @@ fn safe_part(text: &str) -> (String, bool) {
 }
 
 /// Names of ours that a text may hold although a secret is a part of them: `secret` is one.
-const NAMES: [&str; 3] = ["coa_secret", "nas_secret", "enable_password"];
+const NAMES: [&str; 6] = [
+    "coa_secret",
+    "nas_secret",
+    "enable_password",
+    "telnet_password",
+    "ssh_key",
+    "coa_psw",
+];
 
 /// `text` with `***` for each `secret`. Inside one of our own names it says nothing of the secret,
 /// and a hint without the name helps nobody.
@@ -441,13 +447,13 @@ mod tests {
         ];
         let names = log_file_names(rows.into_iter());
         assert_eq!(names[&NasId(1)], "Test_NAS_10.90.185.2.log");
-        assert_eq!(names[&NasId(2)], "_._.._etc_passwd_10.0.0.1.log");
+        assert_eq!(names[&NasId(2)], "_._.._etc_passwd_10.0.0.1_id2.log");
         assert_eq!(names[&NasId(3)], "test_nas_10.90.185.2_id3.log");
         assert_eq!(names[&NasId(4)], "a_b_10.0.0.9_id4.log");
-        assert_eq!(names[&NasId(5)], "a_b_10.0.0.9_id5.log");
-        assert_eq!(names[&NasId(6)], "nas_fe80::1.log");
+        assert_eq!(names[&NasId(5)], "a b_10.0.0.9.log");
+        assert_eq!(names[&NasId(6)], "nas_fe80::1_id6.log");
         assert_eq!(names[&NasId(7)], "a_b_10.0.0.9.log");
-        assert_eq!(names[&NasId(8)], "Узел_8_10.0.0.8.log");
+        assert_eq!(names[&NasId(8)], "Узел 8_10.0.0.8.log");
         let distinct: BTreeSet<_> = names.values().collect();
         assert_eq!(distinct.len(), names.len());
         assert!(

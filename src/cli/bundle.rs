@@ -72,6 +72,7 @@ pub async fn text(
         section("dead events", &dead(store, &mut mask).await?);
         for row in store.nases().await?.into_iter().flatten() {
             mask.nas(&row.name);
+            mask.nas(&nas::safe_part(&row.name).0);
             let secret = store.secret(row.id).await?;
             mask.secret(&secret.login);
             for text in secret.texts() {
@@ -226,14 +227,12 @@ impl Mask {
         for secret in secrets {
             text = nas::without(&text, secret);
         }
-        for (n, name) in self.persons.iter().enumerate() {
-            text = text.replace(name.as_str(), &format!("person-{}", n + 1));
-        }
-        // The longest first: BRAS-1 is a part of BRAS-10.
-        let mut nases: Vec<(usize, &String)> = self.nases.iter().enumerate().collect();
-        nases.sort_by_key(|(_, name)| std::cmp::Reverse(name.len()));
-        for (n, name) in nases {
-            text = text.replace(name.as_str(), &format!("nas-{}", n + 1));
+        for (names, word) in [(&self.persons, "person"), (&self.nases, "nas")] {
+            let mut names: Vec<(usize, &String)> = names.iter().enumerate().collect();
+            names.sort_by_key(|(_, name)| std::cmp::Reverse(name.len()));
+            for (n, name) in names {
+                text = text.replace(name.as_str(), &format!("{word}-{}", n + 1));
+            }
         }
         let text = numbered(
             &text,
@@ -283,6 +282,13 @@ mod tests {
         mask.secret("s3cret-and-longer");
         mask.secret("ab");
         mask.person(Some("ivanov"));
+        mask.person(Some("ivanovskij"));
+        mask.nas("BRAS-1");
+        mask.nas("BRAS-10");
+        assert_eq!(
+            mask.masked("BRAS-10 BRAS-1_x ivanovskij"),
+            "nas-2 nas-1_x person-2"
+        );
         let said = mask.masked(
             "at 10:00:00 s3cret-and-longer s3cret ab ivanov 10.88.0.15 10.88.0.16 10.88.0.15 \
              127.0.0.1:8082 00:0C:29:aa:bb:cc 2001:db8::1 2001:db8::1 ::1 1.2.3",

@@ -56,8 +56,9 @@ struct Numbers {
     nases: usize,
     open: Vec<String>,
     skipped: usize,
-    /// A file system without room.
-    full_disk: Option<String>,
+    /// A file system without room: the database's, the logs'.
+    full_database: Option<String>,
+    full_logs: Option<String>,
     /// None: the billing does not say.
     accounts: Option<i64>,
 }
@@ -67,12 +68,14 @@ pub async fn check(console: &Console, args: Check) -> Outcome {
     let asked = async {
         let config = console.config()?;
         let status = Ctl::new(&config)?.get("/api/v1/status").await?;
-        Ok::<_, Failed>(status.map(|status| (status, process::full_disk(&config))))
+        let full = (process::full_database(&config), process::full_logs(&config));
+        Ok::<_, Failed>(status.map(|status| (status, full)))
     };
     let (state, said) = match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Ok(Some((status, full_disk)))) => {
+        Ok(Ok(Some((status, (full_database, full_logs))))) => {
             let n = Numbers {
-                full_disk,
+                full_database,
+                full_logs,
                 ..numbers(&status)
             };
             let (state, said) = judged(&n, &args);
@@ -188,7 +191,8 @@ fn numbers(status: &Value) -> Numbers {
             .collect(),
         skipped: list("skipped").iter().filter(|nas| !is_off(nas)).count(),
         accounts: status.get("accounts").and_then(Value::as_i64),
-        full_disk: None,
+        full_database: None,
+        full_logs: None,
     }
 }
 
@@ -270,8 +274,11 @@ fn found(n: &Numbers, levels: &Check) -> (Vec<String>, Vec<String>) {
     } else if n.waiting >= levels.warn {
         warning.push(format!("{} events wait", n.waiting));
     }
-    if let Some(full) = &n.full_disk {
+    if let Some(full) = &n.full_database {
         critical.push(format!("there is no room left on {full}"));
+    }
+    if let Some(full) = &n.full_logs {
+        warning.push(format!("logs are lost: there is no room left on {full}"));
     }
     if n.oldest_s >= levels.age {
         critical.push(format!("the oldest waits for {} s", n.oldest_s));
@@ -358,7 +365,7 @@ mod tests {
         };
         assert_eq!(of(limited).0, 2);
         let full = Numbers {
-            full_disk: Some("/var/lib (7 bytes are free)".to_owned()),
+            full_database: Some("/var/lib (7 bytes are free)".to_owned()),
             ..Numbers::default()
         };
         let (code, text) = of(full);
@@ -366,6 +373,11 @@ mod tests {
             code == 2 && text.contains("no room left on /var/lib"),
             "{text}"
         );
+        let logs = Numbers {
+            full_logs: Some("/var/log (7 bytes are free)".to_owned()),
+            ..Numbers::default()
+        };
+        assert_eq!(of(logs).0, 1, "it stops nothing");
         let held = Numbers {
             held: 3,
             ..Numbers::default()

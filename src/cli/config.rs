@@ -7,12 +7,12 @@ use serde_json::json;
 
 use super::exit::{BAD_CONFIG, DONE, Failed, NOT_REACHABLE, Outcome, remark, say, say_all};
 use super::table::{Format, Table, one_line};
-use super::{Console, reference, sqlite_file};
+use super::{Console, reference};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::daemon;
 use crate::daemon::alarms;
 use crate::nas::{BadNas, Mode};
-use crate::store::{self, Error, shown_url};
+use crate::store::{self, Error, shown_url, sqlite_file};
 
 /// Verbs of the configuration.
 #[derive(Debug, Subcommand)]
@@ -69,7 +69,12 @@ pub(super) fn shown(config: &Config) -> Result<String, Failed> {
 /// As TOML, or as the document or the rows that a program asked for.
 fn in_force(console: &Console, config: &Config) -> Outcome {
     let text = shown(config)?;
-    let document: toml::Table = toml::from_str(&text).unwrap_or_default();
+    let document: toml::Table = toml::from_str(&text).map_err(|e| {
+        Failed::new(
+            super::exit::BUG,
+            format!("the configuration is no TOML: {e}"),
+        )
+    })?;
     match console.output {
         Some(Format::Json) => say(serde_json::to_string_pretty(&document).unwrap_or_default()),
         Some(Format::Jsonl) => say(json!(document).to_string()),
@@ -146,10 +151,12 @@ impl<'c> Found<'c> {
         }
     }
 
-    fn end(self) -> Outcome {
+    /// What was found before something failed is told, too.
+    fn end(self, looked: Result<(), Failed>) -> Outcome {
         if self.console.wants_data() {
             self.console.list(&self.table);
         }
+        looked?;
         if self.wrong > 0 {
             let wrong = self.wrong;
             remark(format!(
@@ -169,6 +176,11 @@ async fn check(console: &Console, config: &Config) -> Outcome {
     };
     let mut found = Found::new(console);
     found.ok(&file, "ok");
+    let looked = look(&mut found, config).await;
+    found.end(looked)
+}
+
+async fn look(found: &mut Found<'_>, config: &Config) -> Result<(), Failed> {
     let url = shown_url(&config.database.url);
     if let Some(path) = sqlite_file(&config.database.url)
         && !path.exists()
@@ -184,7 +196,7 @@ async fn check(console: &Console, config: &Config) -> Outcome {
             .numbered(201));
         }
         found.ok(&url, "not there yet, the daemon makes it when it starts");
-        return found.end();
+        return Ok(());
     }
     let store = store::connect(&config.database.url).await?;
     let missing = store.check_billing().await?;
@@ -204,7 +216,7 @@ async fn check(console: &Console, config: &Config) -> Outcome {
             Some(reason) => found.skipped(&format!("NAS {id} {ip}"), &reason),
         }
     }
-    found.end()
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! database it works on.
 
 use std::io::{BufRead as _, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ use super::exit::{self, FAILED, Failed, NOT_REACHABLE, USAGE};
 use super::listing::Listing;
 use super::table::{self, Format};
 use crate::config::Config;
-use crate::store::{self, Store, shown_url};
+use crate::store::{self, Store, shown_url, sqlite_file};
 
 /// Where a verb reads its settings from and how it prints.
 #[derive(Debug, Default)]
@@ -73,6 +73,9 @@ impl Console {
             let text = format!("{danger}, and nobody can be asked here\nhint: say -y");
             return Err(Failed::new(USAGE, text).numbered(3));
         }
+        if !self.yes {
+            exit::remark(danger);
+        }
         self.not_refused(question)
     }
 
@@ -105,7 +108,11 @@ impl Console {
                 let rows = serde_json::from_str(&list.text(Format::Json)).unwrap_or_default();
                 all.insert((*name).to_owned(), rows);
             }
-            exit::say(Value::Object(all).to_string());
+            let all = Value::Object(all);
+            exit::say(match format {
+                Format::Json => serde_json::to_string_pretty(&all).unwrap_or_default(),
+                _ => all.to_string(),
+            });
             return;
         }
         self.record(properties);
@@ -163,29 +170,5 @@ impl Console {
             exit::remark(ALONE);
         }
         Ok(store)
-    }
-}
-
-/// The file behind an SQLite URL; none for a server or a database in memory.
-pub fn sqlite_file(url: &str) -> Option<&Path> {
-    let rest = url.strip_prefix("sqlite:")?;
-    let rest = rest.strip_prefix("//").unwrap_or(rest);
-    let path = rest.split('?').next().unwrap_or_default();
-    (!path.is_empty() && !path.contains(":memory:")).then(|| Path::new(path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_file_of_a_url() {
-        assert_eq!(
-            sqlite_file("sqlite:///a/b.db?mode=rw"),
-            Some(Path::new("/a/b.db"))
-        );
-        assert_eq!(sqlite_file("sqlite:b.db"), Some(Path::new("b.db")));
-        assert_eq!(sqlite_file("sqlite::memory:"), None);
-        assert_eq!(sqlite_file("postgres://u@h/d"), None);
     }
 }

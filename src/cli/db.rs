@@ -11,12 +11,12 @@ use serde_json::json;
 use super::ctl::Ctl;
 use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, REFUSED, remark};
 use super::progress::Progress;
-use super::{Console, sqlexec, sqlite_file, who};
+use super::{Console, sqlexec, who};
 use crate::clock;
 use crate::config::Config;
 use crate::daemon::process;
 use crate::store::sqlite::backup;
-use crate::store::{self, Store, shown_url};
+use crate::store::{self, Store, shown_url, sqlite_file};
 
 /// Verbs of the database.
 #[derive(Debug, Subcommand)]

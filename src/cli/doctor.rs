@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::ctl::Ctl;
 use super::exit::{DONE, Failed, Outcome, UNHEALTHY};
 use super::table::{Format, Table, one_line};
-use super::{Console, bundle, nas_test, sqlite_file, who};
+use super::{Console, bundle, nas_test, who};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::daemon::{self, process};
 use crate::nas::{Mode, NasId};
@@ -17,9 +17,8 @@ use crate::store::{Counts, Store, shown_url};
 
 /// Waiting events up to which all is usual: the norm of the original's documentation.
 const WAITING_NORM: i64 = 200;
-/// Free bytes below which the disk is a worry, and below which it is full.
+/// Free bytes below which the disk is a worry.
 const ROOM_WARN: u64 = 512 * 1024 * 1024;
-const ROOM_MIN: u64 = 16 * 1024 * 1024;
 /// Open files of a daemon without a running event, and of one script: pipes and sockets.
 const FILES_IDLE: u64 = 600;
 const FILES_PER_FORK: u64 = 8;
@@ -30,8 +29,8 @@ pub struct Doctor {
     /// Also log in to this NAS and time a harmless command, as nas test does
     #[arg(long, value_name = "ID")]
     nas: Option<i64>,
-    /// Write a file for those who help: settings, numbers, errors, without secrets; subscribers
-    /// and addresses are replaced by numbers
+    /// Write a file for those who help: settings, numbers, errors, without secrets; subscribers,
+    /// NASes and addresses are replaced by numbers
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
 }
@@ -222,18 +221,19 @@ fn files(found: &mut Findings, given: Option<&Path>, config: &Config) {
 }
 
 fn room(found: &mut Findings, config: &Config) {
-    let database = sqlite_file(&config.database.url).and_then(Path::parent);
-    let places = [Some(config.paths.log.as_path()), database];
+    let places = [
+        Some(config.paths.log.as_path()),
+        process::database_dir(config),
+    ];
     for place in places.into_iter().flatten() {
-        let Ok(stat) = nix::sys::statvfs::statvfs(place) else {
+        let Some(free) = process::free(place) else {
             continue;
         };
-        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
         let text = format!("{} MB are free on {}", free / 1_000_000, place.display());
         let fix = "nas_event_daemon logs prune --older-than 90d, and look at what else lies there";
         match free {
-            0..ROOM_MIN => found.fail("disk", text, fix),
-            ROOM_MIN..ROOM_WARN => found.warn("disk", text, fix),
+            0..process::ROOM_MIN => found.fail("disk", text, fix),
+            process::ROOM_MIN..ROOM_WARN => found.warn("disk", text, fix),
             _ => found.ok("disk", text),
         }
     }

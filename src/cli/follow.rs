@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::event::time;
-use super::exit::{DONE, FAILED, Failed, Outcome, TIMED_OUT, remark, say, say_all};
+use super::exit::{DONE, FAILED, Failed, Outcome, TIMED_OUT, remark, say};
 use super::table::{Format, one_line};
 use super::{Console, waiting};
 use crate::clock;
@@ -58,6 +58,9 @@ pub async fn follow(console: &Console, store: &dyn Store, id: EventId, limit: Du
         }
         let left = until.saturating_sub(clock::tick_ms());
         if left == 0 {
+            if console.wants_data() {
+                console.record(&properties(id, row.as_ref()));
+            }
             let state = row.map_or_else(|| "not found".to_owned(), |row| row.state);
             return Err(Failed::new(
                 TIMED_OUT,
@@ -94,6 +97,18 @@ fn tell(console: &Console, text: &str) {
     }
 }
 
+/// How it is now, for programs.
+fn properties(id: EventId, row: Option<&EventRow>) -> [(&'static str, Value); 6] {
+    [
+        ("id", json!(id)),
+        ("result", json!(row.map(|row| &row.state))),
+        ("code", json!(row.and_then(|row| row.code))),
+        ("ms", json!(row.and_then(|row| row.ms))),
+        ("error", json!(row.and_then(|row| row.error.as_ref()))),
+        ("answer", json!(row.and_then(|row| row.answer.as_ref()))),
+    ]
+}
+
 fn end(console: &Console, row: &EventRow) -> u8 {
     match console.format() {
         Format::Table | Format::Plain => {
@@ -117,17 +132,9 @@ fn end(console: &Console, row: &EventRow) -> u8 {
                 }
             }
         }
-        Format::Json | Format::Jsonl | Format::Csv => say_all(&super::table::record(
-            console.format(),
-            &[
-                ("id", json!(row.id)),
-                ("result", json!(row.state)),
-                ("code", json!(row.code)),
-                ("ms", json!(row.ms)),
-                ("error", json!(row.error)),
-                ("answer", json!(row.answer)),
-            ],
-        )),
+        Format::Json | Format::Jsonl | Format::Csv => {
+            console.record(&properties(row.id, Some(row)));
+        }
     }
     if let Some(next) = waiting::after_the_end(row) {
         remark(next);

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use ipnet::IpNet;
 
+use super::Console;
 use super::exit::{DONE, FAILED, Failed, Outcome, remark, say};
-use super::{Console, sqlite_file};
 use crate::config::{Config, DEFAULT_FILE};
-use crate::store::{self, Store, shown_url};
+use crate::store::{self, Store, shown_url, sqlite_file};
 
 /// The file may hold a password, in the URL of the database.
 const MODE: u32 = 0o640;

@@ -399,15 +399,7 @@ impl<'a> Followed<'a> {
 
 async fn prune(console: &Console, config: &Config, older_than: Duration) -> Outcome {
     let dir = &config.paths.log;
-    let question = format!(
-        "remove what was not written to for {older_than:?} below {}?",
-        dir.display()
-    );
-    if !console.dry_run && !console.not_refused(&question)? {
-        remark("nothing was removed");
-        return Ok(REFUSED);
-    }
-    let pruned = logs::prune(dir, older_than, console.dry_run).map_err(|e| {
+    let failed = |e: std::io::Error| {
         Failed::new(
             FAILED,
             format!(
@@ -415,7 +407,16 @@ async fn prune(console: &Console, config: &Config, older_than: Duration) -> Outc
                 dir.display()
             ),
         )
-    })?;
+    };
+    if !console.dry_run {
+        let old = logs::prune(dir, older_than, true).map_err(failed)?;
+        let question = format!("remove {} files, {} bytes, for good?", old.files, old.bytes);
+        if old.files > 0 && !console.not_refused(&question)? {
+            remark("nothing was removed");
+            return Ok(REFUSED);
+        }
+    }
+    let pruned = logs::prune(dir, older_than, console.dry_run).map_err(failed)?;
     console.record(&[
         ("files", json!(pruned.files)),
         ("bytes", json!(pruned.bytes)),

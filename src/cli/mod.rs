@@ -68,7 +68,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
-pub use console::{ALONE, Console, sqlite_file};
+pub use console::{ALONE, Console};
 use exit::{DONE, Failed, Outcome, USAGE};
 use listing::Listing;
 use request::Request;

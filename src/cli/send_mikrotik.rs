@@ -27,7 +27,7 @@ use crate::attempt::{Failure, FailureClass, Scope};
 use crate::clock;
 use crate::config::parse_duration;
 use crate::driver::Reply;
-use crate::driver::mikrotik::answer::CODE_PARAMETER;
+use crate::driver::mikrotik::answer::{self, CODE_PARAMETER};
 use crate::driver::mikrotik::{Command, Limits, Mikrotik, Target};
 use crate::driver::sessions::{API_PORT, API_TLS_PORT, Sessions};
 use crate::driver::tls;
@@ -44,6 +44,8 @@ const ON_ROWS: &[&str] = &["remove", "set", "enable", "disable", "unset"];
 const MARKS: &[&str] = &["comment", "name"];
 /// By what RouterOS tells that it has such a row already; the first of which all are given counts.
 const ALIKE: &[&[&str]] = &[&["list", "address"], &["name"], &["comment"]];
+/// What says where or from what a row is made, and is no value of it.
+const ONLY_NEW: &[&str] = &["place-before", "copy-from"];
 
 /// Sends one command to a MikroTik over the RouterOS API.
 #[derive(Debug, Parser)]
@@ -147,7 +149,7 @@ async fn send(args: Args) -> Result<(), Refusal> {
             Err(refusal) => refusal,
         };
         // Who adds wants it to be there, as given: a script that is run again ends well.
-        let is_there = refused.message.contains("already have");
+        let is_there = answer::is_there(&refused.message);
         let Some((look, values)) = is_there.then(|| alike(&command)).flatten() else {
             return Err(refused);
         };
@@ -319,6 +321,7 @@ fn alike(command: &Command) -> Option<(Command, Vec<(String, String)>)> {
     let (marks, values): (Vec<_>, Vec<_>) = command
         .args
         .iter()
+        .filter(|(name, _)| !ONLY_NEW.contains(&name.as_str()))
         .cloned()
         .partition(|(name, _)| marks.contains(&name.as_str()));
     let look = Command {

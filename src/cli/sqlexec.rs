@@ -10,7 +10,7 @@ use clap::{Args, Parser};
 use super::exit::{DONE, FAILED, Failed, Outcome, USAGE, remark, say_all};
 use super::table::one_line;
 use super::{Console, runtime, who};
-use crate::store::{Error, SqlAnswer};
+use crate::store::{Error, NEVER, SqlAnswer};
 
 /// Widths as isql has them: a number has 20 digits and a sign, a name 31 letters.
 const NUMBER_WIDTH: usize = 21;
@@ -121,7 +121,7 @@ fn refused(error: Error, write: bool) -> Failed {
         "--write lets statements change things"
     };
     match error {
-        Error::Refused(text) if text.contains("nas_secret") => Failed::new(
+        Error::Refused(text) if text.contains(NEVER) => Failed::new(
             FAILED,
             format!(
                 "{text}\nhint: passwords are read and changed in the billing, or at the database's own prompt"

@@ -248,7 +248,13 @@ fn not_obeying(nas: i64, facts: &Facts) -> Option<Verdict> {
             format!("NAS {nas} answers with another RADIUS secret (breaker {state}): {reason}"),
             format!("correct nas_secret.coa_secret in the billing; then {test}"),
         )
-    } else if has(&["coa_secret"]) {
+    } else if has(&["no radius secret"]) {
+        say(
+            "wrong_secret",
+            format!("NAS {nas} cannot be spoken to: {reason}"),
+            format!("set nas_secret.coa_secret in the billing; then {test}"),
+        )
+    } else if has(&["no answer"]) && has(&["coa_secret"]) {
         // RFC 5176 section 3.5: what does not fit the secret is dropped without a word.
         say(
             "radius_silent",
@@ -516,6 +522,13 @@ pub(super) mod tests {
                     Some("no answer to 5 copies; check coa_port, coa_secret"),
                 ),
                 "radius_silent",
+            ),
+            (
+                facts(
+                    None,
+                    Some("the NAS has no RADIUS secret: set nas_secret.coa_secret"),
+                ),
+                "wrong_secret",
             ),
             (facts(None, None), "waiting"),
         ] {

@@ -334,9 +334,9 @@ pub async fn start(config: Config, logs: Logs) -> Result<Running, Failed> {
             let mode = config.dispatch.guard;
             Arc::new(move |asks, accounts, orders| doors::foreseen(asks, accounts, orders, mode))
         }),
-        full: Some({
+        is_full: Some({
             let config = config.clone();
-            Arc::new(move || process::full_database(&config))
+            Arc::new(move || process::is_database_full(&config))
         }),
         dispatch: Some({
             let status = status.clone();

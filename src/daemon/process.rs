@@ -3,9 +3,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::cli::sqlite_file;
 use crate::config::Config;
-use crate::store::Owner;
+use crate::store::{Owner, sqlite_file};
 
 /// Who this process is, for the `owner` table: host, pid, and what tells a live process from
 /// another one that got the same pid later.
@@ -40,32 +39,48 @@ pub fn is_dead(holder: &str) -> bool {
 }
 
 /// Free bytes below which a file system counts as full; a day of logs of a middling daemon.
-const ROOM_MIN: u64 = 16 * 1024 * 1024;
+pub const ROOM_MIN: u64 = 16 * 1024 * 1024;
 /// Free bytes below which an SQLite file may not take the next event: its journal grows by pages.
 const ROOM_LAST: u64 = 1024 * 1024;
 
-/// A file system that the daemon writes to and that has no room.
+/// A file system that the daemon writes to and that has no room: the database's before the logs'.
 pub fn full_disk(config: &Config) -> Option<String> {
-    let places = [Some(config.paths.log.as_path()), database_dir(config)];
-    places
-        .into_iter()
-        .flatten()
-        .find_map(|place| full(place, ROOM_MIN))
+    full_database(config).or_else(|| full_logs(config))
 }
 
-/// The same of the database alone, once nothing more can be stored there. A full disk of the logs
-/// stops nothing.
+/// The logs' file system, if it has no room; that stops nothing.
+pub fn full_logs(config: &Config) -> Option<String> {
+    full(&config.paths.log, ROOM_MIN)
+}
+
+/// The database's, if it has none.
 pub fn full_database(config: &Config) -> Option<String> {
-    full(database_dir(config)?, ROOM_LAST)
+    full(database_dir(config)?, ROOM_MIN)
 }
 
-fn database_dir(config: &Config) -> Option<&Path> {
-    sqlite_file(&config.database.url)?.parent()
+/// Whether it may not take the next event.
+pub fn is_database_full(config: &Config) -> bool {
+    database_dir(config).is_some_and(|dir| full(dir, ROOM_LAST).is_some())
+}
+
+/// Where an SQLite database lies.
+pub fn database_dir(config: &Config) -> Option<&Path> {
+    let dir = sqlite_file(&config.database.url)?.parent()?;
+    Some(if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    })
+}
+
+/// Free bytes there, for who is not root.
+pub fn free(place: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(place).ok()?;
+    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 
 fn full(place: &Path, least: u64) -> Option<String> {
-    let stat = nix::sys::statvfs::statvfs(place).ok()?;
-    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    let free = free(place)?;
     (free < least).then(|| format!("{} ({free} bytes are free)", place.display()))
 }
 

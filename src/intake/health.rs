@@ -287,9 +287,14 @@ pub fn live_limit_ms(settings_interval: Duration) -> u64 {
 
 /// `GET /readyz`: 200 while the database answers and has room.
 pub async fn ready(State(desk): State<Desk>) -> Response {
-    let full = desk.doors.full.as_ref().and_then(|full| full());
-    if let Some(full) = full {
-        return Refusal::unavailable(format!("there is no room left on {full}")).into_response();
+    if desk.doors.is_full.as_ref().is_some_and(|full| full()) {
+        return Refusal::new(
+            503,
+            "unavailable",
+            "there is no room left where the database lies".to_owned(),
+            "make room: doctor on that machine says where",
+        )
+        .into_response();
     }
     match counts(&desk, Freshness::Second).await {
         Ok(_) => axum::Json(json!({ "status": "ready" })).into_response(),

@@ -36,7 +36,7 @@ fn paths() -> Value {
     let id = path_id();
     json!({
         "/healthz": { "get": open("The parent loop turns", &[("200", "Alive"), ("503", "Error")]) },
-        "/readyz": { "get": open("The database answers", &[("200", "Ready"), ("503", "Error")]) },
+        "/readyz": { "get": open("The database answers and has room", &[("200", "Ready"), ("503", "Error")]) },
         "/metrics": { "get": {
             "summary": "Prometheus text format; without a token on loopback",
             "responses": { "200": { "description": "Numbers",

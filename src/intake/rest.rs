@@ -98,8 +98,8 @@ pub struct Doors {
     pub tester: Option<Arc<Tester>>,
     /// What the intent guard would say of a plan; none = nothing.
     pub foresee: Option<Arc<Foresee>>,
-    /// Where the database has no room; none = nobody looks.
-    pub full: Option<Arc<dyn Fn() -> Option<String> + Send + Sync>>,
+    /// Whether the database has no room to take an event; none = nobody looks.
+    pub is_full: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
     /// What the dispatcher says of itself, for `/api/v1/status`; none = left out.
     pub dispatch: Option<Arc<dyn Fn() -> Value + Send + Sync>>,
 }
@@ -212,8 +212,7 @@ impl Refusal {
         Self::unavailable("the daemon is stopping".to_owned())
     }
 
-    /// Nothing can be stored now.
-    pub fn unavailable(message: String) -> Self {
+    fn unavailable(message: String) -> Self {
         Self {
             retry_after: Some(RETRY_AFTER_S),
             ..Self::new(

@@ -17,6 +17,7 @@ pub mod rows;
 pub mod sample;
 pub mod sqlite;
 mod statement;
+mod url;
 pub mod walk;
 
 use std::borrow::Cow;
@@ -32,11 +33,13 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 pub use audit::{AuditRow, audit_rows, one_detail};
 pub use error::Error;
+pub use operator::NEVER;
 pub use posts::{Idempotency, Post, Posted};
 pub use rows::{
     AccountFlags, Backlog, Cause, Counts, EventRow, Expansion, Filter, GuardOrder, OrderKind,
     SqlAnswer, Token, WhereIs,
 };
+pub use url::{shown_url, sqlite_file};
 pub use walk::LOOK_MAX;
 
 use crate::attempt::DoneResult;
@@ -460,24 +463,6 @@ fn migrator(files: &[(i64, &'static str, &'static str)]) -> Migrator {
     Migrator::with_migrations(each.collect())
 }
 
-/// The URL without its password and without its parameters, for messages.
-pub fn shown_url(url: &str) -> String {
-    // A parameter may be a password, and none is needed to know which database is meant.
-    let url = url.split('?').next().unwrap_or_default();
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => {
-            let user = url.get(scheme + 3..at).unwrap_or_default();
-            let user = user.split(':').next().unwrap_or_default();
-            format!(
-                "{}://{user}{}",
-                url.get(..scheme).unwrap_or_default(),
-                url.get(at..).unwrap_or_default()
-            )
-        }
-        _ => url.to_owned(),
-    }
-}
-
 /// An error with its causes, one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -487,21 +472,4 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = e.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shown_url_has_no_password() {
-        for (url, shown) in [
-            ("postgres://u:se@cret@db:5432/n", "postgres://u@db:5432/n"),
-            ("postgres://u@db/n?password=secret", "postgres://u@db/n"),
-            ("postgres:///n?user=u&password=se@cret", "postgres:///n"),
-            ("sqlite:///var/lib/x.db", "sqlite:///var/lib/x.db"),
-        ] {
-            assert_eq!(shown_url(url), shown);
-        }
-    }
 }

@@ -106,13 +106,16 @@ pub(super) fn kind(lower: &str) -> Option<&str> {
         .find(|word| !BEFORE_KIND.contains(word))
 }
 
+/// How it is said of the hidden tables.
+pub const NEVER: &str = "are never readable here";
+
 /// Refuses what names a hidden table.
 pub(super) fn hides_secrets(lower: &str) -> Result<()> {
     let [secret, token] = HIDDEN;
     // The shorter one is a word that people use, too.
     if lower.contains(secret) || words(&outside(lower)).any(|word| word == token) {
         return Err(Error::Refused(format!(
-            "the tables {} are never readable here",
+            "the tables {} {NEVER}",
             HIDDEN.join(" and ")
         )));
     }
@@ -122,7 +125,7 @@ pub(super) fn hides_secrets(lower: &str) -> Result<()> {
 /// What is said of a statement that would open a hidden table, whatever it calls it.
 pub(super) fn would_open(table: &str) -> Error {
     Error::Refused(format!(
-        "the statement would read {table}: the tables {} are never readable here, nor what shows them",
+        "the statement would read {table}: the tables {} {NEVER}, nor what shows them",
         HIDDEN.join(" and ")
     ))
 }

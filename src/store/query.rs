@@ -224,12 +224,7 @@ const COMPACT: &[Own] = &[
     ("usluga_id", "usluga_id", Kind::Integer, true),
     ("acct_session_id", "acct_session_id", Kind::Text, true),
     ("params", "params", Kind::Json, true),
-    (
-        "params_complete",
-        "(params_complete <> 0)",
-        Kind::Boolean,
-        true,
-    ),
+    ("params_complete", "params_complete", Kind::Boolean, true),
     ("owner_script", "owner_script", Kind::Text, true),
     ("owner_function", "owner_function", Kind::Text, true),
     ("source", "source", Kind::Text, true),

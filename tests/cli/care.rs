@@ -290,7 +290,7 @@ async fn the_doctor_finds_what_is_wrong_and_the_bundle_holds_no_secret(kind: Kin
            values (7, 'canary-login', 'canary-password', 'canary-enable', 'canary-coa', 'canary-key');
          update users set login = 'canary-name', ip = '10.77.66.55' where id = 70;
          update abonents set name = 'canary-abonent';
-         update nas set ip = '10.77.66.44' where id = 6",
+         update nas set ip = '10.77.66.44', name = 'canary: nas' where id = 6",
     )
     .await;
     let bundle = lab.path("bundle.txt").display().to_string();
@@ -361,6 +361,11 @@ async fn the_doctor_finds_what_is_wrong_and_the_bundle_holds_no_secret(kind: Kin
         assert!(!everything.contains(canary), "{canary} is in {everything}");
     }
     assert!(text.contains("ip-1"), "{text}");
+    // Whose log's name it is, too.
+    for name in ["canary: nas", "canary:_nas", "canary__nas", "bras7"] {
+        assert!(!text.contains(name), "{name:?} is in {text}");
+    }
+    assert!(text.contains("nas-1"), "{text}");
     // The canaries were where they could have been taken from.
     let log = lab.log("abonents/1000070/event_70.log").join("\n");
     assert!(log.contains("canary-name"), "{log}");

@@ -84,6 +84,16 @@ async fn who_adds_what_is_there_gets_it_as_given() {
     assert!(list("address=10.0.0.8").await.fine().starts_with("ret=*"));
     assert_eq!(list("address=10.0.0.8").await.fine(), "");
     assert_eq!(router.sim.rows("/ip/firewall/address-list").len(), 1);
+    // Other words for the same, and words that only an `add` knows.
+    let secret = |more: &'static str| {
+        let words = ["/ppp/secret/add", "name=ivanov", more];
+        let router = &router;
+        async move { send(router, PASSWORD, &words).await }
+    };
+    assert!(secret("password=a").await.fine().starts_with("ret=*"));
+    assert_eq!(secret("password=b").await.fine(), "");
+    assert_eq!(&*router.sim.rows("/ppp/secret")[0]["password"], "b");
+    assert_eq!(add("place-before=*1").await.fine(), "");
     // What is wrong with the words stays an error.
     add("max-limit=much").await.failed(249, &["exit code: 249"]);
 }

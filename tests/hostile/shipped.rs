@@ -442,7 +442,8 @@ fn check_pasted(pasted: &[Pasted]) {
             one_spelling(&mut twin);
         }
         // What could have many forms is compared by us, and the router is asked for all.
-        if found.len() != twin.len() {
+        let looks = twin.iter().any(|word| word.ends_with("/print"));
+        if looks && found.len() != twin.len() {
             twin.retain(|word| match word.split_once('=') {
                 Some((key, _)) if key.starts_with('?') => found
                     .iter()

@@ -498,7 +498,7 @@ fn built(fake: Arc<Fake>, store: Arc<dyn Store>, high_water: usize) -> House {
         logs: None,
         tester: None,
         foresee: None,
-        full: None,
+        is_full: None,
         dispatch: Some(Arc::new(|| serde_json::json!({ "turns": 7 }))),
     };
     House {

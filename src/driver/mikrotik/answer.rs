@@ -15,6 +15,13 @@ use crate::driver::mikrotik::wire::{self, Sentence};
 /// Code of a wrong command or parameter, as in the original's `send_mikrotik_cmd`.
 pub const CODE_PARAMETER: i32 = 249;
 
+/// Whether a refusal says that such a row is there already ("already have such entry", "secret with
+/// the same name already exists").
+pub fn is_there(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    text.contains("already have") || text.contains("already exists")
+}
+
 /// First word of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use self::dictionary::Dictionary;
-use self::exchange::{Answer, Manner};
+use self::exchange::{Answer, Manner, NotSent};
 use self::packet::{Code, EVENT_TIMESTAMP, MESSAGE_AUTHENTICATOR, PROXY_STATE};
 use self::socket::{Heard, Line, Numbers};
 use crate::attempt::{Failure, FailureClass, Scope};
@@ -198,7 +198,13 @@ impl Radius {
                     return Err(self.silence(copies, forged, others));
                 }
                 Some(Heard::Refused { copies, sure }) => return Err(self.refused(copies, sure)),
-                Some(Heard::NotSent(reason)) => return Err(Failure::permanent(reason)),
+                Some(Heard::NotSent(NotSent::Never(why))) => return Err(Failure::permanent(why)),
+                Some(Heard::NotSent(NotSent::NotNow(why))) => {
+                    return Err(Failure {
+                        class: FailureClass::Refused,
+                        ..Failure::timeout(why)
+                    });
+                }
                 None => "the socket was closed meanwhile".clone_into(&mut why),
             }
         }

@@ -3,42 +3,45 @@
 //! same identifier has the same bytes, and a device takes it for a copy: it repeats its old answer
 //! instead of doing again what was undone in between (RFC 5080 section 2.2.2).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use super::packet::Authenticator;
 
-/// FreeRADIUS keeps an answer for 5 s, at most for 30 (radiusd.conf, `cleanup_delay`); a little
-/// more than that, as the device's time begins later than ours. Milliseconds.
+/// FreeRADIUS keeps an answer for 5 s, at most for 30 (radiusd.conf, `cleanup_delay`), from when it
+/// has it; a little more than that, for the way. Milliseconds, from the last copy on.
 pub(super) const REMEMBERED_MS: u64 = 35_000;
 
 /// The authenticators of one socket's last requests, by their first half.
 #[derive(Default)]
 pub(super) struct Recent {
-    known: HashSet<u64>,
+    /// When it was sent last.
+    known: HashMap<u64, u64>,
+    /// Each once, by when it may be forgotten; looked at again if it was sent anew meanwhile.
     order: VecDeque<(u64, u64)>,
 }
 
 impl Recent {
     /// Whether the device may know it.
     pub(super) fn knows(&self, authenticator: &Authenticator) -> bool {
-        self.known.contains(&half(authenticator))
+        self.known.contains_key(&half(authenticator))
     }
 
-    /// It is sent at `now`, ms of the monotonic clock.
+    /// It is sent at `now`, ms of the monotonic clock; also a copy.
     pub(super) fn sent(&mut self, authenticator: &Authenticator, now: u64) {
         let half = half(authenticator);
-        if self.known.insert(half) {
+        if self.known.insert(half, now).is_none() {
             self.order.push_back((now, half));
         }
     }
 
     /// Forgets what is old enough.
     pub(super) fn forget(&mut self, now: u64) {
-        while let Some((at, half)) = self.order.front()
-            && now.saturating_sub(*at) >= REMEMBERED_MS
-        {
-            self.known.remove(half);
-            self.order.pop_front();
+        let old = |at: u64| now.saturating_sub(at) >= REMEMBERED_MS;
+        while let Some((_, half)) = self.order.pop_front_if(|(at, _)| old(*at)) {
+            match self.known.get(&half) {
+                Some(at) if !old(*at) => self.order.push_back((*at, half)),
+                Some(_) | None => drop(self.known.remove(&half)),
+            }
         }
     }
 }
@@ -65,5 +68,12 @@ mod tests {
         assert!(!recent.knows(&one) && recent.knows(&two));
         recent.forget(2_000 + REMEMBERED_MS);
         assert!(recent.known.is_empty() && recent.order.is_empty());
+        // A copy that comes late is remembered from then on.
+        recent.sent(&one, 1_000);
+        recent.sent(&one, 20_000);
+        recent.forget(1_000 + REMEMBERED_MS);
+        assert!(recent.knows(&one));
+        recent.forget(20_000 + REMEMBERED_MS);
+        assert!(!recent.knows(&one) && recent.order.is_empty());
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::exchange::{Answer, Exchange, IDS, Ignored, Manner, Request, Silence};
+use super::exchange::{Answer, Exchange, IDS, Ignored, Manner, NotSent, Request, Silence};
 use super::packet::PACKET_MAX;
 use crate::clock;
 
@@ -32,7 +32,7 @@ pub(super) enum Heard {
     /// The host says that nobody listens on the port. `sure`: nothing was delivered before.
     Refused { copies: u32, sure: bool },
     /// It could not be sent.
-    NotSent(String),
+    NotSent(NotSent),
 }
 
 /// One request on its way to the task.

@@ -15,8 +15,8 @@ use super::{Finding, NativeScheme, VarValue};
 use crate::driver::radius::value;
 use crate::event::{CATALOGUE, Class};
 
-/// What only a saved answer has.
-const OF_AN_ANSWER: [&str; 7] = ["ok", "class", "code", "text", "lines", "rows", "all"];
+/// What a saved answer has, and hardly a column of the billing that holds an object.
+const OF_AN_ANSWER: [&str; 2] = ["ok", "all"];
 
 /// Levels of `run` inside `run`.
 const DEPTH_MAX: usize = 3;
@@ -394,6 +394,7 @@ impl Lint<'_, '_> {
                     "move the step with its `save` before this one",
                 );
             } else if let Some(attribute) = used.attribute.as_deref()
+                && !used.optional
                 && OF_AN_ANSWER.contains(&attribute)
             {
                 self.notes.error(

@@ -11,7 +11,7 @@ use super::render::Template;
 use super::step::{Absent, Call, Ensure, Read};
 use super::walk::{Halt, Walk, again, rendered, value};
 use crate::attempt::Failure;
-use crate::driver::mikrotik::Command;
+use crate::driver::mikrotik::{Command, answer};
 use crate::driver::{Reply, Row};
 
 /// Rows of ours that one `ensure` may change: more means that `where` is too wide.
@@ -204,11 +204,6 @@ fn words(groups: &[&Words]) -> Vec<(String, String)> {
     args
 }
 
-fn exists(failure: &Failure) -> bool {
-    let text = failure.text.to_ascii_lowercase();
-    text.contains("already have") || text.contains("already exists")
-}
-
 fn gone(failure: &Failure) -> bool {
     failure.text.to_ascii_lowercase().contains("no such item")
 }
@@ -268,7 +263,7 @@ pub(super) async fn ensure(walk: &mut Walk<'_>, step: &Ensure) -> Result<Reply, 
         if add_now {
             match walk.talk(&adding).await {
                 Ok(reply) => return Ok(reply),
-                Err(failure) if exists(&failure) => refusal = Some(failure),
+                Err(failure) if answer::is_there(&failure.text) => refusal = Some(failure),
                 Err(failure) => return Err(failure.into()),
             }
         }

@@ -64,7 +64,11 @@ fn of_model(shape: &billing::Shape, model: Model) -> Vec<Column> {
     if let Some(own) = model.ours() {
         let columns = own.iter();
         return columns
-            .map(|(name, sql, kind, shown)| column(name, sql, *kind, *shown))
+            .map(|(name, sql, kind, shown)| match kind {
+                // What producers write is a number, what we write is a boolean.
+                Kind::Boolean => column(name, &format!("({sql}::int <> 0)"), *kind, *shown),
+                _ => column(name, sql, *kind, *shown),
+            })
             .collect();
     }
     let columns = shape.columns(model.table());
