@@ -224,8 +224,44 @@ async fn a_watched_look_is_redrawn_and_leaves_the_terminal_as_it_was() {
     assert!(child.wait().await.unwrap().success());
 }
 
+/// What cannot be taken back is asked at a terminal, with what it is about.
+#[tokio::test]
+async fn who_sits_at_a_terminal_is_asked() {
+    let lab = Lab::new(Kind::Sqlite, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [1]).await;
+    // Made here: no daemon runs that would carry them out.
+    lab.ned(&["event", "post", "--user", "1", "--cmd", "user_add"])
+        .await;
+    let id = lab.rows("select id from events_stack_compact").await[0][0].clone();
+    let held =
+        "insert into events_stack (id, event_type, user_id, nas_id, class, event_date, state, params)
+                values (900, 'user_drop', 1, 5, 1, '2026-01-01 00:00:00', 'held', '{}')";
+    lab.sql(held).await;
+    let drop = ["event", "drop", &id];
+    let deny = ["guard", "deny", "900"];
+    for (words, question) in [
+        (&drop[..], "drop 1 events for good? [y/N]"),
+        (&deny, "give 1 held events up for good? [y/N]"),
+    ] {
+        for (typed, code) in [("n\n", 6), ("\n", 6), ("y\n", 0)] {
+            let said = typed_on_a_terminal(&lab, words, typed).await;
+            assert_eq!(said.code, code, "{typed:?}: {said:?}");
+            assert_eq!(said.out.matches(question).count(), 1, "{said:?}");
+        }
+    }
+    assert_eq!(lab.waiting().await, 0, "both are gone");
+    lab.sql(held).await;
+    let said = on_a_terminal(&lab, &[&deny[..], &["-y"]].concat()).await;
+    assert!(said.code == 0 && !said.out.contains("[y/N]"), "{said:?}");
+}
+
 /// What somebody at a terminal sees of a verb.
 async fn on_a_terminal(lab: &Lab, words: &[&str]) -> Said {
+    typed_on_a_terminal(lab, words, "").await
+}
+
+async fn typed_on_a_terminal(lab: &Lab, words: &[&str], typed: &str) -> Said {
     let line = format!(
         "{} {}",
         env!("CARGO_BIN_EXE_nas_event_daemon"),
@@ -233,7 +269,7 @@ async fn on_a_terminal(lab: &Lab, words: &[&str]) -> Said {
     );
     let mut terminal = judge("script", &["-qec", &line, "/dev/null"]);
     terminal.env("NED_CONFIG", lab.path("ned.toml"));
-    finished(terminal, "").await
+    finished(terminal, typed).await
 }
 
 /// Who types the name alone may have looked for something else than a daemon.
