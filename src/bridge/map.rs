@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map as Object, Value};
 
 use crate::config::parse_duration;
-use crate::event::CompactEvent;
+use crate::event::{Cmd, CompactEvent};
 
 /// What an event may be given by a row; `cmd` must be there, and an account or a NAS.
 pub const EVENT_COLUMNS: &[&str] = &[
@@ -297,7 +297,7 @@ impl Map {
             },
         };
         let event = CompactEvent {
-            cmd: text("cmd").ok_or("cmd is empty")?,
+            cmd: Cmd::parse(&text("cmd").ok_or("cmd is empty")?)?.to_string(),
             user_id: number("user_id")?,
             abonent_id: number("abonent_id")?,
             nas_id: number("nas_id")?,

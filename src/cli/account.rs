@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::event::time;
-use super::exit::{DONE, Failed, NOT_FOUND, Outcome};
+use super::exit::{DONE, Failed, NOT_FOUND, Outcome, remark};
 use super::logs::{self, Look};
 use super::request::Request;
 use super::table::Table;
@@ -182,6 +182,18 @@ async fn history(console: &Console, store: &dyn Store, args: History) -> Outcome
         args.from.is_none_or(|from| row.event_date_ms >= from)
             && args.to.is_none_or(|to| row.event_date_ms < to)
     });
+    if rows.is_empty() {
+        let known = store.account_flags(None, Some(UserId(args.user))).await?;
+        if known.is_empty() {
+            let text = format!("there is no account {}", args.user);
+            let hint = "hint: users.id of the billing is asked for, not the abonent";
+            return Err(Failed::new(NOT_FOUND, format!("{text}\n{hint}")).numbered(501));
+        }
+    }
+    if let Some(limit) = console.listing.limit.filter(|limit| rows.len() > *limit) {
+        remark(format!("{} older ones are not shown", rows.len() - limit));
+        rows.truncate(limit);
+    }
     rows.reverse();
     let mut table = Table::new(HISTORY);
     for row in &rows {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Console;
 use super::ctl::Ctl;
-use super::exit::{Failed, Outcome, say};
+use super::exit::{Failed, NOT_REACHABLE, Outcome, say};
 use super::table::one_line;
 use crate::daemon::process;
 
@@ -65,8 +65,18 @@ struct Numbers {
 
 /// Prints the line.
 pub async fn check(console: &Console, args: Check) -> Outcome {
+    if args.warn > args.crit {
+        let text = format!("--warn {} is above --crit {}", args.warn, args.crit);
+        return Ok(told(console, State::Unknown, &text));
+    }
+    let config = match console.config() {
+        Ok(config) => config,
+        Err(failed) => {
+            let text = failed.text.lines().next().unwrap_or_default();
+            return Ok(told(console, State::Unknown, &one_line(text)));
+        }
+    };
     let asked = async {
-        let config = console.config()?;
         let status = Ctl::new(&config)?.get("/api/v1/status").await?;
         let full = (process::full_database(&config), process::full_logs(&config));
         Ok::<_, Failed>(status.map(|status| (status, full)))
@@ -90,19 +100,29 @@ pub async fn check(console: &Console, args: Check) -> Outcome {
         Ok(Ok(None)) => (State::Critical, "no daemon is running".to_owned()),
         Ok(Err(failed)) => {
             let text = failed.text.lines().next().unwrap_or_default();
-            (State::Unknown, one_line(text))
+            // The daemon is there and cannot work; else nothing is known of it.
+            let state = match failed.code {
+                NOT_REACHABLE => State::Critical,
+                _ => State::Unknown,
+            };
+            (state, one_line(text))
         }
         Err(_) => {
             let text = format!("the daemon does not answer within {PATIENCE:?}");
             (State::Critical, text)
         }
     };
+    Ok(told(console, state, &said))
+}
+
+/// Without numbers.
+fn told(console: &Console, state: State, said: &str) -> u8 {
     if console.wants_data() {
-        console.record(&state.record(&said));
+        console.record(&state.record(said));
     } else {
         say(format!("{} - {said}", state.word()));
     }
-    Ok(state.code())
+    state.code()
 }
 
 /// The plugins' four answers.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
 
-use super::exit::{FAILED, Failed, NOT_FOUND, NOT_REACHABLE, REFUSED, USAGE};
+use super::exit::{FAILED, Failed, NOT_FOUND, NOT_REACHABLE, REFUSED, USAGE, remark};
 use crate::config::Config;
 use crate::driver::tls;
 use crate::intake::refusals;
@@ -17,6 +17,8 @@ use crate::intake::refusals;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a whole request: above the database's own busy timeout.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// For what only adds to the database's own answer; a daemon whose loops turn needs milliseconds.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a bulk call: 256 MiB of lines are read, checked and stored within it.
 const BULK_TIMEOUT: Duration = Duration::from_secs(300);
 /// Longest part of an answer that is no JSON which an error repeats, characters.
@@ -58,6 +60,21 @@ impl Ctl {
     /// Reads a path. `None`: no daemon listens.
     pub async fn get(&self, path: &str) -> Result<Option<Value>, Failed> {
         self.asked(Method::GET, path, None).await
+    }
+
+    /// Reads a path for a verb that can do without: also `None`, with a remark, if a daemon listens
+    /// that does not answer.
+    pub async fn look(&self, path: &str) -> Result<Option<Value>, Failed> {
+        match tokio::time::timeout(LOOK_TIMEOUT, self.get(path)).await {
+            Ok(found) => found,
+            Err(_) => {
+                remark(format!(
+                    "the daemon behind {} gave no answer within {LOOK_TIMEOUT:?}: read from the database",
+                    self.socket.display()
+                ));
+                Ok(None)
+            }
+        }
     }
 
     /// Posts to a path. `None`: no daemon listens, so nothing was done.

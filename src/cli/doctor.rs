@@ -246,7 +246,7 @@ async fn live(found: &mut Findings, config: &Config) -> Result<Option<Value>, Fa
         Err(failed) => {
             found.fail(
                 "daemon",
-                failed.text,
+                failed.text.lines().next().unwrap_or_default(),
                 "look at the end of nas_event_daemon.log",
             );
             return Ok(None);

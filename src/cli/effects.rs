@@ -183,7 +183,7 @@ impl Effects {
         };
         let mut path: Vec<&str> = Vec::new();
         let mut values = BTreeMap::new();
-        for word in rest {
+        for word in rest.iter().filter(|word| !word.starts_with("?#")) {
             let pair = word.trim_start_matches(['?', '=']).split_once('=');
             match pair {
                 Some((name, value)) => {

@@ -8,7 +8,9 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::event_end::{self, Give, Retry, Which};
-use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, USAGE, remark, say};
+use super::exit::{
+    DONE, FAILED, Failed, NOT_FOUND, Outcome, PART_FAILED, TIMED_OUT, USAGE, remark, say,
+};
 use super::post::{Inbox, checked};
 use super::request::Request;
 use super::table::{Format, Table};
@@ -186,6 +188,14 @@ async fn post(console: &Console, args: Post) -> Outcome {
         ));
     };
     follow::tell_id(console, id, args.follow);
+    if args.follow && inbox.is_alone() {
+        return Err(Failed::new(
+            TIMED_OUT,
+            format!(
+                "event {id} waits: no daemon runs that could carry it out\nhint: start one; event show {id} says how it went"
+            ),
+        ));
+    }
     if args.follow {
         return follow::follow(console, store.as_ref(), id, args.timeout).await;
     }
@@ -245,6 +255,7 @@ const LIST: &[&str] = &[
 pub async fn list(console: &Console, args: List) -> Outcome {
     let limit = console.limit(ROWS.0, ROWS.1)?;
     let store = console.store(&console.config()?).await?;
+    let waits_only = args.state.is_none();
     let rows = args
         .which
         .rows(store.as_ref(), args.state, args.before, limit);
@@ -269,6 +280,9 @@ pub async fn list(console: &Console, args: List) -> Outcome {
         ]);
     }
     console.list(&table);
+    if rows.is_empty() && waits_only {
+        remark("no event waits; --state done, dead or all shows what has ended");
+    }
     if let Some(last) = ended {
         remark(format!(
             "after {} ms the look-up was ended: events older than {last} were not looked at\nhint: go on with --before {last}, or narrow it by --user, --batch or --since",

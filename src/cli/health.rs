@@ -13,6 +13,7 @@ use super::{ALONE, Console, check, event, nas_show};
 use crate::clock;
 use crate::config::Config;
 use crate::daemon::process;
+use crate::event::{Class, Cmd};
 use crate::store::{self, Filter, Store};
 
 /// For one look; a daemon whose loops turn answers in milliseconds.
@@ -139,7 +140,11 @@ fn died(dead: Option<&Value>, now_ms: i64) -> Option<String> {
     let rows = dead?.get("events")?.as_array()?;
     let of_late = |row: &&Value| {
         let at = row.get("ended_ms").and_then(Value::as_i64);
-        at.is_some_and(|at| at > now_ms.saturating_sub(OF_LATE_MS))
+        // A question that nobody answered leaves no subscriber worse off.
+        let asked = row.get("cmd").and_then(Value::as_str);
+        let asked = asked.and_then(|cmd| Cmd::parse(cmd).ok());
+        !asked.is_some_and(|cmd| cmd.class() == Class::Interactive)
+            && at.is_some_and(|at| at > now_ms.saturating_sub(OF_LATE_MS))
             && row.get("retried_as").is_none_or(Value::is_null)
     };
     let count = rows.iter().filter(of_late).count();
@@ -209,7 +214,7 @@ async fn problems(store: &dyn Store, deferred: bool) -> Result<Table, Failed> {
 pub async fn status(console: &Console) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
-    let live = Ctl::new(&config)?.get("/api/v1/status").await?;
+    let live = Ctl::new(&config)?.look("/api/v1/status").await?;
     if live.is_none() {
         remark(ALONE);
     }

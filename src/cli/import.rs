@@ -3,9 +3,11 @@
 //! nothing, and nothing is ever removed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::exit::{DONE, FAILED, Failed, NOT_REACHABLE, Outcome, PART_FAILED, remark};
@@ -280,7 +282,10 @@ fn fillings(verb: &Verb, given: &Given) -> Result<Vec<Filling>, Failed> {
             };
             let into = if *sheet == own { &mut row } else { &mut other };
             match value(cell, *holds) {
-                Ok(value) => drop(into.insert((*name).to_owned(), value)),
+                Ok(value) => match odd(name, &value) {
+                    Some(why) => mistakes.push(format!("{place}: {name} {why}")),
+                    None => drop(into.insert((*name).to_owned(), value)),
+                },
                 // What it is instead is not told: it may be a password in the wrong column.
                 Err(why) => mistakes.push(format!("{place}: {name} {why}")),
             }
@@ -323,6 +328,22 @@ fn fillings(verb: &Verb, given: &Given) -> Result<Vec<Filling>, Failed> {
         });
     }
     Ok(all)
+}
+
+/// What is wrong with a value that its column could hold.
+fn odd(column: &str, value: &Value) -> Option<&'static str> {
+    match column {
+        "ip" | "snatip" => {
+            let text = value.as_str()?;
+            let fits = text.parse::<IpAddr>().is_ok() || text.parse::<IpNet>().is_ok();
+            (!fits).then_some("is no IP address")
+        }
+        "forks" => {
+            let forks = value.as_i64()?;
+            (!(1..=100).contains(&forks)).then_some("is not 1..100")
+        }
+        _ => None,
+    }
 }
 
 /// A cell as its column holds it.

@@ -112,6 +112,32 @@ pub async fn diff(console: &Console, config: &Config, store: &dyn Store, args: D
     found.tell(console, id)
 }
 
+/// What stands otherwise on a NAS than the flags and variables of one account call for; none: its
+/// scheme cannot be compared, or the NAS could not be read.
+pub async fn of_account(
+    config: &Config,
+    store: &dyn Store,
+    nas: Nas,
+    account: &AccountFlags,
+    deadline: Duration,
+) -> Result<Option<Vec<Difference>>, Failed> {
+    let id = nas.id;
+    let Ok(scheme) = scheme(config, &nas) else {
+        return Ok(None);
+    };
+    let asker = Asker {
+        store,
+        nas: Arc::new(nas),
+        secret: Arc::new(store.secret(id).await?),
+        deadline,
+    };
+    let Wants::Jobs(jobs) = asker.wants(account).await? else {
+        return Ok(None);
+    };
+    let compared = scheme.compare(&jobs, &Sessions::default()).await;
+    Ok(compared.ok().map(|compared| compared.differences))
+}
+
 /// What was found so far.
 struct Found {
     table: Table,

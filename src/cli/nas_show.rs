@@ -34,7 +34,7 @@ const LIST: &[&str] = &[
 
 /// Prints every NAS.
 pub async fn list(console: &Console, config: &Config, store: &dyn Store) -> Outcome {
-    let live = Ctl::new(config)?.get("/api/v1/status").await?;
+    let live = Ctl::new(config)?.look("/api/v1/status").await?;
     let table = listed(config, store, live.as_ref()).await?;
     console.list(&table);
     Ok(DONE)
@@ -163,7 +163,7 @@ pub async fn show(console: &Console, config: &Config, store: &dyn Store, id: Nas
     };
     let state = store.nas_states().await?.remove(&id).unwrap_or_default();
     let secret = store.secret(id).await?;
-    let live = Ctl::new(config)?.get("/api/v1/status").await?;
+    let live = Ctl::new(config)?.look("/api/v1/status").await?;
     let live = live.as_ref().and_then(|live| live_of(live, id));
     let field = |name: &str| live.and_then(|l| l.get(name)).cloned().unwrap_or_default();
     let resolve = daemon::resolver(config, std::sync::Arc::default());

@@ -398,7 +398,12 @@ async fn by_radius(nas: &Nas, secret: &NasSecret, told: &Told) -> Outcome {
 }
 
 fn refused(what: &str, failure: &Failure) -> Failed {
+    let full = failure.text.contains("too many sessions");
     let (code, hint) = match (failure.scope, failure.class) {
+        _ if full => (
+            REFUSED,
+            "lower nas.max_sessions, or end sessions of other programs (/user active on the NAS)",
+        ),
         (_, FailureClass::Transport | FailureClass::Unknown) => (
             NOT_REACHABLE,
             "check the address and nas.api_port (nas.http_url), that the service api is enabled (/ip service), certificates, and firewalls in between",

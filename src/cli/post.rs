@@ -36,6 +36,11 @@ impl Inbox {
         })
     }
 
+    /// Whether the events went into the database, for a daemon to come.
+    pub fn is_alone(&self) -> bool {
+        self.direct.is_some()
+    }
+
     /// Posts events, all or nothing; the ids come in their order.
     pub async fn post(&mut self, events: Vec<Value>) -> Result<Vec<EventId>, Failed> {
         if self.direct.is_none() {

@@ -146,6 +146,11 @@ fn list(console: &Console, paths: &Paths) {
 
 fn show(console: &Console, config: &Config, name: &str) -> Outcome {
     let dir = directory(&config.paths, name)?;
+    if kind(&dir).is_none() {
+        let text = format!("{} holds no scheme", dir.display());
+        let hint = "hint: scheme list names all; a scheme has scheme.toml or bin/session";
+        return Err(Failed::new(NOT_FOUND, format!("{text}\n{hint}")));
+    }
     let mut properties: Vec<(&'static str, Value)> = vec![
         ("place", json!(dir.display().to_string())),
         ("kind", json!(kind(&dir))),

@@ -37,8 +37,8 @@ pub struct Case {
     pub foreign_owner: Option<String>,
     /// A file system of the daemon has no room, and which.
     pub full_disk: Option<String>,
-    /// Above `http.high_water`: only who paid is expanded.
-    pub limited: bool,
+    /// A daemon listens and does not answer.
+    pub hangs: bool,
     /// Waiting and running events, oldest first.
     pub waiting: Vec<EventRow>,
     /// The one of them that counts, the first on the account's NAS, and what it waits for.
@@ -64,6 +64,8 @@ pub struct Device {
     pub addresses: Vec<String>,
     /// Another NAS that holds a session of this account.
     pub elsewhere: Option<String>,
+    /// What stands there otherwise than the scheme would leave it, where that can be compared.
+    pub differs: Option<String>,
 }
 
 pub(super) fn say(
@@ -93,7 +95,13 @@ pub fn verdict(case: &Case) -> Verdict {
         .or_else(|| of_the_lane(case))
         .or_else(|| ended(case))
         .or_else(|| not_sent(case, flags))
-        .or_else(|| of_the_device(case, flags))
+        .or_else(|| {
+            let said = of_the_device(case, flags)?;
+            // What it lacks was never posted to it.
+            let silent = never_posted(case, flags).filter(|_| said.cause == "device_differs");
+            Some(silent.unwrap_or(said))
+        })
+        .or_else(|| never_posted(case, flags).filter(|_| case.device.is_none()))
         .unwrap_or_else(|| fine(case))
 }
 
@@ -111,6 +119,13 @@ fn everybody(case: &Case) -> Option<Verdict> {
             "disk_full",
             format!("there is no room left on {full}"),
             "make room: logs prune --older-than 90d, and look at what else lies there",
+        ));
+    }
+    if case.hangs {
+        return Some(say(
+            "no_daemon",
+            "the daemon does not answer: it hangs or was stopped; what is said here is from the database",
+            "systemctl restart nas_event_daemon, then look at the end of nas_event_daemon.log",
         ));
     }
     if !case.facts.daemon && (case.live || !case.waiting.is_empty()) {
@@ -215,12 +230,18 @@ fn not_obeying(nas: i64, facts: &Facts) -> Option<Verdict> {
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let test = format!("nas test {nas}");
     // A line that ends in the middle of a login says nothing of the password.
-    let broke = has(&["broke", "closed", "timed out", "no answer"]);
+    let broke = has(&["broke", "closed", "timed out", "no answer", "no prompt"]);
     Some(if has(&["host key"]) {
         say(
             "host_key",
             format!("the SSH host key of NAS {nas} is not believed (breaker {state}): {reason}"),
-            format!("nas rekey {nas} shows what it presents, and takes it if that is right"),
+            if has(&["nas.ssh_host_key is"]) {
+                format!(
+                    "nas rekey {nas} shows what it presents: compare it on the NAS, then write it into nas.ssh_host_key in the billing"
+                )
+            } else {
+                format!("nas rekey {nas} shows what it presents, and takes it if that is right")
+            },
         )
     } else if has(&["session limit", "too many", "max sessions"]) {
         say(
@@ -312,13 +333,11 @@ fn of_the_lane(case: &Case) -> Option<Verdict> {
         ));
     }
     let (first, facts) = case.first.as_ref()?;
-    if case.limited && first.place == WhereIs::Compact {
+    if facts.limited && first.place == WhereIs::Compact {
+        let text = waiting::sentence(first, facts).unwrap_or_default();
         return Some(say(
             "queue_full",
-            format!(
-                "event {} {} waits to be expanded: more events wait than http.high_water, and those of subscribers who paid go first",
-                first.id, first.cmd
-            ),
+            format!("event {} {} {text}", first.id, first.cmd),
             "status names the NAS that is behind (nas list --sort -waiting); the event goes on by itself when it has caught up",
         ));
     }
@@ -424,6 +443,31 @@ fn not_sent(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
     None
 }
 
+/// What the flags call for and no command ever said, where others were posted.
+fn never_posted(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
+    let posted = |name: &str| case.done.iter().any(|row| row.cmd == name);
+    if flags.deleted || case.done.is_empty() {
+        return None;
+    }
+    let pairs = [
+        (!flags.accept, "user_drop", "user_accept"),
+        (flags.redirect, "user_redirect", "user_redirect_cancel"),
+    ];
+    let (_, wanted, _) = pairs
+        .into_iter()
+        .find(|(wants, on, off)| *wants && !posted(on) && !posted(off))?;
+    Some(say(
+        "not_sent",
+        format!(
+            "the flags call for {wanted}, which was never posted: unless they were so when the account was added, the billing sent nothing since they changed"
+        ),
+        format!(
+            "why {0} --live asks the device; account resync {0} sets it right",
+            case.user
+        ),
+    ))
+}
+
 fn fine(case: &Case) -> Verdict {
     match &case.device {
         Some(_) => say(
@@ -455,139 +499,5 @@ fn activate(nas: Option<i64>) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use crate::event::EventId;
-
-    pub(in super::super) fn flags(redirect: bool) -> AccountFlags {
-        AccountFlags {
-            user_id: 7,
-            nas_id: Some(5),
-            deleted: false,
-            accept: true,
-            redirect,
-            rated: true,
-        }
-    }
-
-    pub(in super::super) fn well() -> Case {
-        Case {
-            flags: Some(flags(false)),
-            user: 7,
-            nas_known: true,
-            facts: Facts {
-                daemon: true,
-                ..Facts::default()
-            },
-            ..Case::default()
-        }
-    }
-
-    fn waiting(nas: i64, facts: Facts) -> Case {
-        let row = EventRow {
-            user_id: Some(7),
-            nas_id: Some(nas),
-            ..EventRow::new(EventId(9), WhereIs::Stack, "ready", "user_edit")
-        };
-        Case {
-            waiting: vec![row.clone()],
-            first: Some((row, facts)),
-            ..well()
-        }
-    }
-
-    #[test]
-    fn who_has_moved_waits_for_where_he_came_from() {
-        let facts = |paused: Option<&str>, breaker: Option<&str>| Facts {
-            daemon: true,
-            paused: paused.map(str::to_owned),
-            breaker: breaker.map(|reason| ("open".to_owned(), reason.to_owned())),
-            ..Facts::default()
-        };
-        for (there, cause) in [
-            (facts(Some("paused until resumed"), None), "nas_paused"),
-            (facts(None, Some("cannot connect: refused")), "nas_down"),
-            (
-                facts(None, Some("invalid user name or password")),
-                "login_refused",
-            ),
-            (
-                facts(None, Some("the connection broke during the login")),
-                "nas_down",
-            ),
-            (facts(None, Some("the host key is not known")), "host_key"),
-            (
-                facts(
-                    None,
-                    Some("no answer to 5 copies; check coa_port, coa_secret"),
-                ),
-                "radius_silent",
-            ),
-            (
-                facts(
-                    None,
-                    Some("the NAS has no RADIUS secret: set nas_secret.coa_secret"),
-                ),
-                "wrong_secret",
-            ),
-            (facts(None, None), "waiting"),
-        ] {
-            let said = verdict(&waiting(6, there));
-            assert_eq!(said.cause, cause, "{said:?}");
-            assert!(
-                cause == "waiting" || said.text.contains("NAS 6"),
-                "{said:?}"
-            );
-        }
-        // What his own NAS suffers from is not what he waits for.
-        let mut case = waiting(6, facts(None, None));
-        case.facts.paused = Some("paused until resumed".to_owned());
-        assert_eq!(verdict(&case).cause, "waiting");
-    }
-
-    #[test]
-    fn a_full_queue_is_named() {
-        let mut case = waiting(5, Facts::default());
-        case.limited = true;
-        assert_eq!(verdict(&case).cause, "waiting", "it is expanded");
-        for row in case
-            .waiting
-            .iter_mut()
-            .chain(case.first.as_mut().map(|(row, _)| row))
-        {
-            row.place = WhereIs::Compact;
-        }
-        assert_eq!(verdict(&case).cause, "queue_full");
-        case.limited = false;
-        assert_eq!(verdict(&case).cause, "waiting");
-    }
-
-    #[test]
-    fn what_is_held_can_be_let_go_as_it_says() {
-        let mut case = waiting(5, Facts::default());
-        case.waiting[0].state = "held".to_owned();
-        let said = verdict(&case);
-        assert_eq!(said.cause, "held");
-        assert!(said.next.starts_with("guard approve 9 "), "{said:?}");
-    }
-
-    #[test]
-    fn what_stops_everybody_comes_first() {
-        let mut case = well();
-        case.facts.daemon = false;
-        case.live = true;
-        let said = verdict(&case);
-        assert_eq!(
-            said.cause, "no_daemon",
-            "not a word less than was asked for"
-        );
-        assert!(said.text.ends_with("the device was not asked"), "{said:?}");
-        case.full_disk = Some("/var/log".to_owned());
-        case.facts.paused = Some("paused".to_owned());
-        assert_eq!(verdict(&case).cause, "disk_full");
-        case.foreign_owner = Some("b pid=1".to_owned());
-        assert_eq!(verdict(&case).cause, "other_daemon");
-        case.flags = None;
-        assert_eq!(verdict(&case).cause, "unknown_account");
-    }
-}
+#[path = "verdict_test.rs"]
+pub(super) mod tests;

@@ -29,7 +29,7 @@ pub(super) fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict
     };
     // Lists alone prove a difference, not that nothing is in the way: other schemes have them, too.
     let whole_answer = said(&["queue: ", "class ", "no class"]);
-    if !whole_answer && !said(&["list "]) {
+    if !whole_answer && !said(&["list "]) && device.differs.is_none() {
         // Another scheme's words, or a protocol that cannot ask: no all-clear for what was not seen.
         return Some(unread(case, &device.answer));
     }
@@ -84,6 +84,9 @@ pub(super) fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict
             let address = missing.map_or("the account", String::as_str);
             return Some(differs(format!("the device does not {does} {address}")));
         }
+    }
+    if let Some(found) = &device.differs {
+        return Some(differs(found.clone()));
     }
     if !whole_answer {
         return Some(unread(case, &device.answer));

@@ -15,7 +15,7 @@ pub async fn why(
 ) -> Result<Option<String>, Failed> {
     let live = match row.place {
         WhereIs::Done | WhereIs::Dead => None,
-        WhereIs::Compact | WhereIs::Stack => Ctl::new(config)?.get("/api/v1/status").await?,
+        WhereIs::Compact | WhereIs::Stack => Ctl::new(config)?.look("/api/v1/status").await?,
     };
     let facts = facts(store, row, live.as_ref()).await?;
     Ok(sentence(row, &facts))

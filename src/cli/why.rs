@@ -13,11 +13,12 @@ use super::post::Inbox;
 use super::table::one_line;
 use super::verdict::{Case, Device, verdict};
 use super::waiting::Facts;
-use super::{Console, nas, nas_show, resync, waiting};
+use super::{Console, nas, nas_diff, nas_show, resync, waiting};
 use crate::clock;
 use crate::config::Config;
 use crate::daemon::process;
 use crate::event::{Class, Cmd, EventId};
+use crate::intake::waiting::is_limited;
 use crate::logs::line::OPENED;
 use crate::nas::{Mode, NasId};
 use crate::store::query::{Model, Query};
@@ -66,10 +67,11 @@ pub async fn why(console: &Console, args: Why) -> Outcome {
         ..Case::default()
     };
     events(&mut case, store.as_ref()).await?;
-    let live = Ctl::new(&config)?.get("/api/v1/status").await?;
+    let ctl = Ctl::new(&config)?;
+    let live = ctl.look("/api/v1/status").await?;
+    case.hangs = live.is_none() && ctl.is_there().await;
     case.facts.daemon = live.is_some();
-    let limited = live.as_ref().and_then(|l| l.pointer("/intake/limited"));
-    case.limited = limited.and_then(Value::as_bool) == Some(true);
+    case.facts.limited = live.as_ref().is_some_and(is_limited);
     case.facts.now_ms = clock::wall_ms();
     case.foreign_owner = foreign_owner(&config, store.as_ref(), live.is_some()).await?;
     case.full_disk = process::full_disk(&config);
@@ -95,7 +97,7 @@ pub async fn why(console: &Console, args: Why) -> Outcome {
             },
             None => {
                 let others = others(store.as_ref(), nas_id, live.as_ref()).await?;
-                ask(
+                let mut device = ask(
                     &config,
                     store.clone(),
                     user,
@@ -104,7 +106,11 @@ pub async fn why(console: &Console, args: Why) -> Outcome {
                     args.timeout,
                     addresses,
                 )
-                .await?
+                .await?;
+                if !case.observed && device.failed.is_none() && device.elsewhere.is_none() {
+                    device.differs = differs(&config, &case, store.as_ref(), args.timeout).await?;
+                }
+                device
             }
         });
     }
@@ -172,7 +178,7 @@ async fn events(case: &mut Case, store: &dyn Store) -> Result<(), Failed> {
     case.waiting = waiting;
     case.dead = dead
         .into_iter()
-        .filter(|row| row.retried_as.is_none())
+        .filter(|row| row.retried_as.is_none() && changes(row))
         .collect();
     case.done = done.into_iter().filter(changes).collect();
     Ok(())
@@ -359,6 +365,28 @@ async fn ask(
         }
     }
     Ok(device)
+}
+
+/// The first of what `nas diff` would name, in a sentence.
+async fn differs(
+    config: &Config,
+    case: &Case,
+    store: &dyn Store,
+    timeout: Duration,
+) -> Result<Option<String>, Failed> {
+    let Some((flags, nas)) = case.flags.as_ref().and_then(|f| Some((f, f.nas_id?))) else {
+        return Ok(None);
+    };
+    let Ok(nas) = nas::find(store, NasId(nas)).await? else {
+        return Ok(None);
+    };
+    let found = nas_diff::of_account(config, store, nas, flags, timeout).await?;
+    Ok(found.unwrap_or_default().first().map(|first| {
+        one_line(&format!(
+            "{} {} is {} on the device: {:?}, not {:?}",
+            first.path, first.row, first.kind, first.has, first.wants
+        ))
+    }))
 }
 
 async fn info(

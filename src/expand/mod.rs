@@ -7,6 +7,7 @@ pub mod guard;
 pub mod hold;
 pub mod level;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::event::{self, Cmd, Waiting};
+use crate::event::{self, Cmd, EventId, Waiting};
 use crate::store::Store;
 use hold::Watch;
 use level::Level;
@@ -27,6 +28,8 @@ pub const BATCH_POSTGRES: usize = 1_000;
 /// First and longest wait after the database refused a batch.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(2);
+/// Rows whose reason is remembered, so that it is said once.
+const SAID_MAX: usize = 10_000;
 
 /// Why rows are not expanded, as a label.
 const REASONS: [&str; 6] = [CMD, ACCOUNT, NAS, PARAMS, OVERTAKEN, OTHER];
@@ -84,6 +87,7 @@ impl Expander {
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut wait = RETRY_FIRST;
+        let mut said: HashMap<EventId, String> = HashMap::new();
         // Born at 0: what is born with its first error has not grown, as far as rules can see.
         REASONS.iter().for_each(|why| errors(why).increment(0));
         self.watch.remember().await;
@@ -116,9 +120,16 @@ impl Expander {
                         .increment(*rows);
                     }
                     errors(OVERTAKEN).increment(u64::try_from(out.overtaken).unwrap_or(0));
-                    for (id, why) in &out.failed {
-                        errors(reason(why)).increment(1);
-                        tracing::warn!("event={id} cannot be expanded: {why}");
+                    for (id, why) in out.failed {
+                        errors(reason(&why)).increment(1);
+                        // Tried again each time that settings change, mostly for the same end.
+                        if said.get(&id) != Some(&why) {
+                            tracing::warn!("event={id} cannot be expanded: {why}");
+                            if said.len() >= SAID_MAX {
+                                said.clear();
+                            }
+                            said.insert(id, why);
+                        }
                     }
                     if out.overtaken > 0 {
                         tracing::warn!(

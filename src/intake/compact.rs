@@ -82,7 +82,7 @@ fn put(event: &mut CompactEvent, name: &str, value: Value) -> Result<(), String>
                 ));
             }
         },
-        "user_id" => event.user_id = integer(&value)?,
+        "user_id" => event.user_id = account(&value)?,
         "abonent_id" => event.abonent_id = integer(&value)?,
         "nas_id" => event.nas_id = integer(&value)?,
         "nas_ip" => event.nas_ip = text(value)?,
@@ -158,6 +158,13 @@ fn integer(value: &Value) -> Result<Option<i64>, String> {
     }
 }
 
+fn account(value: &Value) -> Result<Option<i64>, String> {
+    match integer(value)? {
+        Some(id) if id < 0 => Err(format!("is {id}, no account has a number below 0")),
+        id => Ok(id),
+    }
+}
+
 fn text(value: Value) -> Result<Option<String>, String> {
     let text = match value {
         Value::Null => return Ok(None),
@@ -167,8 +174,9 @@ fn text(value: Value) -> Result<Option<String>, String> {
             return Err(format!("is {}, expected a text", shown(&value)));
         }
     };
+    // A producer that has none sends its variable all the same.
     if text.is_empty() {
-        return Err("is empty; leave it out instead".to_owned());
+        return Ok(None);
     }
     if text.len() > TEXT_MAX {
         return Err(format!(

@@ -156,7 +156,7 @@ pub async fn retry(
         return Ok(Json(json!({ "dry_run": true, "events": rows.len() })).into_response());
     }
     let (count, spread) = (rows.len(), order.spread);
-    let detail = format!("n={count} spread={spread:?} filter={:?}", order.filter);
+    let detail = format!("n={count} spread={spread:?} {}", order.filter.said());
     let detail = api::reasoned(detail, &order.why);
     if spread.is_zero() {
         let work = async move |desk: Desk| retry_now(&desk, &caller.who, detail, rows).await;
@@ -211,10 +211,10 @@ pub async fn drop_many(
     }
     let ids: Vec<EventId> = rows.iter().map(|row| row.id).collect();
     let detail = format!(
-        "n={} why={:?} filter={:?}",
+        "n={} why={:?} {}",
         ids.len(),
         order.why,
-        order.filter
+        order.filter.said()
     );
     let reason = format!("{}: {}", caller.who, order.why);
     let state = order.filter.state;
@@ -367,7 +367,7 @@ impl PageQuery {
 }
 
 /// `GET /api/v1/accounts/{id}/history`: every event of an account that is still kept, newest first,
-/// accepted at `from` or later and before `to`. A page may be shorter than `limit`.
+/// accepted at `from` or later and before `to`.
 pub async fn history(
     State(desk): State<Desk>,
     At(_): Viewer,
@@ -392,31 +392,29 @@ pub async fn history(
         },
     };
     let (from, to) = (moment(from, "from")?, moment(to, "to")?);
-    let filter = Filter {
+    let mut filter = Filter {
         state: Some("all".to_owned()),
         user: Some(api::number(&id)?),
         before: page.before,
-        limit,
+        limit: PAGE,
         ..Filter::default()
     };
-    let rows = desk
-        .doors
-        .store
-        .events(&filter)
-        .await
-        .map_err(Refusal::store)?;
     // Ids grow with time: what is older than `from` ends the pages.
     let older = |row: &EventRow| from.is_some_and(|from| row.event_date_ms < from);
-    let next = rows
-        .last()
-        .filter(|last| rows.len() >= limit && !older(last))
-        .map(|row| row.id);
-    let fits = |row: &&EventRow| !older(row) && to.is_none_or(|to| row.event_date_ms < to);
-    let events: Vec<Value> = rows
-        .iter()
-        .filter(fits)
-        .map(|row| api::shown(row, false))
-        .collect();
+    let mut found: Vec<EventRow> = Vec::new();
+    let mut more = true;
+    while more && found.len() <= limit {
+        let rows = desk.doors.store.events(&filter).await;
+        let rows = rows.map_err(Refusal::store)?;
+        filter.before = rows.last().map(|row| row.id.0);
+        more = rows.len() >= PAGE && !rows.last().is_some_and(older);
+        let fits = |row: &EventRow| !older(row) && to.is_none_or(|to| row.event_date_ms < to);
+        found.extend(rows.into_iter().filter(fits));
+    }
+    more |= found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().filter(|_| more).map(|row| row.id);
+    let events: Vec<Value> = found.iter().map(|row| api::shown(row, false)).collect();
     Ok(Json(json!({ "events": events, "next_before": next })))
 }
 

@@ -22,6 +22,8 @@ pub struct Facts {
     pub skipped: Option<String>,
     /// State of the breaker and its reason, if it is not closed.
     pub breaker: Option<(String, String)>,
+    /// Above `http.high_water`: only who paid is expanded.
+    pub limited: bool,
     /// Running attempts and slots of the NAS.
     pub slots: Option<(i64, i64)>,
     /// The event of the lane that is before this one: id, state, deferred until (ms).
@@ -49,6 +51,7 @@ pub async fn facts(
     let mut facts = Facts {
         now_ms: clock::wall_ms(),
         daemon: live.is_some(),
+        limited: live.is_some_and(is_limited),
         ..Facts::default()
     };
     match row.place {
@@ -202,6 +205,11 @@ async fn ahead(
     Ok(None)
 }
 
+/// Whether the daemon of this status is above `http.high_water`.
+pub fn is_limited(live: &Value) -> bool {
+    live.pointer("/intake/limited").and_then(Value::as_bool) == Some(true)
+}
+
 /// `paused until …: reason`, if it is paused now.
 pub fn paused_text(state: &NasState, now_ms: i64) -> Option<String> {
     let until = state.paused(now_ms)?;
@@ -236,6 +244,10 @@ pub fn sentence(row: &EventRow, facts: &Facts) -> Option<String> {
             error.unwrap_or_default(),
             at(row.next_try_ms)
         ),
+        (WhereIs::Compact, _) if facts.daemon && facts.limited => {
+            "waits to be expanded: more events wait than http.high_water, and those of subscribers who paid go first"
+                .to_owned()
+        }
         (WhereIs::Compact, _) if facts.daemon => "waits for the next expansion".to_owned(),
         (WhereIs::Stack, "running") if facts.daemon => "is being executed now".to_owned(),
         (WhereIs::Stack, "running") => {

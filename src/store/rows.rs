@@ -219,6 +219,28 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// What was asked for, for the audit.
+    pub fn said(&self) -> String {
+        let texts = [
+            ("state", &self.state),
+            ("cmd", &self.cmd),
+            ("batch", &self.batch),
+            ("error", &self.error),
+        ];
+        let numbers = [
+            ("nas", self.nas),
+            ("user", self.user),
+            ("abonent", self.abonent),
+        ];
+        let texts = texts
+            .into_iter()
+            .filter_map(|(name, text)| Some(format!("{name}={:?}", text.as_ref()?)));
+        let numbers = numbers
+            .into_iter()
+            .filter_map(|(name, number)| Some(format!("{name}={}", number?)));
+        texts.chain(numbers).collect::<Vec<_>>().join(" ")
+    }
+
     /// The conditions on a row as SQL, with parameters that `mark` numbers from 1 in the order
     /// state, nas, user, abonent, cmd, batch, error, from, before, limit; those that are not asked for
     /// are left out, because only a plain comparison finds its index. Also the mark of the limit.

@@ -1,5 +1,6 @@
 //! What a program asked for by `--output` is one document, whatever the verb says to people.
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::lab::daemon::Lab;
@@ -7,7 +8,10 @@ use crate::lab::db::Kind;
 use crate::lab::on_each_store;
 use crate::{RECORD, Said, named, ned};
 
-on_each_store!(each_verb_answers_with_one_document);
+on_each_store!(
+    each_verb_answers_with_one_document,
+    a_daemon_that_hangs_is_read_around,
+);
 
 /// The one document on standard output, whatever the verb ended with.
 fn document(said: &Said) -> Value {
@@ -109,5 +113,25 @@ async fn each_verb_answers_with_one_document(kind: Kind) {
     let plain = ned(&lab, &["health", "live"]).await.fine();
     assert!(plain.starts_with("ok "), "{plain}");
     lab.drained().await;
+    daemon.stop().await;
+}
+
+/// It listens and says nothing: what the database knows is told all the same, and that it hangs.
+async fn a_daemon_that_hangs_is_read_around(kind: Kind) {
+    let lab = Lab::new(kind, "").await;
+    lab.nas(5, RECORD, 2, &[]).await;
+    lab.accounts(5, [1]).await;
+    let daemon = lab.start().await;
+    daemon.signal(Signal::SIGSTOP);
+    let said = ned(&lab, &["-o", "json", "status"]).await;
+    assert_eq!(document(&said)["daemon"], "not running", "{said:?}");
+    assert!(
+        said.code == 0 && said.err.contains("gave no answer within 5s"),
+        "{said:?}"
+    );
+    let why = ned(&lab, &["-o", "json", "why", "1"]).await.json();
+    assert_eq!(why["cause"], "no_daemon", "{why}");
+    assert!(why["verdict"].as_str().unwrap().contains("does not answer"));
+    daemon.signal(Signal::SIGCONT);
     daemon.stop().await;
 }

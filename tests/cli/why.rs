@@ -449,6 +449,17 @@ async fn the_device_is_asked_and_believed(kind: Kind) {
     ned(&lab, &["account", "resync", "500"]).await.fine();
     cause(&lab, 500, "open", live).await;
 
+    // Another tariff than the queue has, of which the answer says nothing that is judged.
+    lab.sql("update users set ceil_in = 77000, rate_in = 77000 where id = 500")
+        .await;
+    let said = cause(&lab, 500, "device_differs", live).await;
+    assert!(
+        said["verdict"].as_str().unwrap().contains("/queue/simple"),
+        "{said}"
+    );
+    ned(&lab, &["account", "resync", "500"]).await.fine();
+    cause(&lab, 500, "open", live).await;
+
     // Redirected over IPv4, open over IPv6: the answer names the address that is open.
     let both = "'[\"10.0.1.244\", \"2001:db8::5\"]'";
     lab.sql(&format!(
