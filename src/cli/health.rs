@@ -143,7 +143,7 @@ fn died(dead: Option<&Value>, now_ms: i64) -> Option<String> {
         // A question that nobody answered leaves no subscriber worse off.
         let asked = row.get("cmd").and_then(Value::as_str);
         let asked = asked.and_then(|cmd| Cmd::parse(cmd).ok());
-        !asked.is_some_and(|cmd| cmd.class() == Class::Interactive)
+        asked.is_none_or(|cmd| cmd.class() != Class::Interactive)
             && at.is_some_and(|at| at > now_ms.saturating_sub(OF_LATE_MS))
             && row.get("retried_as").is_none_or(Value::is_null)
     };
