@@ -348,7 +348,10 @@ pub fn log_file_names<'a>(
         let (name, name_changed) = safe_part(name);
         let (ip, ip_changed) = safe_part(ip);
         let mut file = format!("{name}_{ip}");
-        if name_changed || ip_changed || taken.contains(&file.to_lowercase()) {
+        if name_changed || ip_changed {
+            file.push_str(&format!("_id{id}"));
+        }
+        while taken.contains(&file.to_lowercase()) {
             file.push_str(&format!("_id{id}"));
         }
         taken.insert(file.to_lowercase());

@@ -4,13 +4,15 @@
 
 use std::time::Duration;
 
-use sqlx::{MySqlPool, PgPool, Row as _, SqlSafeStr as _};
+use sqlx::{Connection as _, MySqlPool, PgPool, Row as _, SqlSafeStr as _};
 
 use super::isql::Isql;
 use super::map::{Cell, Kind, Map, Place};
 
 /// Longest wait for a connection, and for a statement of a source.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// For a connection.
+const CONNECT: Duration = Duration::from_secs(10);
 /// Longest text of a column of PostgreSQL or MySQL, bytes.
 const TEXT_MAX: usize = 1024 * 1024;
 /// Longest text of a column of Firebird, characters, and of `params`. A row of `isql` holds at
@@ -231,6 +233,7 @@ impl Source {
                 .await
                 .map_err(|text| self.failed(&text)),
             Through::Postgres(pool) => {
+                reached(pool).await.map_err(|why| self.failed(&why))?;
                 let rows = sqlx::query(statement).persistent(false).fetch_all(pool);
                 let rows = tokio::time::timeout(PATIENCE, rows).await.map_err(late)?;
                 let rows = rows.map_err(fail)?;
@@ -243,6 +246,7 @@ impl Source {
                     .map_err(fail)
             }
             Through::Mysql(pool) => {
+                reached(pool).await.map_err(|why| self.failed(&why))?;
                 let rows = sqlx::query(statement).persistent(false).fetch_all(pool);
                 let rows = tokio::time::timeout(PATIENCE, rows).await.map_err(late)?;
                 let rows = rows.map_err(fail)?;
@@ -281,6 +285,19 @@ impl Source {
             name: self.name.clone(),
             text: text.to_owned(),
         }
+    }
+}
+
+/// A pool tries until its time is up and then does not say why it could not connect.
+async fn reached<D: sqlx::Database>(pool: &sqlx::Pool<D>) -> Result<(), String> {
+    if pool.size() > 0 {
+        return Ok(());
+    }
+    let options = pool.connect_options();
+    match tokio::time::timeout(CONNECT, D::Connection::connect_with(&options)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(e)) => Err(format!("cannot connect: {e}")),
+        Err(_) => Err(format!("cannot connect within {CONNECT:?}")),
     }
 }
 

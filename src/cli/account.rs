@@ -178,11 +178,12 @@ async fn history(console: &Console, store: &dyn Store, args: History) -> Outcome
             break;
         }
     }
+    let known_by_rows = !rows.is_empty();
     rows.retain(|row| {
         args.from.is_none_or(|from| row.event_date_ms >= from)
             && args.to.is_none_or(|to| row.event_date_ms < to)
     });
-    if rows.is_empty() {
+    if !known_by_rows {
         let known = store.account_flags(None, Some(UserId(args.user))).await?;
         if known.is_empty() {
             let text = format!("there is no account {}", args.user);
@@ -190,7 +191,10 @@ async fn history(console: &Console, store: &dyn Store, args: History) -> Outcome
             return Err(Failed::new(NOT_FOUND, format!("{text}\n{hint}")).numbered(501));
         }
     }
-    if let Some(limit) = console.listing.limit.filter(|limit| rows.len() > *limit) {
+    // What is matched or sorted is cut behind that.
+    let cuts = console.listing.matching.is_empty() && console.listing.sort.is_none();
+    let limit = console.listing.limit.filter(|_| cuts);
+    if let Some(limit) = limit.filter(|limit| rows.len() > *limit) {
         remark(format!("{} older ones are not shown", rows.len() - limit));
         rows.truncate(limit);
     }

@@ -81,7 +81,9 @@ fn failed(error: Error) -> Failed {
     match error {
         Error::Source(error) => Failed::new(
             NOT_REACHABLE,
-            format!("{error}\nhint: try --dry-run; look at [source] and [take] of the map"),
+            format!(
+                "{error}\nhint: look at [source] and [take] of the map; --dry-run shows what would be taken"
+            ),
         ),
         Error::Store(error) => error.into(),
     }

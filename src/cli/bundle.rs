@@ -72,7 +72,6 @@ pub async fn text(
         section("dead events", &dead(store, &mut mask).await?);
         for row in store.nases().await?.into_iter().flatten() {
             mask.nas(&row.name);
-            mask.nas(&nas::safe_part(&row.name).0);
             let secret = store.secret(row.id).await?;
             mask.secret(&secret.login);
             for text in secret.texts() {
@@ -197,7 +196,8 @@ fn password(url: &str) -> &str {
 struct Mask {
     secrets: BTreeSet<String>,
     persons: BTreeSet<String>,
-    nases: BTreeSet<String>,
+    /// Each with the number of its NAS: its name, and as a part of its log's name.
+    nases: BTreeMap<String, usize>,
 }
 
 impl Mask {
@@ -214,8 +214,11 @@ impl Mask {
     }
 
     fn nas(&mut self, name: &str) {
-        if name.len() >= SECRET_MIN {
-            self.nases.insert(name.to_owned());
+        let number = self.nases.values().max().map_or(1, |last| last + 1);
+        for name in [name.to_owned(), nas::safe_part(name).0] {
+            if name.len() >= SECRET_MIN {
+                self.nases.entry(name).or_insert(number);
+            }
         }
     }
 
@@ -227,12 +230,14 @@ impl Mask {
         for secret in secrets {
             text = nas::without(&text, secret);
         }
-        for (names, word) in [(&self.persons, "person"), (&self.nases, "nas")] {
-            let mut names: Vec<(usize, &String)> = names.iter().enumerate().collect();
-            names.sort_by_key(|(_, name)| std::cmp::Reverse(name.len()));
-            for (n, name) in names {
-                text = text.replace(name.as_str(), &format!("{word}-{}", n + 1));
-            }
+        let persons = (1..)
+            .zip(&self.persons)
+            .map(|(n, name)| ("person", n, name));
+        let nases = self.nases.iter().map(|(name, n)| ("nas", *n, name));
+        let mut names: Vec<(&str, usize, &String)> = persons.chain(nases).collect();
+        names.sort_by_key(|(_, _, name)| std::cmp::Reverse(name.len()));
+        for (word, n, name) in names {
+            text = text.replace(name.as_str(), &format!("{word}-{n}"));
         }
         let text = numbered(
             &text,

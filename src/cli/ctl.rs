@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::{Client, Method, StatusCode};
@@ -28,6 +29,7 @@ const SHOWN_MAX: usize = 200;
 pub struct Ctl {
     client: Client,
     socket: PathBuf,
+    hangs: AtomicBool,
 }
 
 impl Ctl {
@@ -40,7 +42,11 @@ impl Ctl {
             .timeout(REQUEST_TIMEOUT)
             .build()
             .map_err(|e| Failed::new(FAILED, format!("cannot make an HTTP client: {e}")))?;
-        Ok(Self { client, socket })
+        Ok(Self {
+            client,
+            socket,
+            hangs: AtomicBool::new(false),
+        })
     }
 
     /// The socket's path, for messages.
@@ -68,6 +74,7 @@ impl Ctl {
         match tokio::time::timeout(LOOK_TIMEOUT, self.get(path)).await {
             Ok(found) => found,
             Err(_) => {
+                self.hangs.store(true, Ordering::Relaxed);
                 remark(format!(
                     "the daemon behind {} gave no answer within {LOOK_TIMEOUT:?}: read from the database",
                     self.socket.display()
@@ -75,6 +82,11 @@ impl Ctl {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether a look was not answered in time.
+    pub fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::Relaxed)
     }
 
     /// Posts to a path. `None`: no daemon listens, so nothing was done.

@@ -189,6 +189,9 @@ async fn post(console: &Console, args: Post) -> Outcome {
     };
     follow::tell_id(console, id, args.follow);
     if args.follow && inbox.is_alone() {
+        if console.wants_data() {
+            console.record(&follow::properties(id, None));
+        }
         return Err(Failed::new(
             TIMED_OUT,
             format!(

@@ -98,7 +98,7 @@ fn tell(console: &Console, text: &str) {
 }
 
 /// How it is now, for programs.
-fn properties(id: EventId, row: Option<&EventRow>) -> [(&'static str, Value); 6] {
+pub fn properties(id: EventId, row: Option<&EventRow>) -> [(&'static str, Value); 6] {
     [
         ("id", json!(id)),
         ("result", json!(row.map(|row| &row.state))),

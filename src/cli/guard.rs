@@ -138,7 +138,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Approve(which) | Verb::Deny(which) if console.dry_run => {
             would(console, store, &which).await
         }
-        Verb::Approve(which) => approve(store, which).await,
+        Verb::Approve(which) => approve(console, store, which).await,
         Verb::Deny(which) => deny(console, store, which).await,
         Verb::Allow(args) => allow(console, store, args).await,
         Verb::Revoke { id, .. } if console.dry_run => {
@@ -284,7 +284,7 @@ async fn would(console: &Console, store: &dyn Store, which: &Which) -> Outcome {
     told(&missing, held.len())
 }
 
-async fn approve(store: &dyn Store, which: Which) -> Outcome {
+async fn approve(console: &Console, store: &dyn Store, which: Which) -> Outcome {
     let (held, missing) = chosen(store, &which).await?;
     let order = |event: Option<EventId>| GuardOrder {
         id: 0,
@@ -315,7 +315,11 @@ async fn approve(store: &dyn Store, which: Which) -> Outcome {
         numbers(held.iter().map(|h| h.row.id))
     ));
     store.audit(&who(), "guard approve", &detail).await?;
-    say(held.len().to_string());
+    if console.wants_data() {
+        console.record(&[("released", json!(held.len()))]);
+    } else {
+        say(held.len().to_string());
+    }
     remark(format!(
         "{} held events are released; the daemon takes them within a second, if it runs",
         held.len()
@@ -406,7 +410,11 @@ async fn allow(console: &Console, store: &dyn Store, args: Allow) -> Outcome {
         order.most
     ));
     store.audit(&who(), "guard allow", &detail).await?;
-    say(id.to_string());
+    if console.wants_data() {
+        console.record(&[("id", json!(id))]);
+    } else {
+        say(id.to_string());
+    }
     Ok(DONE)
 }
 

@@ -214,8 +214,9 @@ async fn problems(store: &dyn Store, deferred: bool) -> Result<Table, Failed> {
 pub async fn status(console: &Console) -> Outcome {
     let config = console.config()?;
     let store = console.store(&config).await?;
-    let live = Ctl::new(&config)?.look("/api/v1/status").await?;
-    if live.is_none() {
+    let ctl = Ctl::new(&config)?;
+    let live = ctl.look("/api/v1/status").await?;
+    if live.is_none() && !ctl.hangs() {
         remark(ALONE);
     }
     let counts = store.counts().await?;
@@ -230,6 +231,8 @@ pub async fn status(console: &Console) -> Outcome {
             "daemon",
             json!(if live.is_some() {
                 "running"
+            } else if ctl.hangs() {
+                "does not answer"
             } else {
                 "not running"
             }),

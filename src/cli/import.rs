@@ -18,6 +18,7 @@ use crate::bridge::map::Cell;
 use crate::bridge::sheet::Sheets;
 use crate::bridge::source::Source;
 use crate::intake::bulk;
+use crate::store::is_host;
 use crate::store::sample::{ABONENTS, Filling, Holds, NAS, NAS_SECRET, Sheet, USERS};
 
 /// Mistakes that are told.
@@ -282,7 +283,7 @@ fn fillings(verb: &Verb, given: &Given) -> Result<Vec<Filling>, Failed> {
             };
             let into = if *sheet == own { &mut row } else { &mut other };
             match value(cell, *holds) {
-                Ok(value) => match odd(name, &value) {
+                Ok(value) => match odd(sheet, name, &value) {
                     Some(why) => mistakes.push(format!("{place}: {name} {why}")),
                     None => drop(into.insert((*name).to_owned(), value)),
                 },
@@ -331,8 +332,12 @@ fn fillings(verb: &Verb, given: &Given) -> Result<Vec<Filling>, Failed> {
 }
 
 /// What is wrong with a value that its column could hold.
-fn odd(column: &str, value: &Value) -> Option<&'static str> {
+fn odd(sheet: &Sheet, column: &str, value: &Value) -> Option<&'static str> {
     match column {
+        "ip" if *sheet == NAS => {
+            let fits = is_host(value.as_str()?);
+            (!fits).then_some("is neither an address nor a host name")
+        }
         "ip" | "snatip" => {
             let text = value.as_str()?;
             let fits = text.parse::<IpAddr>().is_ok() || text.parse::<IpNet>().is_ok();
@@ -426,6 +431,14 @@ mod tests {
             (
                 "id,name,ip,forks\n1,A,10.0.0.1,\n",
                 "line 2: forks is empty",
+            ),
+            (
+                "id,name,ip,forks\n1,A,10.0.0.0/24,5\n",
+                "line 2: ip is neither an address nor a host name",
+            ),
+            (
+                "id,name,ip,forks\n1,A,bras-1.isp,500\n",
+                "line 2: forks is not 1..100",
             ),
             ("id,ip\n1,a\n1,b\n", "line 3: id 1 came before"),
             ("name\nA\n", "the column id is missing"),

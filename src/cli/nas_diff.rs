@@ -23,7 +23,7 @@ use crate::daemon;
 use crate::driver::sessions::Sessions;
 use crate::event::{Cmd, EventId, Params, UserId};
 use crate::nas::{Nas, NasId, NasSecret};
-use crate::scheme::native::{Compared, Difference, NativeScheme, Orphans};
+use crate::scheme::native::{Compared, Difference, NativeScheme, Orphans, is_session_menu};
 use crate::store::{AccountFlags, Store, preview};
 
 /// Accounts in a row that a NAS as a whole failed for (no answer, no login), before the others are
@@ -135,7 +135,12 @@ pub async fn of_account(
         return Ok(None);
     };
     let compared = scheme.compare(&jobs, &Sessions::default()).await;
-    Ok(compared.ok().map(|compared| compared.differences))
+    Ok(compared.ok().map(|compared| {
+        let mut found = compared.differences;
+        // What goes on is no state: who is to be thrown out comes back by himself.
+        found.retain(|d| account.deleted || !is_session_menu(&d.path));
+        found
+    }))
 }
 
 /// What was found so far.

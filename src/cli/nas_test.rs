@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::daemon;
 use crate::driver::http::Request;
 use crate::driver::mikrotik::Command;
+use crate::driver::mikrotik::answer::is_session_trouble;
 use crate::driver::radius::dictionary::Dictionary;
 use crate::driver::radius::{self, Kind};
 use crate::driver::sessions::Sessions;
@@ -398,7 +399,7 @@ async fn by_radius(nas: &Nas, secret: &NasSecret, told: &Told) -> Outcome {
 }
 
 fn refused(what: &str, failure: &Failure) -> Failed {
-    let full = failure.text.contains("too many sessions");
+    let full = is_session_trouble(&failure.text);
     let (code, hint) = match (failure.scope, failure.class) {
         _ if full => (
             REFUSED,

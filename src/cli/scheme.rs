@@ -61,7 +61,7 @@ pub async fn run(console: &Console, verb: Verb) -> Outcome {
         Verb::Show { name } => show(console, &config, &name),
         Verb::Lint { paths } => lint(console, &config, &paths),
         Verb::Run(args) => scheme_run::run(console, &config, args).await,
-        Verb::Test { name } => scheme_test::run(&config, &name).await,
+        Verb::Test { name } => scheme_test::run(console, &config, &name).await,
         Verb::New(args) => scheme_new::run(console, &config, &args),
         Verb::Vars { name } => scheme_vars::run(console, &config, name.as_deref()),
     }

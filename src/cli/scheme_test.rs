@@ -23,13 +23,14 @@ use std::time::Duration;
 
 use regex::Regex;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::Console;
 use super::exit::{DONE, FAILED, Failed, NOT_FOUND, Outcome, UNHEALTHY, remark, say};
 use super::scheme::{directory, stand_in, unusable};
-use super::table::one_line;
+use super::table::{Table, one_line};
 use crate::attempt::{FailureClass, Job, LineKind, Transcript, Verdict};
 use crate::clock;
 use crate::config::Config;
@@ -118,7 +119,15 @@ enum Ends {
 }
 
 /// Runs the examples of one scheme.
-pub async fn run(config: &Config, name: &str) -> Outcome {
+pub async fn run(console: &Console, config: &Config, name: &str) -> Outcome {
+    let mut table = Table::new(&[
+        "example",
+        "ok",
+        "rendered_only",
+        "events",
+        "about",
+        "complaints",
+    ]);
     let dir = directory(&config.paths, name)?;
     let dir = dir.canonicalize().unwrap_or(dir);
     let files = examples(&dir)?;
@@ -140,6 +149,17 @@ pub async fn run(config: &Config, name: &str) -> Outcome {
         let mut bench = Bench::new(&dir, &example).await?;
         let complaints = bench.example(&example).await;
         wrong += usize::from(!complaints.is_empty());
+        if console.wants_data() {
+            table.push(vec![
+                json!(name),
+                json!(complaints.is_empty()),
+                json!(bench.rendered_only),
+                json!(events),
+                json!(example.about),
+                json!(complaints),
+            ]);
+            continue;
+        }
         let how = match (complaints.is_empty(), bench.rendered_only) {
             (true, false) => "ok",
             (true, true) => "ok, rendered only",
@@ -152,6 +172,9 @@ pub async fn run(config: &Config, name: &str) -> Outcome {
         for complaint in complaints {
             say(format!("    {}", one_line(&complaint)));
         }
+    }
+    if console.wants_data() {
+        console.list(&table);
     }
     let ms = clock::tick_ms().saturating_sub(began);
     remark(format!("{} examples, {wrong} failed, {ms} ms", files.len()));

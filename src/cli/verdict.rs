@@ -98,8 +98,14 @@ pub fn verdict(case: &Case) -> Verdict {
         .or_else(|| {
             let said = of_the_device(case, flags)?;
             // What it lacks was never posted to it.
-            let silent = never_posted(case, flags).filter(|_| said.cause == "device_differs");
-            Some(silent.unwrap_or(said))
+            let lacks = ["the device does not redirect", "the device does not block"];
+            let silent = never_posted(case, flags)
+                .filter(|_| lacks.iter().any(|text| said.text.contains(text)));
+            Some(silent.map_or(said.clone(), |silent| Verdict {
+                text: format!("{}; {}", silent.text, said.text),
+                next: said.next,
+                ..silent
+            }))
         })
         .or_else(|| never_posted(case, flags).filter(|_| case.device.is_none()))
         .unwrap_or_else(|| fine(case))
@@ -235,7 +241,7 @@ fn not_obeying(nas: i64, facts: &Facts) -> Option<Verdict> {
         say(
             "host_key",
             format!("the SSH host key of NAS {nas} is not believed (breaker {state}): {reason}"),
-            if has(&["nas.ssh_host_key is"]) {
+            if has(&["is not known", "pinned is"]) {
                 format!(
                     "nas rekey {nas} shows what it presents: compare it on the NAS, then write it into nas.ssh_host_key in the billing"
                 )
@@ -446,7 +452,8 @@ fn not_sent(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
 /// What the flags call for and no command ever said, where others were posted.
 fn never_posted(case: &Case, flags: &AccountFlags) -> Option<Verdict> {
     let posted = |name: &str| case.done.iter().any(|row| row.cmd == name);
-    if flags.deleted || case.done.is_empty() {
+    // As far as history is kept: it reaches back to when the account was added.
+    if flags.deleted || !posted("user_add") {
         return None;
     }
     let pairs = [

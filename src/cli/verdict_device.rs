@@ -29,10 +29,6 @@ pub(super) fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict
     };
     // Lists alone prove a difference, not that nothing is in the way: other schemes have them, too.
     let whole_answer = said(&["queue: ", "class ", "no class"]);
-    if !whole_answer && !said(&["list "]) && device.differs.is_none() {
-        // Another scheme's words, or a protocol that cannot ask: no all-clear for what was not seen.
-        return Some(unread(case, &device.answer));
-    }
     let differs = |text: String| {
         say(
             "device_differs",
@@ -40,7 +36,15 @@ pub(super) fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict
             resync.clone(),
         )
     };
+    let compared = || device.differs.clone().map(differs);
+    if !whole_answer && !said(&["list "]) {
+        // Another scheme's words, or a protocol that cannot ask: no all-clear for what was not seen.
+        return Some(compared().unwrap_or_else(|| unread(case, &device.answer)));
+    }
     if flags.deleted {
+        if let Some(found) = compared() {
+            return Some(found);
+        }
         let held = answer.lines().find(|line| {
             let mine = ["list ", "queue: ", "class ", "negbal", "blocked"];
             mine.iter().any(|word| line.starts_with(word)) && *line != "queue: none"
@@ -85,8 +89,8 @@ pub(super) fn of_the_device(case: &Case, flags: &AccountFlags) -> Option<Verdict
             return Some(differs(format!("the device does not {does} {address}")));
         }
     }
-    if let Some(found) = &device.differs {
-        return Some(differs(found.clone()));
+    if let Some(found) = compared() {
+        return Some(found);
     }
     if !whole_answer {
         return Some(unread(case, &device.answer));

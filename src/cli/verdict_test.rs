@@ -140,6 +140,34 @@ fn what_was_never_posted_is_not_confirmed() {
 }
 
 #[test]
+fn what_was_compared_counts_before_what_cannot_be_read() {
+    let of = |answer: &str, deleted: bool, differs: Option<&str>| {
+        let mut case = well();
+        let flags = AccountFlags {
+            deleted,
+            ..flags(true)
+        };
+        case.flags = Some(flags);
+        case.device = Some(Device {
+            answer: answer.to_owned(),
+            addresses: vec!["10.0.0.7".to_owned()],
+            differs: differs.map(str::to_owned),
+            ..Device::default()
+        });
+        verdict(&case)
+    };
+    let row = Some("/queue/simple name=x is different");
+    // In words that nobody here reads: the comparison alone, not a list that is not there.
+    let said = of("rate 5", false, row);
+    assert_eq!(said.cause, "device_differs");
+    assert!(said.text.contains("/queue/simple"), "{said:?}");
+    assert_eq!(of("rate 5", false, None).cause, "device_unread");
+    // Nobody is gone of whom something stands.
+    assert_eq!(of("queue: none", true, row).cause, "device_differs");
+    assert_eq!(of("queue: none", true, None).cause, "gone");
+}
+
+#[test]
 fn a_daemon_that_hangs_is_no_daemon() {
     let mut case = well();
     case.facts.daemon = false;

@@ -69,11 +69,12 @@ pub async fn why(console: &Console, args: Why) -> Outcome {
     events(&mut case, store.as_ref()).await?;
     let ctl = Ctl::new(&config)?;
     let live = ctl.look("/api/v1/status").await?;
-    case.hangs = live.is_none() && ctl.is_there().await;
+    case.hangs = ctl.hangs();
     case.facts.daemon = live.is_some();
     case.facts.limited = live.as_ref().is_some_and(is_limited);
     case.facts.now_ms = clock::wall_ms();
-    case.foreign_owner = foreign_owner(&config, store.as_ref(), live.is_some()).await?;
+    case.foreign_owner =
+        foreign_owner(&config, store.as_ref(), live.is_some() || case.hangs).await?;
     case.full_disk = process::full_disk(&config);
     let nas_id = case.flags.as_ref().and_then(|f| f.nas_id);
     let nas_text = match nas_id {

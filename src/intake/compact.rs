@@ -85,6 +85,8 @@ fn put(event: &mut CompactEvent, name: &str, value: Value) -> Result<(), String>
         "user_id" => event.user_id = account(&value)?,
         "abonent_id" => event.abonent_id = integer(&value)?,
         "nas_id" => event.nas_id = integer(&value)?,
+        // One that is empty by mistake would send the event to another NAS.
+        "nas_ip" if value == "" => return Err("is empty; leave it out instead".to_owned()),
         "nas_ip" => event.nas_ip = text(value)?,
         "usluga_id" => event.usluga_id = integer(&value)?,
         "acct_session_id" => event.acct_session_id = text(value)?,

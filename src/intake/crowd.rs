@@ -367,7 +367,7 @@ impl PageQuery {
 }
 
 /// `GET /api/v1/accounts/{id}/history`: every event of an account that is still kept, newest first,
-/// accepted at `from` or later and before `to`.
+/// accepted at `from` or later and before `to`. A page is shorter than `limit` where the look took its time.
 pub async fn history(
     State(desk): State<Desk>,
     At(_): Viewer,
@@ -396,9 +396,14 @@ pub async fn history(
         state: Some("all".to_owned()),
         user: Some(api::number(&id)?),
         before: page.before,
-        limit: PAGE,
+        limit: if from.is_none() && to.is_none() {
+            (limit + 1).min(PAGE)
+        } else {
+            PAGE
+        },
         ..Filter::default()
     };
+    let began = clock::tick_ms();
     // Ids grow with time: what is older than `from` ends the pages.
     let older = |row: &EventRow| from.is_some_and(|from| row.event_date_ms < from);
     let mut found: Vec<EventRow> = Vec::new();
@@ -407,13 +412,18 @@ pub async fn history(
         let rows = desk.doors.store.events(&filter).await;
         let rows = rows.map_err(Refusal::store)?;
         filter.before = rows.last().map(|row| row.id.0);
-        more = rows.len() >= PAGE && !rows.last().is_some_and(older);
+        more = rows.len() >= filter.limit && !rows.last().is_some_and(older);
         let fits = |row: &EventRow| !older(row) && to.is_none_or(|to| row.event_date_ms < to);
         found.extend(rows.into_iter().filter(fits));
+        if clock::tick_ms().saturating_sub(began) > LOOK_MS {
+            break;
+        }
     }
-    more |= found.len() > limit;
+    let cut = found.len() > limit;
     found.truncate(limit);
-    let next = found.last().filter(|_| more).map(|row| row.id);
+    // Behind the last one that is told, or behind all that was looked at.
+    let told = found.last().filter(|_| cut).map(|row| row.id.0);
+    let next = told.or(filter.before.filter(|_| more));
     let events: Vec<Value> = found.iter().map(|row| api::shown(row, false)).collect();
     Ok(Json(json!({ "events": events, "next_before": next })))
 }

@@ -11,6 +11,7 @@ use crate::clock;
 use crate::config;
 use crate::intake::access::{At, Operator, Viewer};
 use crate::intake::api::{number, only_why, order, reasoned, why};
+use crate::intake::compact;
 use crate::intake::rest::{self, Desk, Refusal};
 use crate::nas::{Forks, Mode, Nas, NasChange, NasId, NasState};
 use crate::store::shown_url;
@@ -103,14 +104,15 @@ fn nas_shown(nas: &Nas, state: &NasState, now: i64) -> Value {
     })
 }
 
-/// `POST /api/v1/nas/{id}/pause`, body `{"reason", "for"}`: nothing new is started there.
+/// `POST /api/v1/nas/{id}/pause`, body `{"reason", "for", "at"}`: nothing new is started there, from
+/// now or from that moment on.
 pub async fn pause(
     State(desk): State<Desk>,
     At(caller): Operator,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
-    let order = order(request, &["reason", "why", "for"]).await?;
+    let order = order(request, &["reason", "why", "for", "at"]).await?;
     let reason = why(&order)?;
     let length = match order.get("for") {
         None | Some(Value::Null) => None,
@@ -123,16 +125,31 @@ pub async fn pause(
             ));
         }
     };
+    let now = clock::wall_ms();
+    let from = match order.get("at") {
+        None | Some(Value::Null) => None,
+        Some(at) => Some(
+            at.as_str()
+                .and_then(compact::time_ms)
+                .filter(|at| *at > now)
+                .ok_or_else(|| {
+                    Refusal::malformed(
+                        "at is no moment to come, YYYY-MM-DD HH:MM:SS, UTC".to_owned(),
+                    )
+                })?,
+        ),
+    };
     let until = length.map_or(i64::MAX, |length| {
         let ms = i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
-        clock::wall_ms().saturating_add(ms)
+        from.unwrap_or(now).saturating_add(ms)
     });
-    let detail = format!(
-        "for={} reason={reason:?}",
-        order.get("for").unwrap_or(&Value::Null)
-    );
+    let shown = |name: &str| order.get(name).unwrap_or(&Value::Null).to_string();
+    let mut detail = format!("for={} reason={reason:?}", shown("for"));
+    if from.is_some() {
+        detail.insert_str(0, &format!("at={} ", shown("at")));
+    }
     let change = NasChange::Pause {
-        from: None,
+        from,
         until,
         reason,
     };

@@ -135,6 +135,7 @@ fn paths() -> Value {
             "post": with_optional_body(
                 answered("Starts nothing new on a NAS", "200", reference("Nas")),
                 reasoned(json!({ "type": "object", "additionalProperties": false, "properties": {
+                    "at": { "type": "string", "description": "YYYY-MM-DD HH:MM:SS, UTC, to come; else now" },
                     "for": { "type": "string", "description": "like 30m; else until resumed" } } }))) },
         "/api/v1/nas/{id}/resume": { "parameters": [id.clone()],
             "post": with_optional_body(

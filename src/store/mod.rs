@@ -33,6 +33,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 pub use audit::{AuditRow, audit_rows, one_detail};
 pub use error::Error;
+pub use nas_row::is_host;
 pub use operator::NEVER;
 pub use posts::{Idempotency, Post, Posted};
 pub use rows::{

@@ -61,6 +61,12 @@ pub(super) fn operators_mode(text: Option<String>) -> Option<Mode> {
     text.and_then(|text| Mode::parse(Some(&text)).ok())
 }
 
+/// Whether it may be an address or a host name.
+pub fn is_host(ip: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '_' | '%');
+    !ip.is_empty() && ip.chars().all(plain)
+}
+
 /// Builds a NAS from its columns as texts; NULL is none.
 pub(super) fn nas_from(id: i64, column: impl Fn(&str) -> Option<String>) -> Result<Nas, BadNas> {
     let ip = column("ip")
@@ -71,8 +77,7 @@ pub(super) fn nas_from(id: i64, column: impl Fn(&str) -> Option<String>) -> Resu
         ip: ip.clone(),
         reason,
     };
-    let host_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '_' | '%');
-    if ip.is_empty() || !ip.chars().all(host_ok) {
+    if !is_host(&ip) {
         return Err(bad(format!(
             "ip {ip:?} is neither an address nor a host name"
         )));

@@ -86,6 +86,7 @@ async fn columns_of_a_list_are_chosen(kind: Kind) {
     let lab = Lab::new(kind, "").await;
     lab.nas(5, RECORD, 2, &[]).await;
     lab.nas(6, "No-Such-Scheme", 3, &[]).await;
+    lab.accounts(5, [1]).await;
     let list = ["nas", "list", "--columns", "scheme,id"];
     let plain = ned(&lab, &list).await.fine();
     assert_eq!(plain, "Record\t5\nNo-Such-Scheme\t6\n");

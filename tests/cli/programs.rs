@@ -123,8 +123,11 @@ async fn a_daemon_that_hangs_is_read_around(kind: Kind) {
     lab.accounts(5, [1]).await;
     let daemon = lab.start().await;
     daemon.signal(Signal::SIGSTOP);
+    let why = ned(&lab, &["-o", "json", "why", "1"]).await.json();
+    assert_eq!(why["cause"], "no_daemon", "{why}");
     let said = ned(&lab, &["-o", "json", "status"]).await;
-    assert_eq!(document(&said)["daemon"], "not running", "{said:?}");
+    assert_eq!(document(&said)["daemon"], "does not answer", "{said:?}");
+    assert!(!said.err.contains("no daemon is running"), "{said:?}");
     assert!(
         said.code == 0 && said.err.contains("gave no answer within 5s"),
         "{said:?}"

@@ -279,6 +279,13 @@ const CHANGES: &[Change] = &[
         "nas_pause",
         &["nas=5", "30m", "firmware"],
     ),
+    (
+        "/api/v1/nas/5/pause",
+        r#"{"at":"2999-01-01 02:00:00","for":"30m"}"#,
+        200,
+        "nas_pause",
+        &["nas=5", "2999-01-01 02:00:00", "30m"],
+    ),
     ("/api/v1/nas/5/resume", "", 200, "nas_resume", &["nas=5"]),
     (
         "/api/v1/nas/5/resume",

@@ -160,7 +160,7 @@ impl<W> Exchange<W> {
         dice: u32,
     ) -> Result<&[u8], (W, NotSent)> {
         self.recent.forget(now);
-        let (id, bytes, authenticator) = match self.dressed(request, wall_s) {
+        let (id, bytes, authenticator) = match self.dressed(request, now, wall_s) {
             Ok(dressed) => dressed,
             Err(reason) => return Err((waiter, reason)),
         };
@@ -185,7 +185,7 @@ impl<W> Exchange<W> {
         Ok(slot.map_or(&[], |slot| &slot.insert(waiting).bytes))
     }
 
-    fn dressed(&self, request: &Request, wall_s: u32) -> Result<Dressed, NotSent> {
+    fn dressed(&self, request: &Request, now: u64, wall_s: u32) -> Result<Dressed, NotSent> {
         let dressing = Dressing {
             message_authenticator: self.manner.message_authenticator,
             event_timestamp: self.manner.event_timestamp.then_some(wall_s),
@@ -202,7 +202,7 @@ impl<W> Exchange<W> {
                 build(code, id, [0; 16], attributes, dressing, secret).map_err(NotSent::Never)?;
             let parsed = Packet::parse(&bytes).map(|p| p.authenticator());
             let authenticator = parsed.unwrap_or_default();
-            if !self.recent.knows(&authenticator) {
+            if !self.recent.knows(&authenticator, now) {
                 return Ok((id, bytes, authenticator));
             }
             reason = "this very request was sent under every free identifier of the socket within \

@@ -21,9 +21,10 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// Whether the device may know it.
-    pub(super) fn knows(&self, authenticator: &Authenticator) -> bool {
-        self.known.contains_key(&half(authenticator))
+    /// Whether the device may know it at `now`.
+    pub(super) fn knows(&self, authenticator: &Authenticator, now: u64) -> bool {
+        let sent = self.known.get(&half(authenticator));
+        sent.is_some_and(|at| !is_old(*at, now))
     }
 
     /// It is sent at `now`, ms of the monotonic clock; also a copy.
@@ -36,14 +37,17 @@ impl Recent {
 
     /// Forgets what is old enough.
     pub(super) fn forget(&mut self, now: u64) {
-        let old = |at: u64| now.saturating_sub(at) >= REMEMBERED_MS;
-        while let Some((_, half)) = self.order.pop_front_if(|(at, _)| old(*at)) {
+        while let Some((_, half)) = self.order.pop_front_if(|(at, _)| is_old(*at, now)) {
             match self.known.get(&half) {
-                Some(at) if !old(*at) => self.order.push_back((*at, half)),
+                Some(at) if !is_old(*at, now) => self.order.push_back((*at, half)),
                 Some(_) | None => drop(self.known.remove(&half)),
             }
         }
     }
+}
+
+fn is_old(at: u64, now: u64) -> bool {
+    now.saturating_sub(at) >= REMEMBERED_MS
 }
 
 fn half(authenticator: &Authenticator) -> u64 {
@@ -62,18 +66,20 @@ mod tests {
         let (one, two) = ([1; 16], [2; 16]);
         recent.sent(&one, 1_000);
         recent.sent(&two, 2_000);
-        recent.forget(1_000 + REMEMBERED_MS - 1);
-        assert!(recent.knows(&one) && recent.knows(&two) && !recent.knows(&[3; 16]));
-        recent.forget(1_000 + REMEMBERED_MS);
-        assert!(!recent.knows(&one) && recent.knows(&two));
+        let now = 1_000 + REMEMBERED_MS;
+        recent.forget(now - 1);
+        assert!(recent.knows(&one, now - 1) && recent.knows(&two, now - 1));
+        assert!(!recent.knows(&[3; 16], now) && !recent.knows(&one, now));
+        recent.forget(now);
+        assert!(!recent.knows(&one, now - 1) && recent.knows(&two, now));
         recent.forget(2_000 + REMEMBERED_MS);
         assert!(recent.known.is_empty() && recent.order.is_empty());
         // A copy that comes late is remembered from then on.
         recent.sent(&one, 1_000);
         recent.sent(&one, 20_000);
-        recent.forget(1_000 + REMEMBERED_MS);
-        assert!(recent.knows(&one));
+        recent.forget(now);
+        assert!(recent.knows(&one, now));
         recent.forget(20_000 + REMEMBERED_MS);
-        assert!(!recent.knows(&one) && recent.order.is_empty());
+        assert!(!recent.knows(&one, now) && recent.order.is_empty());
     }
 }

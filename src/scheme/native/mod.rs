@@ -60,6 +60,7 @@ use crate::scheme::{Execute, ExitPolicy, Identity, Knocking};
 
 pub use differ::{Compared, Orphans};
 pub use look::Difference;
+pub use ros::is_session_menu;
 pub use variables::{Variable, well_known};
 
 pub(in crate::scheme) use saved::logged;

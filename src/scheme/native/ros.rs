@@ -51,7 +51,7 @@ const SESSIONS: &[&str] = &[
 ];
 
 /// Whether the rows of a menu show what goes on, and carry no mark.
-pub(super) fn is_session_menu(path: &str) -> bool {
+pub fn is_session_menu(path: &str) -> bool {
     SESSIONS.contains(&path)
 }
 
