@@ -258,7 +258,7 @@ const LIST: &[&str] = &[
 pub async fn list(console: &Console, args: List) -> Outcome {
     let limit = console.limit(ROWS.0, ROWS.1)?;
     let store = console.store(&console.config()?).await?;
-    let waits_only = args.state.is_none();
+    let waits_only = args.state.is_none() && args.which.user.is_some();
     let rows = args
         .which
         .rows(store.as_ref(), args.state, args.before, limit);

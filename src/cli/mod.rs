@@ -216,23 +216,14 @@ fn called(args: Vec<OsString>) -> u8 {
         .unwrap_or_default()
         .to_owned();
     match name.as_str() {
-        "event_count.sh" => classic_code(exit::told(stack::event_count(args))),
-        "sqlexec" => classic_code(exit::told(sqlexec::by_name(args))),
+        "event_count.sh" => exit::told(stack::event_count(args)),
+        "sqlexec" => exit::told(sqlexec::by_name(args)),
         "send_mikrotik_cmd" => send_mikrotik::by_name(args),
         "send_http_cmd" => send_http::by_name(args),
         "send_ssh_cmd" | "ssh_send" => send_ssh::by_name(args),
         "send_telnet_cmd" => send_telnet::by_name(args),
         "send_radius_cmd" => send_radius::by_name(args),
         _ => watched(&args),
-    }
-}
-
-/// The original's two tools knew one code for all that is wrong with the database.
-fn classic_code(code: u8) -> u8 {
-    if code == exit::NOT_REACHABLE {
-        exit::FAILED
-    } else {
-        code
     }
 }
 

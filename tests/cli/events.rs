@@ -153,7 +153,7 @@ async fn without_a_daemon_events_go_to_the_database(kind: Kind) {
     ];
     ned(&lab, &follow)
         .await
-        .failed(7, &["is still compact", "event show"]);
+        .failed(7, &["no daemon runs that could carry it out", "event show"]);
     let waiting = lab.waiting().await;
     let dry = [&args[..], &["--dry-run"]].concat();
     let event = ned(&lab, &dry).await.json();
