@@ -264,6 +264,15 @@ async fn events_of_a_removed_nas_wait_for_its_row(kind: Kind) {
     lab.said("Start work with nas nasid=1 ").await;
     lab.ned(&["nas", "pause", "1", "--for", "1h", "--reason", "a look"])
         .await;
+    lab.until("the pause is known", async || {
+        let known = lab.scheduler().await?;
+        let nases = known["nases"].as_array()?;
+        nases
+            .iter()
+            .any(|nas| nas["id"] == 1 && nas["paused"] == true)
+            .then_some(())
+    })
+    .await;
     let waits = lab.event(10, "user_add").await;
     lab.until("it is expanded", async || {
         (stacked(&lab).await == [["ready", "0", "1"]]).then_some(())
