@@ -263,10 +263,7 @@ async fn the_cause_of_each_seeded_fault_is_named(kind: Kind) {
     post(&lab, "user_rate_set", 122).await;
     let said = cause(&lab, 122, "forks_busy", &[]).await;
     assert!(
-        said["verdict"]
-            .as_str()
-            .unwrap()
-            .contains("class go first: 1"),
+        said["verdict"].to_string().contains("class go first: 1"),
         "{said}"
     );
     // Moved from a NAS that is busy to one that is idle: the events keep their order.
@@ -367,7 +364,7 @@ fn next_try_is_named(said: &Value, error: &str) {
 
 /// The same question where this directory is a file system without room; what is in it goes along.
 async fn on_a_full_disk(lab: &Lab, user: i64, disk: &std::path::Path) -> Value {
-    // Room for a database, and for nothing that a daemon would still write: `ROOM_MIN` of `why`.
+    // Room for a database, and for nothing that a daemon would still write: `process::ROOM_MIN`.
     let script = "copy=$(mktemp -d) && cp -a \"$1/.\" \"$copy\" && \
                   mount -t tmpfs -o size=12m none \"$1\" && cp -a \"$copy/.\" \"$1\" && \
                   rm -r \"$copy\" && exec \"$2\" -o json why \"$3\"";
@@ -410,10 +407,7 @@ async fn a_full_queue_is_named(kind: Kind) {
     post(&lab, "user_edit", 9).await;
     let said = cause(&lab, 9, "queue_full", &[]).await;
     assert!(
-        said["verdict"]
-            .as_str()
-            .unwrap()
-            .contains("http.high_water"),
+        said["verdict"].to_string().contains("http.high_water"),
         "{said}"
     );
     ned(&lab, &["nas", "resume", "5"]).await.fine();
@@ -592,10 +586,7 @@ async fn without_a_daemon_the_database_says_why(kind: Kind) {
         .unwrap();
     let said = cause(&lab, 50, "other_daemon", &[]).await;
     assert!(
-        said["verdict"]
-            .as_str()
-            .unwrap()
-            .contains("elsewhere pid=9"),
+        said["verdict"].to_string().contains("elsewhere pid=9"),
         "{said}"
     );
     lab.db.store.disown(epoch).await.unwrap();
